@@ -1,0 +1,324 @@
+package session
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var (
+	oldKey = Key{ID: [4]byte{1, 2, 3, 4}, Secret: [32]byte(bytes.Repeat([]byte{7}, 32))}
+	newKey = Key{ID: [4]byte{5, 6, 7, 8}, Secret: [32]byte(bytes.Repeat([]byte{9}, 32))}
+	alice  = Scope{Tenant: "acme", Backend: "acme/backend/tools", Principal: "jwt:https://idp\x00alice"}
+)
+
+func codec(t testing.TB, keys ...Key) *Codec {
+	t.Helper()
+	c, err := New(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func state() State {
+	return State{
+		Nonce:        Nonce{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16},
+		Version:      "2025-11-25",
+		ClientInfo:   `{"name":"c","version":"1"}`,
+		Capabilities: `{"sampling":{}}`,
+		Prefixed:     true,
+		Issued:       time.Unix(1_800_000_000, 0),
+		Expires:      time.Unix(4_102_444_800, 0), // 2100
+		Targets:      []Target{{"a", "up-1", "2025-06-18"}, {"b", "", "2025-11-25"}},
+		Owner:        "edge-eu/p1",
+	}
+}
+
+// Vectors of the C2SP specification of XAES-256-GCM.
+func TestXAESVectors(t *testing.T) {
+	for _, tt := range []struct {
+		key      byte
+		ad, want string
+	}{
+		{1, "", "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271"},
+		{3, "c2sp.org/XAES-256-GCM", "986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d"},
+	} {
+		x, err := newXAES([32]byte(bytes.Repeat([]byte{tt.key}, 32)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		nonce := [nonceSize]byte([]byte("ABCDEFGHIJKLMNOPQRSTUVWX"))
+		got := x.derive(nonce).Seal(nil, nonce[12:], []byte("XAES-256-GCM"), []byte(tt.ad))
+		if hex.EncodeToString(got) != tt.want {
+			t.Errorf("key %d: got %x, want %s", tt.key, got, tt.want)
+		}
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	c := codec(t, newKey, oldKey)
+	id, err := c.Encode(alice, state())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Decode(alice, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(state(), *got); diff != "" {
+		t.Errorf("Decode (-want +got):\n%s", diff)
+	}
+	for i := range len(id) {
+		if id[i] <= ' ' || id[i] > '~' {
+			t.Fatalf("byte %d of the id is %q: not visible ASCII", i, id[i])
+		}
+	}
+	again, _ := c.Encode(alice, state())
+	if again == id {
+		t.Error("the same state sealed twice gave one id")
+	}
+}
+
+const goldenID = "AQECAwQFl_7cwP9KsxecI10VSqQl9CpnwgQbyLBjGpmsuCkL6fXodnW6Ux9WpM0F4Lj_1UV8NAX95WbWCDSFdwrYwcuYZ_NFuNabb-TZMsdlwObqGuMffJmK90CV-nDLHUZoTqLJK4g38qZdJhfQlVaVHZGtdchY4NNwTR-4dpDsBSvzd4RVuUS_hpg3t1xSWaHjC0aojU9s-zr4gdMUEfOg1snPg3HUmg8"
+
+// An id of the released format opens for ever; who changes the layout makes a new format beside it.
+func TestGoldenFormat1(t *testing.T) {
+	got, err := codec(t, newKey, oldKey).Decode(alice, goldenID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(state(), *got); diff != "" {
+		t.Errorf("Decode (-want +got):\n%s", diff)
+	}
+}
+
+func TestRotation(t *testing.T) {
+	before, _ := codec(t, oldKey).Encode(alice, state())
+	if _, err := codec(t, newKey, oldKey).Decode(alice, before); err != nil {
+		t.Errorf("an old key that still opens: %v", err)
+	}
+	if _, err := codec(t, newKey).Decode(alice, before); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a withdrawn key: %v, want ErrInvalid", err)
+	}
+	after, _ := codec(t, newKey, oldKey).Encode(alice, state())
+	if _, err := codec(t, newKey).Decode(alice, after); err != nil {
+		t.Errorf("the first key seals: %v", err)
+	}
+	if _, err := New(nil); err == nil {
+		t.Error("New without keys: no error")
+	}
+	if _, err := New([]Key{oldKey, oldKey}); err == nil {
+		t.Error("New with one key id twice: no error")
+	}
+}
+
+func TestRefused(t *testing.T) {
+	c := codec(t, newKey)
+	id, _ := c.Encode(alice, state())
+	other := func(change func(*Scope)) Scope { s := alice; change(&s); return s }
+	cursor := c.SealCursor(alice, Cursor{Target: "a"})
+	for name, try := range map[string]struct {
+		scope Scope
+		id    string
+	}{
+		"another tenant":         {other(func(s *Scope) { s.Tenant = "evil" }), id},
+		"another backend":        {other(func(s *Scope) { s.Backend = "acme/backend/other" }), id},
+		"another principal":      {other(func(s *Scope) { s.Principal = "jwt:https://idp\x00bob" }), id},
+		"anonymous":              {other(func(s *Scope) { s.Principal = "" }), id},
+		"scope parts moved":      {Scope{Tenant: alice.Tenant + alice.Backend, Principal: alice.Principal}, id},
+		"empty":                  {alice, ""},
+		"cut":                    {alice, id[:len(id)-4]},
+		"longer":                 {alice, id + "AAAA"},
+		"padded":                 {alice, id + "="},
+		"newline inside":         {alice, id[:9] + "\n" + id[9:]},
+		"carriage return at end": {alice, id + "\r"},
+		"standard alphabet":      {alice, "+" + id[1:]},
+		"another kind":           {alice, cursor},
+		"over the limit":         {alice, id + strings.Repeat("A", MaxIDSize)},
+	} {
+		if _, err := c.Decode(try.scope, try.id); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: err = %v, want ErrInvalid", name, err)
+		}
+	}
+	// One session, one id: whatever character is changed, it opens no more.
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	for i := range len(id) {
+		for _, r := range alphabet {
+			edited := id[:i] + string(r) + id[i+1:]
+			if edited == id {
+				continue
+			}
+			if _, err := c.Decode(alice, edited); !errors.Is(err, ErrInvalid) {
+				t.Fatalf("character %d changed to %q: err = %v, want ErrInvalid", i, r, err)
+			}
+		}
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := codec(t, newKey)
+		s := state()
+		s.Expires = time.Now().Add(time.Hour)
+		id, _ := c.Encode(alice, s)
+		time.Sleep(time.Hour - time.Second)
+		if _, err := c.Decode(alice, id); err != nil {
+			t.Errorf("a second before expiry: %v", err)
+		}
+		time.Sleep(time.Second)
+		if _, err := c.Decode(alice, id); !errors.Is(err, ErrInvalid) {
+			t.Errorf("at expiry: %v, want ErrInvalid", err)
+		}
+	})
+}
+
+func TestTooLarge(t *testing.T) {
+	c := codec(t, newKey)
+	s := state()
+	s.Targets = nil
+	for range 60 {
+		s.Targets = append(s.Targets, Target{Name: "target", ID: strings.Repeat("x", 120), Version: "2025-11-25"})
+	}
+	var size *SizeError
+	if _, err := c.Encode(alice, s); !errors.As(err, &size) || !strings.Contains(err.Error(), "60 targets") {
+		t.Errorf("60 long ids: %v, want a SizeError that says 60 targets", err)
+	}
+	s = state()
+	s.Capabilities = `{"experimental":{"x":"` + strings.Repeat("y", MaxClientSize) + `"}}`
+	if _, err := c.Encode(alice, s); !errors.As(err, &size) || !strings.Contains(err.Error(), "capabilities") {
+		t.Errorf("huge capabilities: %v, want a SizeError that says so", err)
+	}
+	// 40 targets with ids as go-sdk makes them must fit.
+	s = state()
+	s.Targets = nil
+	for range 40 {
+		s.Targets = append(s.Targets, Target{Name: "some-target-name", ID: strings.Repeat("x", 32), Version: "2025-11-25"})
+	}
+	id, err := c.Encode(alice, s)
+	if err != nil {
+		t.Fatalf("40 targets: %v", err)
+	}
+	if _, err := c.Decode(alice, id); err != nil {
+		t.Errorf("40 targets: %v", err)
+	}
+}
+
+func TestTokens(t *testing.T) {
+	c := codec(t, newKey)
+	n, other := Nonce{1}, Nonce{2}
+
+	for _, cur := range []Cursor{{}, {Target: "b"}, {Epoch: "e", Target: "a", Upstream: "", Started: true}, {Target: "a", Upstream: "x\x00y", Started: true}} {
+		got, err := c.OpenCursor(alice, c.SealCursor(alice, cur))
+		if err != nil || got != cur {
+			t.Errorf("cursor %+v: got %+v, %v", cur, got, err)
+		}
+	}
+	for _, id := range []string{"0", `"a"`, "9007199254740993", "1.5"} {
+		req := Request{Target: "a", Session: "up", ID: id}
+		sealed := c.SealRequest(alice, n, req)
+		got, err := c.OpenRequest(alice, n, sealed)
+		if err != nil || got != req {
+			t.Errorf("request %+v: got %+v, %v", req, got, err)
+		}
+		if _, err := c.OpenRequest(alice, other, sealed); !errors.Is(err, ErrInvalid) {
+			t.Errorf("request id in another session: %v", err)
+		}
+		if _, err := c.OpenPosition(alice, n, sealed); !errors.Is(err, ErrInvalid) {
+			t.Errorf("request id as event id: %v", err)
+		}
+	}
+	for _, p := range []Position{{Merged: true}, {Events: []Event{{"a", "1"}}}, {Merged: true, Events: []Event{{"a", "1"}, {"b", ""}}}} {
+		sealed := c.SealPosition(alice, n, p)
+		got, err := c.OpenPosition(alice, n, sealed)
+		if diff := cmp.Diff(p, got); err != nil || diff != "" {
+			t.Errorf("position: %v (-want +got):\n%s", err, diff)
+		}
+		if _, err := c.OpenPosition(alice, other, sealed); !errors.Is(err, ErrInvalid) {
+			t.Errorf("event id in another session: %v", err)
+		}
+	}
+}
+
+func TestTombstones(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var graves Tombstones
+		s := state()
+		s.Expires = time.Now().Add(time.Hour)
+		if graves.Has(s.Nonce) {
+			t.Error("a living session is buried")
+		}
+		graves.Add(&s)
+		graves.Add(&s)
+		if !graves.Has(s.Nonce) {
+			t.Error("a deleted session is not remembered")
+		}
+		if n := graves.held.Load(); n != 1 {
+			t.Errorf("held %d, want 1", n)
+		}
+		for i := range 2 * maxGraves { // all in one shard
+			graves.Add(&State{Nonce: Nonce{32, byte(i), byte(i >> 8), 1}, Expires: s.Expires})
+		}
+		if n := graves.held.Load(); n > maxGraves+1 {
+			t.Errorf("held %d after a flood, want at most %d", n, maxGraves+1)
+		}
+		time.Sleep(2 * time.Hour)
+		late := State{Nonce: Nonce{32, 255, 255, 255}, Expires: time.Now().Add(time.Hour)}
+		graves.Add(&late)
+		if n := graves.held.Load(); n != 2 { // the other shard's one waits for its next burial
+			t.Errorf("held %d after all expired, want 2", n)
+		}
+	})
+}
+
+func FuzzDecode(f *testing.F) {
+	c := codec(f, oldKey)
+	f.Add(goldenID)
+	f.Add(goldenID[:len(goldenID)-1])
+	f.Add("")
+	f.Fuzz(func(t *testing.T, in string) {
+		s, err := c.Decode(alice, in)
+		if err == nil && in != goldenID {
+			t.Errorf("a made-up id %q opened: %+v", in, s)
+		}
+		_, _ = c.OpenCursor(alice, in)
+		_, _ = c.OpenRequest(alice, Nonce{}, in)
+		_, _ = c.OpenPosition(alice, Nonce{}, in)
+	})
+}
+
+// FuzzRecord: whoever holds a key (a proxy of another version) can still send anything inside the seal.
+func FuzzRecord(f *testing.F) {
+	c := codec(f, newKey)
+	f.Add([]byte{1, 2, 3})
+	f.Add(append(make([]byte, 17), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1))
+	f.Fuzz(func(t *testing.T, plain []byte) {
+		if len(plain) > 4096 {
+			return
+		}
+		if s, err := c.Decode(alice, c.seal(kindSession, alice, plain)); err == nil && s == nil {
+			t.Error("neither state nor error")
+		}
+		_, _ = c.OpenCursor(alice, c.seal(kindCursor, alice, plain))
+		_, _ = c.OpenPosition(alice, Nonce{}, c.seal(kindEvent, alice, plain))
+	})
+}
+
+func BenchmarkDecode(b *testing.B) {
+	c := codec(b, newKey)
+	s := state()
+	s.Targets = s.Targets[:1]
+	id, _ := c.Encode(alice, s)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.Decode(alice, id); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,139 @@
+package session
+
+import (
+	"encoding/binary"
+	"strconv"
+)
+
+// Cursor is a place in a merged list.
+type Cursor struct {
+	// Epoch names the configuration that the list was made with; a cursor of another one is refused by the caller.
+	Epoch string
+	// Target whose page comes next.
+	Target string
+	// Upstream is that target's own cursor, if Started; "" is a valid one.
+	Upstream string
+	Started  bool
+}
+
+// SealCursor returns an opaque cursor for clients.
+func (c *Codec) SealCursor(scope Scope, cur Cursor) string {
+	plain := make([]byte, 0, 64+len(cur.Upstream))
+	plain = append(plain, flag(cur.Started))
+	plain = appendString(plain, cur.Epoch)
+	plain = appendString(plain, cur.Target)
+	plain = appendString(plain, cur.Upstream)
+	return c.seal(kindCursor, scope, plain)
+}
+
+// OpenCursor returns what SealCursor was given, or [ErrInvalid].
+func (c *Codec) OpenCursor(scope Scope, cursor string) (Cursor, error) {
+	plain, err := c.open(kindCursor, scope, cursor)
+	if err != nil {
+		return Cursor{}, err
+	}
+	r := reader{rest: string(plain)}
+	cur := Cursor{Started: r.bytes(1) == "\x01", Epoch: r.string(), Target: r.string(), Upstream: r.string()}
+	if !r.done() {
+		return Cursor{}, ErrInvalid
+	}
+	return cur, nil
+}
+
+// Request is a request that a target made of the client, waiting for its answer.
+type Request struct {
+	Target string
+	// Session is the target's session id that the answer belongs to.
+	Session string
+	// ID is the target's own request id, as raw JSON: `0`, `"a"`, `9007199254740993`.
+	ID string
+}
+
+// SealRequest returns the id under which the client sees a target's request. It is good within one session.
+func (c *Codec) SealRequest(scope Scope, n Nonce, r Request) string {
+	plain := make([]byte, 0, 128)
+	plain = append(plain, n[:]...)
+	plain = appendString(plain, r.Target)
+	plain = appendString(plain, r.Session)
+	plain = appendString(plain, r.ID)
+	return c.seal(kindRequest, scope, plain)
+}
+
+// OpenRequest returns what SealRequest was given, or [ErrInvalid].
+func (c *Codec) OpenRequest(scope Scope, n Nonce, id string) (Request, error) {
+	r, err := c.inSession(kindRequest, scope, n, id)
+	if err != nil {
+		return Request{}, err
+	}
+	req := Request{Target: r.string(), Session: r.string(), ID: r.string()}
+	if !r.done() {
+		return Request{}, ErrInvalid
+	}
+	return req, nil
+}
+
+// Event is a target's event id.
+type Event struct {
+	Target string
+	// ID as the target gave it. In a position: the last one seen.
+	ID string
+}
+
+// Position is a place in a stream: one event for the stream of one POST, one for each target on the merged GET stream.
+type Position struct {
+	// Merged is true for the GET stream. Else Events is the one whose stream a Last-Event-ID resumes.
+	Merged bool
+	Events []Event
+}
+
+// SealPosition returns an event id for clients. It is good within one session.
+func (c *Codec) SealPosition(scope Scope, n Nonce, p Position) string {
+	plain := make([]byte, 0, 128)
+	plain = append(plain, n[:]...)
+	plain = append(plain, flag(p.Merged))
+	plain = binary.AppendUvarint(plain, uint64(len(p.Events)))
+	for _, e := range p.Events {
+		plain = appendString(plain, e.Target)
+		plain = appendString(plain, e.ID)
+	}
+	return c.seal(kindEvent, scope, plain)
+}
+
+// OpenPosition returns what SealPosition was given, or [ErrInvalid].
+func (c *Codec) OpenPosition(scope Scope, n Nonce, id string) (Position, error) {
+	r, err := c.inSession(kindEvent, scope, n, id)
+	if err != nil {
+		return Position{}, err
+	}
+	p := Position{Merged: r.bytes(1) == "\x01"}
+	for range r.count(2) {
+		p.Events = append(p.Events, Event{Target: r.string(), ID: r.string()})
+	}
+	if !r.done() {
+		return Position{}, ErrInvalid
+	}
+	return p, nil
+}
+
+// inSession opens an id that belongs to one session and returns the record behind the session's nonce.
+func (c *Codec) inSession(k kind, scope Scope, n Nonce, id string) (reader, error) {
+	plain, err := c.open(k, scope, id)
+	if err != nil {
+		return reader{}, err
+	}
+	r := reader{rest: string(plain)}
+	if r.bytes(uint64(len(n))) != string(n[:]) {
+		return reader{}, ErrInvalid
+	}
+	return r, nil
+}
+
+func flag(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// String shows the start of the nonce: enough to tell sessions apart while debugging, too little to be one.
+func (n Nonce) String() string { return strconv.FormatUint(uint64(binary.BigEndian.Uint16(n[:])), 16) }
