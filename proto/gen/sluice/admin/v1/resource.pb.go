@@ -357,7 +357,9 @@ type Source struct {
 	// Place of the object itself.
 	Position *Position `protobuf:"bytes,2,opt,name=position,proto3" json:"position,omitempty"`
 	// By path within the spec in YAML names, e.g. `policies.mcpAuthorization.rules[0]`.
-	Fields        map[string]*Position `protobuf:"bytes,3,rep,name=fields,proto3" json:"fields,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Fields map[string]*Position `protobuf:"bytes,3,rep,name=fields,proto3" json:"fields,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Path of the spec in the file, e.g. `binds[0].listeners[0]`, or `spec` in a single document.
+	Path          string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -413,11 +415,20 @@ func (x *Source) GetFields() map[string]*Position {
 	return nil
 }
 
+func (x *Source) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 type Position struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From 1.
-	Line          int32 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
-	Column        int32 `protobuf:"varint,2,opt,name=column,proto3" json:"column,omitempty"`
+	Line   int32 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
+	Column int32 `protobuf:"varint,2,opt,name=column,proto3" json:"column,omitempty"`
+	// Path in the file as it was written. If empty: Source.path and the key in Source.fields.
+	Path          string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -464,6 +475,13 @@ func (x *Position) GetColumn() int32 {
 		return x.Column
 	}
 	return 0
+}
+
+func (x *Position) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
 }
 
 // Platform is the operator's own level over all tenants. One document, name `platform`.
@@ -565,7 +583,7 @@ func (x *Group) GetTenants() []string {
 	return nil
 }
 
-// Tenant's own level.
+// Tenant's own level. One document for each tenant, name `tenant`.
 type Tenant struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Policies *v1.Policies           `protobuf:"bytes,1,opt,name=policies,proto3" json:"policies,omitempty"`
@@ -1277,7 +1295,8 @@ type Target struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the Backend.
 	Backend string `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
-	// Place among the backend's targets, from 0. A single document without it goes to the end.
+	// Place among the backend's targets, from 0. A single document without it gets 4294967295:
+	// it goes to the end. Targets of one place are ordered by name.
 	Index       uint32 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
 	Description string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
 	// Types that are valid to be assigned to Transport:
@@ -1458,7 +1477,7 @@ type HttpTransport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	Port  uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	// Default: `/mcp`, of an sse target `/sse`.
+	// Default: `/mcp`, of an sse target `/sse`. May carry a query (`/mcp?v=2`).
 	Path string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	// Filled in from the URL's scheme.
 	Tls           bool `protobuf:"varint,4,opt,name=tls,proto3" json:"tls,omitempty"`
@@ -1689,17 +1708,19 @@ const file_sluice_admin_v1_resource_proto_rawDesc = "" +
 	"\x06source\x18\v \x01(\v2\x17.sluice.admin.v1.SourceR\x06source\x12\x1a\n" +
 	"\brevision\x18\f \x01(\x03R\brevision\x124\n" +
 	"\aupdated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aupdatedB\x06\n" +
-	"\x04spec\"\xe6\x01\n" +
+	"\x04spec\"\xfa\x01\n" +
 	"\x06Source\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x125\n" +
 	"\bposition\x18\x02 \x01(\v2\x19.sluice.admin.v1.PositionR\bposition\x12;\n" +
-	"\x06fields\x18\x03 \x03(\v2#.sluice.admin.v1.Source.FieldsEntryR\x06fields\x1aT\n" +
+	"\x06fields\x18\x03 \x03(\v2#.sluice.admin.v1.Source.FieldsEntryR\x06fields\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x1aT\n" +
 	"\vFieldsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.sluice.admin.v1.PositionR\x05value:\x028\x01\"6\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.sluice.admin.v1.PositionR\x05value:\x028\x01\"J\n" +
 	"\bPosition\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\x05R\x04line\x12\x16\n" +
-	"\x06column\x18\x02 \x01(\x05R\x06column\"z\n" +
+	"\x06column\x18\x02 \x01(\x05R\x06column\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\"z\n" +
 	"\bPlatform\x126\n" +
 	"\bpolicies\x18\x01 \x01(\v2\x1a.sluice.policy.v1.PoliciesR\bpolicies\x126\n" +
 	"\benforced\x18\x02 \x01(\v2\x1a.sluice.policy.v1.PoliciesR\benforced\"!\n" +
