@@ -1,0 +1,148 @@
+// Package cli is the sluice command: it pushes configuration, tells what became of it, and starts either plane.
+//
+// Every command is a function of an [Env]. Results go to stdout and stay parseable with -o json; everything else goes
+// to stderr. Exit codes are part of the interface: see [Code].
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Code is an exit status. Scripts may rely on the values.
+type Code int
+
+const (
+	Done     Code = 0
+	Failed   Code = 1 // anything that has no code of its own
+	Invalid  Code = 2 // the input is wrong; also a wrong flag
+	Conflict Code = 3 // somebody else changed it, or another set owns it
+	Refused  Code = 4 // a proxy refused the revision
+	TimedOut Code = 5 // not every proxy served in time
+)
+
+// Env is all that a command sees of the world.
+type Env struct {
+	Args   []string // without the program's name
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+	Getenv func(string) (string, bool)
+}
+
+// OSEnv is the process's own.
+func OSEnv() Env {
+	return Env{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.LookupEnv}
+}
+
+// Run executes one command line and returns its exit code. SIGINT and SIGTERM cancel it.
+func Run(ctx context.Context, env Env) Code {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	root := rootCommand(env)
+	root.SetArgs(env.Args)
+	root.SetIn(env.Stdin)
+	root.SetOut(env.Stdout)
+	root.SetErr(env.Stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return Done
+	}
+	var coded *codedError
+	if errors.As(err, &coded) {
+		if coded.err != nil {
+			fmt.Fprintln(env.Stderr, coded.err)
+		}
+		return coded.code
+	}
+	fmt.Fprintln(env.Stderr, "sluice:", message(err))
+	return codeOf(err)
+}
+
+func rootCommand(env Env) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "sluice",
+		Short: "One gateway for many MCP servers",
+		Long: "Sluice serves many MCP servers as few MCP endpoints, under one set of policies.\n\n" +
+			"Start with `sluice up`; push configuration with `sluice apply -f FILE --wait`; ask why with `sluice explain`.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &codedError{Invalid, fmt.Errorf("sluice: %w; see `%s --help`", err, cmd.CommandPath())}
+	})
+	root.AddGroup(
+		&cobra.Group{ID: "run", Title: "Run:"},
+		&cobra.Group{ID: "config", Title: "Configuration:"},
+		&cobra.Group{ID: "fleet", Title: "Fleet and tenants:"},
+		&cobra.Group{ID: "try", Title: "Try:"},
+	)
+	in := func(group string, commands ...*cobra.Command) {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	in("run", upCommand(env), controlPlaneCommand(env), proxyCommand(env))
+	in("config", applyCommand(env), diffCommand(env), validateCommand(env), explainCommand(env), getCommand(env),
+		deleteCommand(env), logCommand(env), rollbackCommand(env))
+	in("fleet", statusCommand(env), proxiesCommand(env), tenantCommand(env), groupCommand(env), tokenCommand(env))
+	in("try", mcpCommand(env))
+	root.AddCommand(versionCommand(env), demoServerCommand(env))
+	return root
+}
+
+// codedError ends a command with a code of its own. A nil err means that all was said already.
+type codedError struct {
+	code Code
+	err  error
+}
+
+func (e *codedError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *codedError) Unwrap() error { return e.err }
+
+// codeOf maps what the admin API answers. FAILED_PRECONDITION stays Failed: no input and no retry mends it.
+func codeOf(err error) Code {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return TimedOut
+	}
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.NotFound, codes.AlreadyExists:
+		return Invalid
+	case codes.Aborted:
+		return Conflict
+	case codes.DeadlineExceeded:
+		return TimedOut
+	}
+	return Failed
+}
+
+// message is an error without the wrapping that gRPC puts around it, and with the way out where we know one.
+func message(err error) string {
+	s, ok := status.FromError(err)
+	if !ok {
+		return err.Error()
+	}
+	switch s.Code() {
+	case codes.Unavailable:
+		return "the control plane does not answer: " + s.Message() + "; start one with `sluice up`, or say where it is with --admin or SLUICE_ADMIN"
+	case codes.Unauthenticated:
+		return s.Message() + "; the first admin token lies in admin.token in the control plane's data directory: pass it with --token @FILE or SLUICE_TOKEN"
+	}
+	return s.Message()
+}

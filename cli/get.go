@@ -1,0 +1,95 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluicegate/sluice/internal/resource"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+)
+
+type getOptions struct {
+	connection
+	output
+	revision int64
+}
+
+func getCommand(env Env) *cobra.Command {
+	var opt getOptions
+	cmd := &cobra.Command{
+		Use:   "get [KIND [NAME]]",
+		Short: "Show what is stored",
+		Long:  "Show what is stored: all objects, those of a kind, or one. Credentials are never shown.",
+		Example: "  sluice get\n  sluice get targets\n" +
+			"  sluice get target search -o yaml",
+		Args: cobra.MaximumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error { return get(cmd.Context(), env, opt, args) },
+	}
+	opt.connection.flags(cmd)
+	opt.output.flag(cmd)
+	cmd.Flags().Int64Var(&opt.revision, "revision", 0, "with a name: as of this revision")
+	return cmd
+}
+
+func get(ctx context.Context, env Env, opt getOptions, args []string) error {
+	client, closeConn, err := opt.dial(env)
+	if err != nil {
+		return err
+	}
+	defer closeConn()
+	var objects []*adminv1.Object
+	one := len(args) == 2
+	if one {
+		object, err := client.Get(ctx, &adminv1.GetRequest{Tenant: opt.tenant, Kind: singular(args[0]), Name: args[1], Revision: opt.revision})
+		if err != nil {
+			return err
+		}
+		objects = append(objects, object)
+	} else {
+		kind := ""
+		if len(args) == 1 {
+			kind = singular(args[0])
+		}
+		resp, err := client.List(ctx, &adminv1.ListRequest{Tenant: opt.tenant, Kind: kind})
+		if err != nil {
+			return err
+		}
+		objects = resp.Objects
+	}
+	if opt.format == "yaml" || one && opt.format == "table" {
+		for i, o := range objects {
+			if i > 0 {
+				fmt.Fprintln(env.Stdout, "---")
+			}
+			if _, err := env.Stdout.Write(resource.Encode(o)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	var value any = plain(objects)
+	if one {
+		value = plainOne(objects[0])
+	}
+	return opt.print(env.Stdout, value, func(w io.Writer) error {
+		return rows(w, "KIND NAME SET REVISION FROM", func(row func(...any)) {
+			for _, o := range objects {
+				row(strings.ToLower(resource.Kind(o)), o.Name, or(o.Set, "-"), o.Revision, or(place(o.Source), "-"))
+			}
+		})
+	})
+}
+
+// singular makes `targets` a `target`, as people type both.
+func singular(kind string) string { return strings.TrimSuffix(strings.ToLower(kind), "s") }
+
+func place(s *adminv1.Source) string {
+	if s.GetFile() == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d", s.File, s.GetPosition().GetLine())
+}

@@ -1,0 +1,154 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// output is the -o flag.
+type output struct{ format string }
+
+func (o *output) flag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "table, json or yaml")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// print writes value as JSON or YAML, or calls table.
+func (o *output) print(w io.Writer, value any, table func(io.Writer) error) error {
+	switch o.format {
+	case "json":
+		enc := json.NewEncoder(w)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(value)
+	case "yaml":
+		data, err := yaml.MarshalWithOptions(value, yaml.UseJSONMarshaler(), yaml.IndentSequence(false))
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(data)
+		return err
+	case "table":
+		return table(w)
+	}
+	return &codedError{Invalid, fmt.Errorf("sluice: -o %s: want table, json or yaml", o.format)}
+}
+
+// rows prints a table whose first row is the head.
+func rows(w io.Writer, head string, lines func(row func(cells ...any))) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, strings.ReplaceAll(head, " ", "\t"))
+	lines(func(cells ...any) {
+		for i, c := range cells {
+			if i > 0 {
+				fmt.Fprint(tw, "\t")
+			}
+			fmt.Fprint(tw, c)
+		}
+		fmt.Fprintln(tw)
+	})
+	return tw.Flush()
+}
+
+// plain turns messages into what encoding/json prints, each field present: integers of 64 bits stay numbers (protojson
+// makes strings of them, which jq users trip over) and enums are their last word in lower case.
+func plain[M proto.Message](messages []M) []any {
+	out := make([]any, 0, len(messages))
+	for _, m := range messages {
+		out = append(out, plainMessage(m.ProtoReflect()))
+	}
+	return out
+}
+
+func plainOne(m proto.Message) any { return plainMessage(m.ProtoReflect()) }
+
+func plainMessage(m protoreflect.Message) any {
+	switch v := m.Interface().(type) {
+	case *timestamppb.Timestamp:
+		return v.AsTime().UTC().Format(time.RFC3339Nano)
+	case *durationpb.Duration:
+		return v.AsDuration().String()
+	case *structpb.Value:
+		return v.AsInterface()
+	case *structpb.Struct:
+		return v.AsMap()
+	}
+	out := map[string]any{}
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		if !m.Has(f) && (f.Message() != nil && !f.IsList() && !f.IsMap() || f.ContainingOneof() != nil) {
+			continue // an absent message has no shape to show
+		}
+		out[f.JSONName()] = plainField(f, m.Get(f))
+	}
+	return out
+}
+
+func plainField(f protoreflect.FieldDescriptor, v protoreflect.Value) any {
+	switch {
+	case f.IsMap():
+		out := map[string]any{}
+		v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
+			out[k.String()] = plainScalar(f.MapValue(), v)
+			return true
+		})
+		return out
+	case f.IsList():
+		out := make([]any, 0, v.List().Len())
+		for i := range v.List().Len() {
+			out = append(out, plainScalar(f, v.List().Get(i)))
+		}
+		return out
+	}
+	return plainScalar(f, v)
+}
+
+func plainScalar(f protoreflect.FieldDescriptor, v protoreflect.Value) any {
+	switch f.Kind() {
+	case protoreflect.MessageKind:
+		return plainMessage(v.Message())
+	case protoreflect.EnumKind:
+		name := string(f.Enum().Values().ByNumber(v.Enum()).Name())
+		return strings.ToLower(name[strings.LastIndex(name, "_")+1:])
+	}
+	return v.Interface()
+}
+
+// ago is a time for people.
+func ago(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "never"
+	}
+	d := time.Since(t.AsTime())
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	}
+	return t.AsTime().Local().Format(time.DateOnly)
+}
+
+// list is a few names for people.
+func list(names []string) string {
+	if len(names) == 0 {
+		return "-"
+	}
+	return strings.Join(slices.Sorted(slices.Values(names)), ", ")
+}

@@ -1,0 +1,114 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
+
+	"github.com/sluicegate/sluice/internal/resource"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+)
+
+// source is the -f flag: the files that a command reads, as one configuration.
+type source struct{ files []string }
+
+func (s *source) flags(cmd *cobra.Command) {
+	cmd.Flags().StringSliceVarP(&s.files, "file", "f", nil, "configuration file or folder of .yaml files; - for standard input")
+	_ = cmd.MarkFlagRequired("file")
+	_ = cmd.MarkFlagFilename("file", "yaml", "yml", "json")
+}
+
+// load reads and parses. All that is wrong goes to stderr at once.
+func (s *source) load(env Env) (resource.Set, error) {
+	files, err := s.read(env)
+	if err != nil {
+		return resource.Set{}, &codedError{Invalid, fmt.Errorf("sluice: %w", err)}
+	}
+	set, diagnostics := resource.Load(files, env.Getenv)
+	if hasErrors(diagnostics) {
+		printDiagnostics(env.Stderr, diagnostics)
+		return resource.Set{}, &codedError{code: Invalid}
+	}
+	printDiagnostics(env.Stderr, diagnostics)
+	return set, nil
+}
+
+func (s *source) read(env Env) ([]resource.File, error) {
+	var files []resource.File
+	for _, name := range s.files {
+		if name == "-" {
+			data, err := io.ReadAll(env.Stdin)
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, resource.File{Name: "-", Data: data})
+			continue
+		}
+		info, err := os.Stat(name)
+		if err != nil {
+			return nil, err
+		}
+		names := []string{name}
+		if info.IsDir() {
+			if names, err = yamlFiles(name); err != nil {
+				return nil, err
+			}
+		}
+		for _, n := range names {
+			data, err := os.ReadFile(n)
+			if err != nil {
+				return nil, err
+			}
+			files = append(files, resource.File{Name: n, Data: data})
+		}
+	}
+	return files, nil
+}
+
+func yamlFiles(dir string) ([]string, error) {
+	var names []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)) {
+			names = append(names, path)
+		}
+		return err
+	})
+	if err == nil && len(names) == 0 {
+		err = fmt.Errorf("%s holds no .yaml, .yml or .json file", dir)
+	}
+	return names, err
+}
+
+func hasErrors(diagnostics []*adminv1.Diagnostic) bool {
+	return slices.ContainsFunc(diagnostics, func(d *adminv1.Diagnostic) bool {
+		return d.Severity <= adminv1.Diagnostic_SEVERITY_ERROR
+	})
+}
+
+func printDiagnostics(w io.Writer, diagnostics []*adminv1.Diagnostic) {
+	for _, d := range diagnostics {
+		fmt.Fprintln(w, resource.Format(d))
+	}
+}
+
+// refusal prints the diagnostics that an error of the admin API carries; without any it returns the error as it is.
+func refusal(env Env, err error) error {
+	s, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	for _, detail := range s.Details() {
+		if d, ok := detail.(*adminv1.Diagnostics); ok && len(d.Diagnostics) > 0 {
+			printDiagnostics(env.Stderr, d.Diagnostics)
+			return &codedError{code: codeOf(err), err: errors.New("sluice: nothing was applied")}
+		}
+	}
+	return err
+}

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# The official MCP conformance suite through one proxy with one target, compared with what the same server
+# gets when the suite talks to it directly (baseline/).
+#
+#   run.sh                 builds Sluice, starts go-sdk's everything-server in both eras behind it, runs all revisions
+#   run.sh URL SPEC        runs one revision against what answers at URL
+#
+# Settings: SCENARIO (one alone), CACHE (tools; default ~/.cache/sluice), OUT (logs and checks; default below CACHE).
+# Needs bash, Go, npm. Exit: 0 as the baseline, 1 worse, 2 could not run.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+repo="$(cd "$here/../../.." && pwd)"
+suite_version=0.2.0-alpha.12
+gosdk_version=v1.8.0
+CACHE="${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sluice}"
+mkdir -p "$CACHE"
+OUT="${OUT:-$(mktemp -d "$CACHE/conformance-run-XXXXXX")}"
+mkdir -p "$OUT"
+
+die() { echo "conformance: $*" >&2; exit 2; }
+pids=()
+# Ends only what this script started.
+cleanup() { for p in ${pids[@]+"${pids[@]}"}; do kill "$p" 2>/dev/null || true; wait "$p" 2>/dev/null || true; done; }
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+source "$here/../tools.sh"
+
+# run URL SPEC: one revision, compared with its baseline.
+run() {
+  local out="$OUT/$2" rc=0
+  rm -rf "$out"; mkdir -p "$out"
+  local args=(server --url "$1" -o "$out/checks" --spec-version "$2" --timeout 30000)
+  if [ -n "${SCENARIO:-}" ]; then args+=(--scenario "$SCENARIO"); else args+=(--suite all); fi
+  "$NODE" "$SUITE" "${args[@]}" >"$out/suite.log" 2>&1 || rc=$?
+  [ -d "$out/checks" ] || { tail -20 "$out/suite.log" >&2; die "the suite ran no scenario at $2 (exit $rc)"; }
+  if [ -n "${SCENARIO:-}" ]; then cat "$out/suite.log"; return "$rc"; fi
+  "$NODE" "$here/summary.mjs" "$out" "$here/baseline/server-$suite_version-$2.tsv"
+}
+
+need_node
+SUITE="$(npm_package "@modelcontextprotocol/conformance@$suite_version")/dist/index.js"
+if [ $# -eq 2 ]; then run "$1" "$2"; exit $?; fi
+[ $# -eq 0 ] || die "want no arguments, or URL SPEC"
+
+everything="$(go_sdk_binary conformance/everything-server "$gosdk_version")"
+stateful="$(free_port)" stateless="$(free_port)" front_l="$(free_port)" front_m="$(free_port)"
+start stateful "$everything" -http="localhost:$stateful" -stateless=false; listening "$stateful"
+start stateless "$everything" -http="localhost:$stateless" -stateless=true; listening "$stateless"
+cat >"$OUT/sluice.yaml" <<YAML
+binds:
+- port: $front_l
+  listeners:
+  - routes:
+    - backends:
+      - mcp:
+          targets:
+          - name: everything
+            mcp: {host: "http://localhost:$stateful/"}
+- port: $front_m
+  listeners:
+  - routes:
+    - backends:
+      - mcp:
+          targets:
+          - name: everything
+            mcp: {host: "http://localhost:$stateless/"}
+YAML
+build_sluice
+start sluice "$SLUICE" up -f "$OUT/sluice.yaml" --data-dir "$OUT/data" --admin-addr 127.0.0.1:0 --xds-addr 127.0.0.1:0 --ops-addr 127.0.0.1:0
+listening "$front_l"; listening "$front_m"
+
+worst=0
+run "http://localhost:$front_l/mcp" 2025-06-18 || worst=$?
+run "http://localhost:$front_l/mcp" 2025-11-25 || worst=$?
+run "http://localhost:$front_m/mcp" 2026-07-28 || worst=$?
+[ "$worst" = 0 ] || echo "details in $OUT" >&2
+exit "$worst"
