@@ -3,7 +3,9 @@ package session
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -75,11 +77,23 @@ func New(keys []Key) (*Codec, error) {
 }
 
 func (c *Codec) seal(k kind, s Scope, plain []byte) string {
+	var nonce [nonceSize]byte
+	_, _ = rand.Read(nonce[:]) // crypto/rand.Read never returns an error
+	return c.sealWith(nonce, k, s, plain)
+}
+
+// sealSame seals the same to the same: the nonce is a keyed hash of what is sealed.
+func (c *Codec) sealSame(k kind, s Scope, plain []byte) string {
+	var ad [256]byte
+	h := hmac.New(sha256.New, c.seals.same[:])
+	h.Write(appendString(additional(ad[:0], k, s), string(plain)))
+	return c.sealWith([nonceSize]byte(h.Sum(nil)), k, s, plain)
+}
+
+func (c *Codec) sealWith(nonce [nonceSize]byte, k kind, s Scope, plain []byte) string {
 	var stack [512]byte
 	out := append(stack[:0], format)
 	out = append(out, c.sealID[:]...)
-	var nonce [nonceSize]byte
-	_, _ = rand.Read(nonce[:]) // crypto/rand.Read never returns an error
 	out = append(out, nonce[:]...)
 	var ad [256]byte
 	out = c.seals.derive(nonce).Seal(out, nonce[nonceSize-12:], plain, additional(ad[:0], k, s))
@@ -127,6 +141,7 @@ func additional(dst []byte, k kind, s Scope) []byte {
 type xaes struct {
 	block cipher.Block
 	k1    [aes.BlockSize]byte
+	same  [sha256.Size]byte // key of sealSame's nonces
 }
 
 func newXAES(secret [32]byte) (xaes, error) {
@@ -134,7 +149,7 @@ func newXAES(secret [32]byte) (xaes, error) {
 	if err != nil {
 		return xaes{}, fmt.Errorf("session: key: %w", err)
 	}
-	x := xaes{block: block}
+	x := xaes{block: block, same: hmacSum(secret[:], "sluice session: nonces of what is sealed to the same")}
 	block.Encrypt(x.k1[:], x.k1[:])
 	var carry byte
 	for i := len(x.k1) - 1; i >= 0; i-- {
@@ -144,6 +159,13 @@ func newXAES(secret [32]byte) (xaes, error) {
 	}
 	x.k1[len(x.k1)-1] ^= carry * 0b10000111
 	return x, nil
+}
+
+func hmacSum(key []byte, text string) (sum [sha256.Size]byte) {
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte(text))
+	h.Sum(sum[:0])
+	return sum
 }
 
 // derive returns AES-GCM under the key of this nonce; its own nonce is the last 12 bytes.

