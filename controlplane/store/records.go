@@ -19,12 +19,13 @@ import (
 
 // Keys in a tenant's space. Content stands in blobs named by their hash, shared by the object and the log.
 const (
-	objectPrefix = "obj/"    // <kind>/<name> → objectRecord
-	sourcePrefix = "source/" // <kind>/<name> → Source; where an object was read is no content
-	logPrefix    = "log/"    // revision in 16 hex digits → Entry
-	blobPrefix   = "blob/"   // hash → Object without source, revision and time
-	sealedPrefix = "sealed/" // fingerprint → sealed value
-	askedPrefix  = "request/"
+	objectPrefix = "obj/"     // <kind>/<name> → objectRecord
+	sourcePrefix = "source/"  // <kind>/<name> → Source; where an object was read is no content
+	logPrefix    = "log/"     // revision in 16 hex digits → Entry
+	blobPrefix   = "blob/"    // hash → Object without source, revision and time
+	sealedPrefix = "sealed/"  // fingerprint → sealed value
+	askedPrefix  = "request/" // request id → Outcome
+	valuePrefix  = "value/"   // name → whatever a neighbour keeps beside the objects
 )
 
 // Object is one stored object: its key, its content's hash, and the object with what the store knows of it.
@@ -215,7 +216,7 @@ func (t Tenant) Sealed(ctx context.Context) (map[string][]byte, error) {
 
 // Values returns what was [Revision.Set] under names that begin with prefix, by name.
 func (t Tenant) Values(ctx context.Context, prefix string) (map[string][]byte, error) {
-	return t.values(ctx, "value/"+prefix)
+	return t.values(ctx, valuePrefix+prefix)
 }
 
 func (t Tenant) values(ctx context.Context, prefix string) (map[string][]byte, error) {
@@ -295,10 +296,10 @@ func (r Revision) Edit() (Edit, []*Object, error) {
 		e.Put[sealedPrefix+fingerprint] = sealed
 	}
 	for name, value := range r.Set {
-		e.Put["value/"+name] = value
+		e.Put[valuePrefix+name] = value
 	}
 	for _, name := range r.Unset {
-		e.Delete = append(e.Delete, "value/"+name)
+		e.Delete = append(e.Delete, valuePrefix+name)
 	}
 	if err := r.conclude(&e, entry); err != nil {
 		return Edit{}, nil, err
