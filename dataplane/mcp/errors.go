@@ -1,0 +1,53 @@
+package mcp
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+)
+
+// JSON-RPC error codes of JSON-RPC 2.0 and of the MCP revisions.
+const (
+	CodeParse              = -32700
+	CodeInvalidRequest     = -32600
+	CodeMethodNotFound     = -32601
+	CodeInvalidParams      = -32602
+	CodeInternal           = -32603
+	CodeResourceNotFound   = -32002 // session era; the stateless era says CodeInvalidParams
+	CodeHeaderMismatch     = -32020 // stateless era: headers and body disagree, or a required header is missing
+	CodeMissingCapability  = -32021 // stateless era: the client did not declare what the request needs
+	CodeUnsupportedVersion = -32022 // stateless era: data holds "supported" and "requested"
+	CodeURLElicitation     = -32042 // 2025-11-25
+)
+
+// An Error is a refusal that can be answered as it stands: HTTP status, and JSON-RPC error.
+type Error struct {
+	Code    int    // JSON-RPC code
+	Status  int    // HTTP status; if zero, 200
+	Message string // what was wrong, for the peer to read
+	Data    []byte // raw JSON of error.data; nil: none
+	ID      []byte // raw id of the request that is refused; nil: not known
+	Allow   string // value of the Allow header, with status 405
+}
+
+// Error describes e for logs; it never holds more of the peer's bytes than Message does.
+func (e *Error) Error() string {
+	return "mcp: " + e.Message + " (" + strconv.Itoa(e.Code) + ")"
+}
+
+// HTTPStatus is e.Status, or 200 where that is zero.
+func (e *Error) HTTPStatus() int {
+	if e.Status == 0 {
+		return http.StatusOK
+	}
+	return e.Status
+}
+
+// Append appends e as a JSON-RPC error response.
+func (e *Error) Append(dst []byte) []byte {
+	return AppendError(dst, e.ID, e.Code, e.Message, e.Data)
+}
+
+func refusal(status, code int, format string, args ...any) *Error {
+	return &Error{Code: code, Status: status, Message: fmt.Sprintf(format, args...)}
+}

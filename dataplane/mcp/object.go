@@ -1,0 +1,142 @@
+package mcp
+
+import "bytes"
+
+// An object that is read is walked member by member, and no two readers of it may see different things: a
+// name given twice, or one that equals a name we read but for its case, is refused. Go servers match names
+// without case (and take U+212A for k, U+017F for s), so {"name":"safe","Name":"danger"} must not pass.
+type object struct {
+	s     *scanner
+	what  string // for errors
+	names *names
+	first bool
+	mask  uint32              // of the names we read that were seen
+	other [16][]byte          // other names that were seen
+	n     int                 // how many of them
+	more  map[string]struct{} // those beyond
+}
+
+// names are those that are read in one sort of object: at most 31.
+type names struct {
+	index  map[string]int // name → 1…
+	folded map[string]string
+	max    int // longest name
+}
+
+func readNames(list ...string) *names {
+	n := &names{index: map[string]int{}, folded: map[string]string{}}
+	for i, name := range list {
+		n.index[name] = i + 1
+		n.folded[string(fold(nil, []byte(name)))] = name
+		n.max = max(n.max, len(name))
+	}
+	return n
+}
+
+// fold maps ASCII letters, and the two other characters that case folding takes for one, to lower case.
+func fold(dst, name []byte) []byte {
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		switch {
+		case 'A' <= c && c <= 'Z':
+			c += 'a' - 'A'
+		case c == 0xc5 && i+1 < len(name) && name[i+1] == 0xbf: // ſ
+			c = 's'
+			i++
+		case c == 0xe2 && i+2 < len(name) && name[i+1] == 0x84 && name[i+2] == 0xaa: // K, the Kelvin sign
+			c = 'k'
+			i += 2
+		}
+		dst = append(dst, c)
+	}
+	return dst
+}
+
+// begin enters the object at i.
+func (o *object) begin(s *scanner, i int, what string, names *names) int {
+	o.s, o.what, o.names, o.first = s, what, names, true
+	return s.open(i, true)
+}
+
+// next scans up to the next member's value and returns which of the names it has (0: none of them). At the
+// object's end, done is true and i is past it.
+func (o *object) next(i int) (name int, key []byte, at int, done bool) {
+	s := o.s
+	if i = s.ws(i); i < len(s.b) && s.b[i] == '}' {
+		s.depth--
+		return 0, nil, i + 1, true
+	}
+	if !o.first {
+		if i >= len(s.b) || s.b[i] != ',' {
+			return 0, nil, s.fail(i, "',' or '}' is missing"), true
+		}
+		i = s.ws(i + 1)
+	}
+	o.first = false
+	if i >= len(s.b) || s.b[i] != '"' {
+		return 0, nil, s.fail(i, "a member's name is missing"), true
+	}
+	end, escaped := s.str(i + 1)
+	if end < 0 {
+		return 0, nil, end, true
+	}
+	key, ok := s.decode(s.b[i+1:end-1], escaped)
+	if !ok {
+		s.refuse("a member's name in %s holds half a surrogate pair", o.what)
+	}
+	if i = s.colon(end); i < 0 {
+		return 0, nil, i, true
+	}
+	return o.check(key), key, i, false
+}
+
+func (o *object) check(key []byte) int {
+	if i, ok := o.names.index[string(key)]; ok {
+		if o.mask>>i&1 == 1 {
+			o.s.refuse("%s holds %q twice", o.what, key)
+		}
+		o.mask |= 1 << i
+		return i
+	}
+	if len(key) <= 3*o.names.max {
+		var buf [128]byte
+		if name, ok := o.names.folded[string(fold(buf[:0], key))]; ok {
+			o.s.refuse("%s holds %q, which some would read as %q", o.what, key, name)
+		}
+	}
+	if o.seen(key) {
+		o.s.refuse("%s holds %q twice", o.what, clip(key))
+	}
+	return 0
+}
+
+// seen notes a name that we do not read.
+func (o *object) seen(key []byte) bool {
+	for _, k := range o.other[:o.n] {
+		if bytes.Equal(k, key) {
+			return true
+		}
+	}
+	if o.n < len(o.other) {
+		o.other[o.n] = key
+		o.n++
+		return false
+	}
+	if _, ok := o.more[string(key)]; ok {
+		return true
+	}
+	if o.more == nil {
+		o.more = map[string]struct{}{}
+	}
+	o.more[string(key)] = struct{}{}
+	return false
+}
+
+// clip keeps what a peer sent from filling our error messages.
+func clip(b []byte) []byte {
+	const most = 80
+	if len(b) <= most {
+		return b
+	}
+	return append(bytes.ToValidUTF8(b[:most:most], nil), "…"...)
+}

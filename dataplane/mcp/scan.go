@@ -1,0 +1,412 @@
+package mcp
+
+import "bytes"
+
+// Names that are read, in the order of the cases below.
+var (
+	envelopeNames = readNames("jsonrpc", "id", "method", "params", "result", "error")
+	paramsNames   = readNames("name", "uri", "arguments", "_meta", "cursor", "ref", "level", "taskId", "requestState",
+		"inputResponses", "task", "notifications", "protocolVersion", "capabilities", "clientInfo", "progressToken", "requestId")
+	refNames  = readNames("type", "name", "uri")
+	metaNames = readNames("progressToken", MetaVersion, MetaClientInfo, MetaClientCapabilities, MetaLogLevel, MetaSubscriptionID)
+)
+
+// Members of _meta that the protocol reserves.
+const (
+	MetaVersion            = "io.modelcontextprotocol/protocolVersion"
+	MetaClientInfo         = "io.modelcontextprotocol/clientInfo"
+	MetaClientCapabilities = "io.modelcontextprotocol/clientCapabilities"
+	MetaLogLevel           = "io.modelcontextprotocol/logLevel"
+	MetaSubscriptionID     = "io.modelcontextprotocol/subscriptionId"
+	MetaServerInfo         = "io.modelcontextprotocol/serverInfo"
+)
+
+// Scan reads one JSON-RPC message in one strict pass over the whole body: JSON grammar, UTF-8, nothing after
+// the text, the limits. Objects that are read (the envelope, params, _meta, ref) hold no name twice and none
+// that equals a read one but for case. Names may be written with escapes.
+//
+// The error is nil or an [*Error], with the id of the request where that is known; the Message then holds what
+// was found and its Kind is [Invalid]. An array is checked as JSON and has Kind [Batch]: see [ScanBatch].
+func Scan(body []byte, lim Limits) (Message, error) {
+	m := Message{Body: body}
+	if len(body) > lim.bytes() {
+		return m, refusal(413, CodeInvalidRequest, "the body has more than %d bytes", lim.bytes())
+	}
+	s := scanner{b: body, maxDepth: lim.depth()}
+	if err := s.message(&m); err != nil {
+		m.Kind = Invalid
+		return m, err
+	}
+	return m, nil
+}
+
+// ScanBatch reads the elements of a batch, each as [Scan] reads a body; spans of each index its own Body. One
+// bad element refuses the batch. An empty batch is refused, as JSON-RPC says.
+func ScanBatch(body []byte, lim Limits) ([]Message, error) {
+	if len(body) > lim.bytes() {
+		return nil, refusal(413, CodeInvalidRequest, "the body has more than %d bytes", lim.bytes())
+	}
+	s := scanner{b: body, maxDepth: lim.depth()}
+	spans, err := s.elements(lim.batch())
+	if err != nil {
+		return nil, err
+	}
+	if len(spans) == 0 {
+		return nil, refusal(400, CodeInvalidRequest, "the batch is empty")
+	}
+	batch := make([]Message, len(spans))
+	for i, span := range spans {
+		m := &batch[i]
+		m.Body = span.Of(body)
+		one := scanner{b: m.Body, maxDepth: lim.depth()}
+		if err := one.message(m); err != nil {
+			return nil, refusal(400, CodeInvalidRequest, "element %d of the batch: %s", i, err.Message)
+		}
+		if m.Kind == Batch {
+			return nil, refusal(400, CodeInvalidRequest, "element %d of the batch is a batch", i)
+		}
+	}
+	return batch, nil
+}
+
+// elements checks the whole body as JSON and returns where the elements of its array stand.
+func (s *scanner) elements(most int) ([]Span, *Error) {
+	i := s.ws(0)
+	if i >= len(s.b) || s.b[i] != '[' {
+		if i = s.end(s.skip(i)); i < 0 {
+			return nil, s.syntax
+		}
+		return nil, refusal(400, CodeInvalidRequest, "the body is no array")
+	}
+	var spans []Span
+	if i = s.open(i, false); i < 0 {
+		return nil, s.syntax
+	}
+	i = s.ws(i)
+	for i >= len(s.b) || s.b[i] != ']' {
+		if len(spans) > 0 {
+			if i >= len(s.b) || s.b[i] != ',' {
+				s.fail(i, "',' or ']' is missing")
+				return nil, s.syntax
+			}
+			i = s.ws(i + 1)
+		}
+		if len(spans) == most {
+			return nil, refusal(413, CodeInvalidRequest, "the batch has more than %d elements", most)
+		}
+		var v Span
+		if v, i = s.raw(i); i < 0 {
+			return nil, s.syntax
+		}
+		spans = append(spans, v)
+		i = s.ws(i)
+	}
+	s.depth--
+	if s.end(i+1) < 0 {
+		return nil, s.syntax
+	}
+	return spans, nil
+}
+
+// message reads the whole text into m.
+func (s *scanner) message(m *Message) *Error {
+	i := s.ws(0)
+	if i < len(s.b) && s.b[i] == '{' {
+		i = s.envelope(i, m)
+	} else {
+		array := i < len(s.b) && s.b[i] == '['
+		if i = s.skip(i); array {
+			m.Kind = Batch
+		} else if i >= 0 {
+			s.refuse("a message has to be an object")
+		}
+	}
+	if s.end(i) < 0 {
+		return s.syntax
+	}
+	if s.refused == nil && m.Kind != Batch {
+		s.kind(m)
+	}
+	if s.refused != nil {
+		s.refused.ID = idOf(m)
+		return s.refused
+	}
+	return nil
+}
+
+// kind sets m.Kind, or refuses what is none of them.
+func (s *scanner) kind(m *Message) {
+	switch {
+	case m.MethodSpan.Present():
+		switch {
+		case m.Result.Present() || m.Error.Present():
+			s.refuse("a message with a method has neither result nor error")
+		case !m.ID.Present():
+			m.Kind = Notification
+		case m.Body[m.ID.Start] == 'n':
+			s.refuse("the id of a request must not be null")
+		default:
+			m.Kind = Request
+		}
+	case m.Result.Present() && m.Error.Present():
+		s.refuse("a response has either result or error")
+	case m.Result.Present():
+		if m.Kind = Response; !m.ID.Present() || m.Body[m.ID.Start] == 'n' {
+			s.refuse("a response with a result has an id")
+		}
+	case m.Error.Present():
+		m.Kind = Response // its id may be null or missing: the request could not be read
+	default:
+		s.refuse("a message has a method, a result or an error")
+	}
+}
+
+// idOf is the id that an answer to m can carry: nil where there is none.
+func idOf(m *Message) []byte {
+	if id := m.RawID(); len(id) > 0 && id[0] != 'n' && !m.Result.Present() && !m.Error.Present() {
+		return id
+	}
+	return nil
+}
+
+func (s *scanner) envelope(i int, m *Message) int {
+	var o object
+	i = o.begin(s, i, "the message", envelopeNames)
+	version := false
+	for i >= 0 {
+		name, _, at, done := o.next(i)
+		if done {
+			i = at
+			break
+		}
+		var t Text
+		switch name {
+		case 1: // jsonrpc
+			t, i = s.text(at)
+			if version = string(t.Value) == "2.0"; !version {
+				s.refuse(`jsonrpc has to be "2.0"`)
+			}
+		case 2: // id
+			var id Span
+			id, i = s.raw(at)
+			if i >= 0 {
+				m.ID = s.id(id, m.ID)
+			}
+		case 3: // method
+			t, i = s.text(at)
+			m.MethodSpan = t.Span
+			if i >= 0 && !t.IsString() {
+				s.refuse("method has to be a string")
+			}
+			m.Method = methodName(t.Value)
+		case 4: // params
+			m.Params, i = s.params(at, m)
+		case 5: // result
+			m.Result, i = s.raw(at)
+		case 6: // error
+			m.Error, i = s.raw(at)
+			if i >= 0 && s.b[at] != '{' {
+				s.refuse("error has to be an object")
+			}
+		default:
+			i = s.skip(at)
+		}
+	}
+	if i >= 0 && !version {
+		s.refuse(`jsonrpc is missing; it has to be "2.0"`)
+	}
+	return i
+}
+
+// id checks an id's type. Of two ids neither is one to answer with.
+func (s *scanner) id(id, before Span) Span {
+	switch s.b[id.Start] {
+	case '{', '[', 't', 'f':
+		s.refuse("an id is a string or a number")
+		return Span{}
+	}
+	if before.Present() {
+		return Span{}
+	}
+	return id
+}
+
+func (s *scanner) params(at int, m *Message) (Span, int) {
+	if at >= len(s.b) || s.b[at] != '{' {
+		v, i := s.raw(at)
+		if i >= 0 && s.b[at] != 'n' {
+			s.refuse("params has to be an object")
+		}
+		return v, i
+	}
+	var o object
+	start := at
+	i := o.begin(s, at, "params", paramsNames)
+	for i >= 0 {
+		name, _, at, done := o.next(i)
+		if done {
+			i = at
+			break
+		}
+		switch name {
+		case 1:
+			m.Name, i = s.text(at)
+		case 2:
+			m.URI, i = s.text(at)
+		case 3:
+			m.Arguments, i = s.raw(at)
+		case 4:
+			i = s.meta(at, m)
+		case 5:
+			m.Cursor, i = s.text(at)
+		case 6:
+			i = s.ref(at, m)
+		case 7:
+			m.Level, i = s.text(at)
+		case 8:
+			m.TaskID, i = s.text(at)
+		case 9:
+			m.RequestState, i = s.text(at)
+		case 10:
+			m.InputResponses, i = s.raw(at)
+		case 11:
+			m.Task, i = s.raw(at)
+		case 12:
+			m.Filter, i = s.raw(at)
+		case 13:
+			m.Version, i = s.text(at)
+		case 14:
+			m.Capabilities, i = s.raw(at)
+		case 15:
+			m.ClientInfo, i = s.raw(at)
+		case 16:
+			m.ProgressToken, i = s.raw(at)
+		case 17:
+			m.RequestID, i = s.raw(at)
+		default:
+			i = s.skip(at)
+		}
+	}
+	return span(start, i), i
+}
+
+func (s *scanner) meta(at int, m *Message) int {
+	if at >= len(s.b) || s.b[at] != '{' {
+		var i int
+		m.Meta.Span, i = s.raw(at)
+		if i >= 0 {
+			s.refuse("params._meta has to be an object")
+		}
+		return i
+	}
+	var o object
+	start := at
+	i := o.begin(s, at, "params._meta", metaNames)
+	for i >= 0 {
+		name, _, at, done := o.next(i)
+		if done {
+			i = at
+			break
+		}
+		switch name {
+		case 1:
+			m.Meta.ProgressToken, i = s.raw(at)
+		case 2:
+			m.Meta.Version, i = s.text(at)
+		case 3:
+			m.Meta.ClientInfo, i = s.raw(at)
+		case 4:
+			m.Meta.ClientCapabilities, i = s.raw(at)
+		case 5:
+			m.Meta.LogLevel, i = s.text(at)
+		case 6:
+			m.Meta.SubscriptionID, i = s.raw(at)
+		default:
+			i = s.skip(at)
+		}
+	}
+	m.Meta.Span = span(start, i)
+	return i
+}
+
+func (s *scanner) ref(at int, m *Message) int {
+	if at >= len(s.b) || s.b[at] != '{' {
+		var i int
+		m.Ref.Span, i = s.raw(at)
+		return i
+	}
+	var o object
+	start := at
+	i := o.begin(s, at, "params.ref", refNames)
+	for i >= 0 {
+		name, _, at, done := o.next(i)
+		if done {
+			i = at
+			break
+		}
+		switch name {
+		case 1:
+			m.Ref.Type, i = s.text(at)
+		case 2:
+			m.Ref.Name, i = s.text(at)
+		case 3:
+			m.Ref.URI, i = s.text(at)
+		default:
+			i = s.skip(at)
+		}
+	}
+	m.Ref.Span = span(start, i)
+	return i
+}
+
+// Members calls f with each member of the object that raw is, in order: its decoded name, and its raw value.
+// Both alias raw or are only valid during the call. It refuses what Scan refuses in an object that it reads,
+// where read names the members that the caller reads (for the check of case); f's error ends the walk and is
+// returned as it is.
+func Members(raw []byte, lim Limits, read []string, f func(name, value []byte) error) error {
+	s := scanner{b: raw, maxDepth: lim.depth()}
+	i := s.ws(0)
+	if len(raw) > lim.bytes() {
+		return refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.bytes())
+	}
+	if i >= len(raw) || raw[i] != '{' {
+		if s.end(s.skip(i)) < 0 {
+			return s.syntax
+		}
+		return refusal(400, CodeInvalidRequest, "the value is no object")
+	}
+	var o object
+	i = o.begin(&s, i, "the object", readNames(read...))
+	for i >= 0 {
+		_, key, at, done := o.next(i)
+		if done {
+			i = at
+			break
+		}
+		var v Span
+		if v, i = s.raw(at); i < 0 {
+			break
+		}
+		if s.refused != nil {
+			return s.refused
+		}
+		if err := f(key, v.Of(raw)); err != nil {
+			return err
+		}
+	}
+	if s.end(i) < 0 {
+		return s.syntax
+	}
+	return nil
+}
+
+// Unquote returns the text of raw, one JSON string; ok is false if it is none, or holds half a surrogate pair.
+func Unquote(raw []byte) (text []byte, ok bool) {
+	raw = bytes.Trim(raw, " \t\r\n")
+	s := scanner{b: raw, maxDepth: 1}
+	if len(raw) == 0 || raw[0] != '"' {
+		return nil, false
+	}
+	t, end := s.text(0)
+	return t.Value, end == len(raw) && s.refused == nil
+}
