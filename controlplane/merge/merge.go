@@ -1,0 +1,97 @@
+// Package merge turns one tenant's objects into what its proxies are given: policies of all levels merged
+// per target, and every resource as bytes with a version that its content decides.
+//
+// It is pure: it knows no store, no clock and no xDS server, and the same inputs give the same bytes. [Derive] works
+// from scratch, [Output.Update] from what changed; both give the same, byte for byte. [Check] builds what proxies
+// build and blames the operator's object; [Explain] tells where each policy of a target came from.
+package merge
+
+import (
+	"iter"
+
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
+)
+
+// Inputs is everything that one tenant's resources are made from. It and all it refers to are immutable: a change is a
+// new Inputs that shares what did not change. Objects that are the same pointer as before cost [Output.Update] nothing.
+type Inputs struct {
+	Tenant string
+	// The operator's level, with its Platform spec. If nil: none.
+	Platform *adminv1.Object
+	// The tenant's, in any order; an order that stays the same makes updates fast. Platform and Group objects are ignored.
+	Objects []*adminv1.Object
+	Grants  []string
+	// Plain values by resource name, `<tenant>/secret/<name>` and `<tenant>/sealed/<fingerprint>`. More than what is
+	// referenced may be here; it stays here.
+	Secrets map[string][]byte
+	// If nil: the tenant has none yet.
+	SessionKeys *xdsv1.SessionKeys
+	// Key sets by URL, as fetched. A URL that is missing is served with no keys.
+	Jwks map[string][]byte
+	// Keys the versions of secrets, which show in status output. Required where there is a secret to serve.
+	VersionKey []byte
+}
+
+// A Resource is one served resource.
+type Resource struct {
+	// `<tenant>/<kind>/<name>`.
+	Name string
+	// 96 bits of SHA-256 in base64url; of a secret a keyed hash.
+	Version string
+	// A deterministic encoding of sluice.xds.v1.Config or Secret. Not to be changed.
+	Body []byte
+}
+
+// A Delta is what changed, each list sorted by name.
+type Delta struct {
+	Config, Secret               []Resource
+	RemovedConfig, RemovedSecret []string
+}
+
+// Empty tells whether nothing changed on the wire.
+func (d Delta) Empty() bool {
+	return len(d.Config)+len(d.Secret)+len(d.RemovedConfig)+len(d.RemovedSecret) == 0
+}
+
+// Derive makes a tenant's resources from scratch. The Commit is not among them: whoever publishes numbers revisions.
+// The error names the object that cannot be put on the wire, e.g. for an inline value that was not sealed.
+func Derive(in Inputs) (*Output, error) {
+	o, _, err := (&Output{}).Update(in)
+	return o, err
+}
+
+// All is the whole output as a difference from nothing.
+func (o *Output) All() Delta { panic("") }
+
+// Config yields all resources of type Config, in no order.
+func (o *Output) Config() iter.Seq[Resource] { panic("") }
+
+// Secret yields all resources of type Secret, in no order.
+func (o *Output) Secret() iter.Seq[Resource] { panic("") }
+
+// Digest is over the (type, name, version) of all resources, as the Commit message defines it.
+func (o *Output) Digest() []byte { panic("") }
+
+// Update derives in from what o was derived from. o stays as it is and good: a caller that cannot commit the
+// change goes on with o. The Delta leads from o to the new Output.
+func (o *Output) Update(in Inputs) (*Output, Delta, error) { panic("") }
+
+// Origin tells which object of the operator's a refusal by a proxy is about, e.g. `target/tools/search`, and the
+// field within it. For what was merged from several levels it is the level that the field came from.
+func (o *Output) Origin(r *xdsv1.Refusal) (object, field string) { panic("") }
+
+// Output is a tenant's resources and how they hang together. The zero Output is that of no tenant.
+type Output struct {
+}
+
+// Check builds what proxies build from these inputs, with internal/policy, and reports what does not build at the
+// object, level and place that it came from. Files and variables of proxies cannot be read here and are not checked.
+func Check(in Inputs) []*adminv1.Diagnostic { panic("") }
+
+// Check is [Check] for what differs from before, which may be nil for everything.
+func (o *Output) Check(before *Output) []*adminv1.Diagnostic { panic("") }
+
+// Explain tells for a target, `name` or `backend/name`, which policies apply on each route that reaches it, where they
+// came from and what they replaced. Credentials do not show. The error says what names are there.
+func Explain(in Inputs, target string) (*adminv1.ExplainResponse, error) { panic("") }
