@@ -124,7 +124,7 @@ func TestRefused(t *testing.T) {
 	c := codec(t, newKey)
 	id, _ := c.Encode(alice, state())
 	other := func(change func(*Scope)) Scope { s := alice; change(&s); return s }
-	cursor := c.SealCursor(alice, Cursor{Target: "a"})
+	cursor := c.SealCursor(alice, Cursor{Epoch: "e"})
 	for name, try := range map[string]struct {
 		scope Scope
 		id    string
@@ -215,10 +215,10 @@ func TestTokens(t *testing.T) {
 	c := codec(t, newKey)
 	n, other := Nonce{1}, Nonce{2}
 
-	for _, cur := range []Cursor{{}, {Target: "b"}, {Epoch: "e", Target: "a", Upstream: "", Started: true}, {Target: "a", Upstream: "x\x00y", Started: true}} {
+	for _, cur := range []Cursor{{}, {Epoch: "e", Parts: []Part{{"a", ""}}}, {Parts: []Part{{"a", "x\x00y"}, {"b", "2"}}}} {
 		got, err := c.OpenCursor(alice, c.SealCursor(alice, cur))
-		if err != nil || got != cur {
-			t.Errorf("cursor %+v: got %+v, %v", cur, got, err)
+		if diff := cmp.Diff(cur, got); err != nil || diff != "" {
+			t.Errorf("cursor: %v (-want +got):\n%s", err, diff)
 		}
 	}
 	for _, id := range []string{"0", `"a"`, "9007199254740993", "1.5"} {

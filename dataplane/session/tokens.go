@@ -5,24 +5,29 @@ import (
 	"strconv"
 )
 
-// Cursor is a place in a merged list.
+// Cursor is a place in a merged list: the pages that come next, one for each target that has more.
 type Cursor struct {
-	// Epoch names the configuration that the list was made with; a cursor of another one is refused by the caller.
+	// Epoch names the targets that the list was begun with; the caller refuses a cursor of others.
 	Epoch string
-	// Target whose page comes next.
-	Target string
-	// Upstream is that target's own cursor, if Started; "" is a valid one.
-	Upstream string
-	Started  bool
+	Parts []Part
 }
 
-// SealCursor returns an opaque cursor for clients.
+// Part is where one target's list goes on.
+type Part struct {
+	Target string
+	// Cursor is the target's own; "" is a valid one.
+	Cursor string
+}
+
+// SealCursor returns an opaque cursor for clients. It is good for every session of the scope.
 func (c *Codec) SealCursor(scope Scope, cur Cursor) string {
-	plain := make([]byte, 0, 64+len(cur.Upstream))
-	plain = append(plain, flag(cur.Started))
+	plain := make([]byte, 0, 128)
 	plain = appendString(plain, cur.Epoch)
-	plain = appendString(plain, cur.Target)
-	plain = appendString(plain, cur.Upstream)
+	plain = binary.AppendUvarint(plain, uint64(len(cur.Parts)))
+	for _, p := range cur.Parts {
+		plain = appendString(plain, p.Target)
+		plain = appendString(plain, p.Cursor)
+	}
 	return c.seal(kindCursor, scope, plain)
 }
 
@@ -33,7 +38,10 @@ func (c *Codec) OpenCursor(scope Scope, cursor string) (Cursor, error) {
 		return Cursor{}, err
 	}
 	r := reader{rest: string(plain)}
-	cur := Cursor{Started: r.bytes(1) == "\x01", Epoch: r.string(), Target: r.string(), Upstream: r.string()}
+	cur := Cursor{Epoch: r.string()}
+	for range r.count(2) {
+		cur.Parts = append(cur.Parts, Part{Target: r.string(), Cursor: r.string()})
+	}
 	if !r.done() {
 		return Cursor{}, ErrInvalid
 	}
