@@ -1681,7 +1681,8 @@ func (x *Jwks) GetKeys() []byte {
 type Commit struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Revision int64                  `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Over all active (name, version) pairs of the tenant, both types.
+	// Over all resources of the tenant after the revision, both types, without Commits: the XOR of
+	// SHA-256(type URL, 0x00, name, 0x00, version) of each. If empty: not checked.
 	Digest        []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
