@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Real clients through one proxy, before two targets at once: `go` (go-sdk's everything-server) and `npm` (the reference
+# server-everything, over stdio) for clients of the session era; `go` and `fast` (FastMCP) for those of the stateless era.
+#
+#   run.sh            all clients
+#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page
+#
+# Settings: CACHE (tools; default ~/.cache/sluice), OUT (logs). Needs Go, npm, Python >= 3.10 with venv, and Chromium for the page.
+# Exit: 0 all pass, 1 some fail, 2 could not run.
+set -euo pipefail
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+repo="$(cd "$here/../../.." && pwd)"
+CACHE="${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sluice}"
+mkdir -p "$CACHE"
+OUT="${OUT:-$(mktemp -d "$CACHE/interop-run-XXXXXX")}"
+mkdir -p "$OUT"
+export OUT
+
+die() { echo "interop: $*" >&2; exit 2; }
+pids=()
+# Ends only what this script started.
+cleanup() { for p in ${pids[@]+"${pids[@]}"}; do kill "$p" 2>/dev/null || true; wait "$p" 2>/dev/null || true; done; }
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+source "$here/../tools.sh"
+
+gosdk_version=v1.8.0
+fastmcp_version=4.1.2
+inspector_version=2.12.0
+inspector_page_version=1.0.3 # the last whose page connects from the browser itself
+
+python_with_fastmcp() {
+  local venv="$CACHE/fastmcp-$fastmcp_version"
+  if [ ! -x "$venv/bin/fastmcp" ]; then
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check "fastmcp==$fastmcp_version" >&2 || die "fastmcp $fastmcp_version does not install from PyPI"
+  fi
+  echo "$venv/bin/python"
+}
+
+need_node
+PYTHON="$(python_with_fastmcp)"
+everything_go="$(go_sdk_binary conformance/everything-server "$gosdk_version")"
+everything_npm="$(npm_package @modelcontextprotocol/server-everything@2026.8.31)/dist/index.js"
+
+stateful="$(free_port)" stateless="$(free_port)" fast="$(free_port)" front_l="$(free_port)" front_m="$(free_port)"
+start go-stateful "$everything_go" -http="localhost:$stateful" -stateless=false
+start go-stateless "$everything_go" -http="localhost:$stateless" -stateless=true
+start fastmcp-server "$PYTHON" "$here/fastmcp_server.py" "$fast"
+listening "$stateful"; listening "$stateless"; listening "$fast"
+cat >"$OUT/sluice.yaml" <<YAML
+binds:
+- port: $front_l
+  listeners:
+  - routes:
+    - policies:
+        # The inspector's page asks from its own origin.
+        cors: {allowOrigins: ["*"]}
+      backends:
+      - mcp:
+          targets:
+          - name: go
+            mcp: {host: "http://localhost:$stateful/"}
+          - name: npm
+            stdio: {cmd: "$NODE", args: ["$everything_npm", stdio]}
+- port: $front_m
+  listeners:
+  - routes:
+    - backends:
+      - mcp:
+          targets:
+          - name: go
+            mcp: {host: "http://localhost:$stateless/"}
+          - name: fast
+            mcp: {host: "http://localhost:$fast/mcp"}
+YAML
+build_sluice
+start sluice "$SLUICE" up -f "$OUT/sluice.yaml" --data-dir "$OUT/data" --admin-addr 127.0.0.1:0 --xds-addr 127.0.0.1:0 --ops-addr 127.0.0.1:0
+listening "$front_l"; listening "$front_m"
+export SESSION_URL="http://localhost:$front_l/mcp" STATELESS_URL="http://localhost:$front_m/mcp"
+
+# package NAME@VERSION: installs it and makes `import` find it from the script's own folder.
+node_client() { # SCRIPT PACKAGE@VERSION…
+  local script="$1" dir; shift
+  for p in "$@"; do dir="$(npm_package "$p")"; done
+  dir="${dir%%/node_modules/*}"
+  cp "$here/$script" "$here/checks.mjs" "$dir/" && "$NODE" "$dir/$script"
+}
+
+client_go() { (cd "$repo" && go run ./internal/systemtest/interop/goclient); }
+client_fastmcp() { "$PYTHON" "$here/fastmcp_client.py"; }
+client_ts-v1() { node_client ts_v1.mjs @modelcontextprotocol/sdk@1.32.2; }
+client_ts-v2() { node_client ts_v2.mjs @modelcontextprotocol/client@2.4.0; }
+client_inspector() {
+  INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_version")/clients/launcher/build/index.js" "$NODE" "$here/inspector.mjs"
+}
+client_page() {
+  command -v chromium >/dev/null || die "the inspector's page needs chromium (Debian: apt-get install chromium)"
+  INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_page_version")" PORT="$(free_port)" node_client page.mjs playwright-core@1.64.1
+}
+
+[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page
+passed=0 failed=0
+for client in "$@"; do
+  if "client_$client" >"$OUT/$client.log" 2>&1; then
+    passed=$((passed + 1)); echo "ok    $client: $(grep -c '^ok' "$OUT/$client.log") checks"
+  else
+    failed=$((failed + 1)); echo "FAIL  $client:"; tail -25 "$OUT/$client.log"
+  fi
+done
+echo "interop: $passed clients passed, $failed failed (logs in $OUT)"
+[ "$failed" = 0 ]

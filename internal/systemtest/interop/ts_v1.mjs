@@ -1,0 +1,43 @@
+// TypeScript SDK v1, session era.
+import { Client } from '@modelcontextprotocol/sdk/client/index.js';
+import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
+import { CreateMessageRequestSchema, ElicitRequestSchema, ResourceUpdatedNotificationSchema } from '@modelcontextprotocol/sdk/types.js';
+import { check, text } from './checks.mjs';
+
+const client = new Client({ name: 'ts-v1', version: '1' }, { capabilities: { sampling: {}, elicitation: {}, roots: {} } });
+client.setRequestHandler(CreateMessageRequestSchema, async () => ({ role: 'assistant', model: 'none', content: { type: 'text', text: 'sampled here' } }));
+client.setRequestHandler(ElicitRequestSchema, async () => ({ action: 'accept', content: { username: 'ada', email: 'ada@example.com' } }));
+const updated = new Promise((resolve) => client.setNotificationHandler(ResourceUpdatedNotificationSchema, (n) => resolve(n.params.uri)));
+const transport = new StreamableHTTPClientTransport(new URL(process.env.SESSION_URL));
+await client.connect(transport);
+
+const tools = (await client.listTools()).tools.map((t) => t.name);
+check('lists tools of both targets', tools.includes('go_test_simple_text') && tools.includes('npm_echo'), tools);
+check('calls the first target', text(await client.callTool({ name: 'go_test_simple_text', arguments: {} })).length > 0);
+check('calls the second target', text(await client.callTool({ name: 'npm_echo', arguments: { message: 'hello' } })).includes('hello'));
+const resources = (await client.listResources()).resources.map((r) => r.uri);
+check('lists resources of both targets', resources.some((u) => u.startsWith('go+')) && resources.some((u) => u.startsWith('npm+')), resources);
+const read = await client.readResource({ uri: 'go+test://static-text' });
+check('reads a resource', read.contents[0].uri === 'go+test://static-text' && read.contents[0].text.length > 0, read);
+const prompts = (await client.listPrompts()).prompts.map((p) => p.name);
+check('lists prompts of both targets', prompts.includes('go_test_simple_prompt') && prompts.some((p) => p.startsWith('npm_')), prompts);
+check('gets a prompt', (await client.getPrompt({ name: 'go_test_simple_prompt' })).messages.length > 0);
+check('completes', Array.isArray((await client.complete({ ref: { type: 'ref/prompt', name: 'go_test_prompt_with_arguments' }, argument: { name: 'arg1', value: 'a' } })).completion.values));
+let progress = 0;
+await client.callTool({ name: 'go_test_tool_with_progress', arguments: {} }, undefined, { onprogress: () => progress++ });
+check('sees progress', progress > 0, progress);
+check('is asked to sample', text(await client.callTool({ name: 'go_test_sampling', arguments: { prompt: 'hi' } })).includes('sampled here'));
+check('is asked to elicit', text(await client.callTool({ name: 'go_test_elicitation', arguments: { message: 'who?' } })).includes('ada'));
+const link = (await client.callTool({ name: 'npm_get-resource-links', arguments: { count: 1 } })).content.find((c) => c.type === 'resource_link');
+check('links in results are the multiplexer\'s', link?.uri.startsWith('npm+'), link);
+check('and can be read', (await client.readResource({ uri: link.uri })).contents.length > 0);
+await client.subscribeResource({ uri: 'go+test://watched-resource' });
+check('subscribes', true);
+await client.unsubscribeResource({ uri: 'go+test://watched-resource' });
+await client.subscribeResource({ uri: 'npm+demo://resource/dynamic/text/1' });
+await client.callTool({ name: 'npm_toggle-subscriber-updates', arguments: {} });
+check('hears of an update', (await Promise.race([updated, new Promise((r) => setTimeout(r, 15000, 'nothing'))])).startsWith('npm+'));
+await transport.terminateSession();
+check('ends its session', true);
+await client.close();
+process.exit(0);
