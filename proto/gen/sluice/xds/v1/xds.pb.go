@@ -1677,7 +1677,8 @@ func (x *Jwks) GetKeys() []byte {
 	return nil
 }
 
-// Commit is `<tenant>/commit/<tenant>` and ends a revision.
+// Commit is `<tenant>/commit/<tenant>` and ends a revision. It is removed, in the last frame, with all else of a tenant that
+// this proxy no longer serves.
 type Commit struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Revision int64                  `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -1732,7 +1733,8 @@ func (x *Commit) GetDigest() []byte {
 	return nil
 }
 
-// Refusal is a detail of the google.rpc.Status in a NACK: one resource that the proxy cannot build.
+// Refusal is a detail of the google.rpc.Status in a NACK: one resource that the proxy cannot build. The NACK of a Commit
+// lists all that do not build now, also those of earlier revisions; an ACK says that everything is built.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Type URL of the resource.
