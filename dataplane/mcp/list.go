@@ -1,5 +1,11 @@
 package mcp
 
+import (
+	"math"
+	"strconv"
+	"time"
+)
+
 // List is one of the four lists that targets have.
 type List uint8
 
@@ -20,4 +26,264 @@ func (l List) Method() string {
 // Member is the result's member that holds the items; "" for NoList.
 func (l List) Member() string {
 	return [...]string{"", "tools", "prompts", "resources", "resourceTemplates"}[l]
+}
+
+// An Item of a list. Spans index Raw, which aliases the result that it came from. It is only valid during the
+// callback that it is shown to.
+type Item struct {
+	Raw         []byte
+	Name        Text // tools, prompts; of resources only a label
+	URI         Text // resources
+	URITemplate Text // templates
+	Annotations Span // tools: what authorization may read
+	InputSchema Span // tools: where x-mcp-header stands
+	Meta        Span // _meta
+	UI          Text // tools: _meta.ui.resourceUri, or the older _meta["ui/resourceUri"]
+
+	// Edits are done when the item is written. Rename and SetURI are the usual ones.
+	Edits Edits
+}
+
+// Rename gives the item another name.
+func (it *Item) Rename(name []byte) { it.Edits.String(it.Name.Span, name) }
+
+// SetURI gives a resource another uri, or a template another uriTemplate.
+func (it *Item) SetURI(uri []byte) {
+	if it.URITemplate.IsString() {
+		it.Edits.String(it.URITemplate.Span, uri)
+		return
+	}
+	it.Edits.String(it.URI.Span, uri)
+}
+
+// Page is what a list's result holds beside its items. It aliases the result.
+type Page struct {
+	Items      int
+	NextCursor Text          // nil Value: no further page; "" is a cursor
+	TTL        time.Duration // ttlMs; meaningful if HasTTL
+	HasTTL     bool
+	CacheScope string // "public", "private", or "" where the target said nothing
+	Meta       []byte // raw _meta; nil: none
+}
+
+var (
+	resultNames = map[List]*names{}
+	itemNames   = map[List]*names{
+		Tools:     readNames("name", "annotations", "inputSchema", "_meta"),
+		Prompts:   readNames("name", "_meta"),
+		Resources: readNames("name", "uri", "_meta"),
+		Templates: readNames("name", "uriTemplate", "_meta"),
+	}
+	itemMetaNames = readNames("ui", "ui/resourceUri")
+	uiNames       = readNames("resourceUri")
+)
+
+func init() {
+	for l := Tools; l <= Templates; l++ {
+		resultNames[l] = readNames(l.Member(), "nextCursor", "ttlMs", "cacheScope", "_meta")
+	}
+}
+
+// ReadList shows each item of a list's result to f and returns the rest. The items' array may be missing: the
+// page is empty then. The error is f's own, or an [*Error] for a result that is no such list (a target's
+// fault: its Code and Status are those of a bad body and not for the client). Items that were shown before
+// the fault was met are to be forgotten.
+func ReadList(l List, result []byte, lim Limits, f func(*Item) error) (Page, error) {
+	var page Page
+	if len(result) > lim.bytes() {
+		return page, refusal(413, CodeInvalidRequest, "the %s result has more than %d bytes", l.Method(), lim.bytes())
+	}
+	s := scanner{b: result, maxDepth: lim.depth()}
+	i := s.ws(0)
+	if i >= len(result) || result[i] != '{' {
+		return page, refusal(400, CodeInvalidRequest, "the %s result is no object", l.Method())
+	}
+	var o object
+	i = o.begin(&s, i, "the "+l.Method()+" result", resultNames[l])
+	for i >= 0 {
+		name, _, at, done := o.next(i)
+		if done {
+			i = at
+			break
+		}
+		switch name {
+		case 1:
+			var err error
+			if i, err = s.items(at, l, &page, f); err != nil {
+				return page, err
+			}
+		case 2:
+			page.NextCursor, i = s.text(at)
+		case 3:
+			var v Span
+			if v, i = s.raw(at); i >= 0 {
+				page.TTL, page.HasTTL = milliseconds(v.Of(result))
+			}
+		case 4:
+			var t Text
+			t, i = s.text(at)
+			page.CacheScope = string(t.Value)
+		case 5:
+			var v Span
+			v, i = s.raw(at)
+			page.Meta = v.Of(result)
+		default:
+			i = s.skip(at)
+		}
+	}
+	if s.end(i) < 0 {
+		return page, s.syntax
+	}
+	if s.refused != nil {
+		return page, s.refused
+	}
+	return page, nil
+}
+
+// milliseconds reads ttlMs, whose fraction does not matter.
+func milliseconds(raw []byte) (time.Duration, bool) {
+	ms, err := strconv.ParseFloat(string(raw), 64)
+	if err != nil || ms < 0 {
+		return 0, false
+	}
+	return time.Duration(min(ms, math.MaxInt64/1e7)) * time.Millisecond, true
+}
+
+// items walks the array at i.
+func (s *scanner) items(i int, l List, page *Page, f func(*Item) error) (int, error) {
+	if i >= len(s.b) || s.b[i] != '[' {
+		if i = s.skip(i); i >= 0 {
+			s.refuse("%s in the %s result is no array", l.Member(), l.Method())
+		}
+		return i, nil
+	}
+	if i = s.open(i, false); i < 0 {
+		return i, nil
+	}
+	var it Item
+	for i = s.ws(i); i >= len(s.b) || s.b[i] != ']'; i = s.ws(i) {
+		if page.Items > 0 {
+			if i >= len(s.b) || s.b[i] != ',' {
+				return s.fail(i, "',' or ']' is missing"), nil
+			}
+			i = s.ws(i + 1)
+		}
+		start := i
+		if i = s.item(i, l, &it); i < 0 {
+			return i, nil
+		}
+		if s.refused != nil {
+			return i, s.refused
+		}
+		it.settle(s.b, start, i)
+		page.Items++
+		if err := f(&it); err != nil {
+			return i, err
+		}
+	}
+	s.depth--
+	return i + 1, nil
+}
+
+// settle makes the spans of an item relative to it.
+func (it *Item) settle(b []byte, start, end int) {
+	it.Raw = b[start:end:end]
+	for _, s := range []*Span{&it.Name.Span, &it.URI.Span, &it.URITemplate.Span, &it.Annotations, &it.InputSchema, &it.Meta, &it.UI.Span} {
+		if s.Present() {
+			s.Start -= int32(start)
+			s.End -= int32(start)
+		}
+	}
+}
+
+func (s *scanner) item(i int, l List, it *Item) int {
+	it.Edits.Reset()
+	*it = Item{Edits: Edits{edits: it.Edits.edits, buf: it.Edits.buf}}
+	if i >= len(s.b) || s.b[i] != '{' {
+		if i = s.skip(i); i >= 0 {
+			s.refuse("an item of %s is no object", l.Member())
+		}
+		return i
+	}
+	var o object
+	i = o.begin(s, i, "an item of "+l.Member(), itemNames[l])
+	for i >= 0 {
+		name, _, at, done := o.next(i)
+		if done {
+			i = at
+			break
+		}
+		switch {
+		case name == 1:
+			it.Name, i = s.text(at)
+		case name == 2 && l == Tools:
+			it.Annotations, i = s.raw(at)
+		case name == 3 && l == Tools:
+			it.InputSchema, i = s.raw(at)
+		case name == 2 && l == Resources:
+			it.URI, i = s.text(at)
+		case name == 2 && l == Templates:
+			it.URITemplate, i = s.text(at)
+		case name > 0: // the last one
+			i = s.itemMeta(at, it)
+		default:
+			i = s.skip(at)
+		}
+	}
+	if i >= 0 {
+		s.checkItem(l, it)
+	}
+	return i
+}
+
+func (s *scanner) checkItem(l List, it *Item) {
+	switch {
+	case (l == Tools || l == Prompts) && !it.Name.IsString():
+		s.refuse("an item of %s has no name", l.Member())
+	case l == Resources && !it.URI.IsString():
+		s.refuse("an item of %s has no uri", l.Member())
+	case l == Templates && !it.URITemplate.IsString():
+		s.refuse("an item of %s has no uriTemplate", l.Member())
+	}
+}
+
+// itemMeta reads _meta, in it ui, and in that resourceUri.
+func (s *scanner) itemMeta(at int, it *Item) int {
+	start := at
+	i := s.inObject(at, "an item's _meta", itemMetaNames, func(name, at int) (i int) {
+		if name == 2 {
+			if it.UI.Present() {
+				return s.skip(at)
+			}
+			it.UI, i = s.text(at)
+			return i
+		}
+		return s.inObject(at, "an item's _meta.ui", uiNames, func(_, at int) (i int) {
+			it.UI, i = s.text(at)
+			return i
+		})
+	})
+	it.Meta = span(start, i)
+	return i
+}
+
+// inObject calls f at the members of the object at i that names has; a value of another type is skipped.
+func (s *scanner) inObject(i int, what string, names *names, f func(name, at int) int) int {
+	if i >= len(s.b) || s.b[i] != '{' {
+		return s.skip(i)
+	}
+	var o object
+	i = o.begin(s, i, what, names)
+	for i >= 0 {
+		name, _, at, done := o.next(i)
+		switch {
+		case done:
+			return at
+		case name > 0:
+			i = f(name, at)
+		default:
+			i = s.skip(at)
+		}
+	}
+	return i
 }

@@ -1,0 +1,399 @@
+package mcp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/bits"
+)
+
+// A URIWriter passes a JSON-RPC message on and rewrites the URIs in it that MCP defines, at these places alone:
+//
+//	result.content[].uri           result.content[].resource.uri
+//	result.messages[].content.uri  result.messages[].content.resource.uri
+//	result.contents[].uri          result.tools[]._meta.ui.resourceUri
+//	                               result._meta.ui.resourceUri
+//
+// and so in each element of a batch. It works on the bytes as they come, whatever their borders, and holds back
+// no more than one URI. All other bytes pass as they are; a URI that the function leaves alone keeps its form.
+// It follows the structure that it needs and validates nothing else: text whose structure cannot be followed is
+// an error, other text that is no JSON passes for the receiver to refuse.
+type URIWriter struct {
+	w       io.Writer
+	rewrite func(uri []byte) []byte
+
+	state state
+	after state   // where the end of a string that passes leads
+	next  node    // what the coming value is, by its name or its place
+	path  []frame // open containers that are followed; no more than the automaton is deep
+	depth int     // open containers below them
+
+	held   []byte // the name or URI that is being read, with its quotes
+	escape bool   // held ends in a backslash that escapes what comes
+	out    []byte // what the call is to pass on
+	err    error
+}
+
+type frame struct {
+	node   node
+	object bool
+}
+
+// A state says what the next byte belongs to.
+type state uint8
+
+const (
+	atValue  state = iota // before a value, or the end of an empty array
+	atName                // before a name, or the end of an empty object
+	atColon               // after a name
+	atComma               // after a value in a container that is followed
+	atEnd                 // after the message
+	inName                // in a name that may lead on: held
+	inURI                 // in a URI: held
+	inString              // in another string, or a name that leads nowhere
+	inEscape              // … after its backslash
+	inScalar              // in a number or literal
+	inDead                // in a container that is not followed
+)
+
+// A node is a place in a message where URIs are found, or to where they are.
+type node uint8
+
+const (
+	dead node = iota
+	root
+	single // a message, also in a batch
+	result
+	content  // one block or several
+	block    // has a uri (a link) or a resource
+	contents // of resources/read
+	resource // has a uri
+	messages // of a prompt
+	message
+	tools
+	tool
+	meta // _meta
+	ui   // _meta.ui
+	uri  // a URI, if it is a string
+)
+
+// members and elements are the ways on from an object and from an array.
+var members = [...]map[string]node{
+	root:     {"result": result},
+	single:   {"result": result},
+	result:   {"content": content, "contents": contents, "messages": messages, "tools": tools, "_meta": meta},
+	content:  {"uri": uri, "resource": resource},
+	block:    {"uri": uri, "resource": resource},
+	resource: {"uri": uri},
+	message:  {"content": content},
+	tool:     {"_meta": meta},
+	meta:     {"ui": ui, "ui/resourceUri": uri},
+	ui:       {"resourceUri": uri},
+	uri:      nil,
+}
+
+var elements = [uri + 1]node{root: single, content: block, contents: resource, messages: message, tools: tool}
+
+const (
+	longestName = 6 * len(`"ui/resourceUri"`) // were every character escaped
+	longestURI  = 64 << 10
+)
+
+// NewURIWriter writes to w what is written to it, with each URI replaced by what rewrite returns for it; nil
+// leaves it alone. rewrite must neither keep nor change its argument.
+func NewURIWriter(w io.Writer, rewrite func(uri []byte) []byte) *URIWriter {
+	return &URIWriter{w: w, rewrite: rewrite, next: root}
+}
+
+// RewriteURIs appends body to dst with its URIs rewritten as a [URIWriter] does.
+func RewriteURIs(dst, body []byte, rewrite func(uri []byte) []byte) ([]byte, error) {
+	u := URIWriter{rewrite: rewrite, next: root, out: dst}
+	err := u.feed(body)
+	if err == nil {
+		err = u.finish()
+	}
+	if err != nil {
+		return dst, err
+	}
+	return u.out, nil
+}
+
+// Write implements io.Writer. What can be told of p is passed on before it returns. After an error all calls
+// return it.
+func (u *URIWriter) Write(p []byte) (int, error) { return u.write(p, u.feed) }
+
+func (u *URIWriter) write(p []byte, feed func([]byte) error) (int, error) {
+	if u.err != nil {
+		return 0, u.err
+	}
+	u.out = u.out[:0]
+	if u.err = feed(p); u.err == nil && len(u.out) > 0 {
+		_, u.err = u.w.Write(u.out)
+	}
+	if cap(u.out) > 256<<10 {
+		u.out = nil
+	}
+	if u.err != nil {
+		return 0, u.err
+	}
+	return len(p), nil
+}
+
+// Close says that the message is over. It does not close the writer below. It fails if the message broke off.
+func (u *URIWriter) Close() error {
+	if u.err == nil {
+		u.err = u.finish()
+	}
+	return u.err
+}
+
+func (u *URIWriter) finish() error {
+	if u.state == atEnd || u.state == inScalar && len(u.path) == 0 {
+		return nil
+	}
+	return fmt.Errorf("mcp: the message breaks off: %w", io.ErrUnexpectedEOF)
+}
+
+// restart is ready for another message.
+func (u *URIWriter) restart() {
+	u.state, u.next, u.path, u.depth = atValue, root, u.path[:0], 0
+}
+
+// fresh reports whether nothing of a message was seen.
+func (u *URIWriter) fresh() bool { return u.state == atValue && len(u.path) == 0 }
+
+// feed takes p and appends what passes to u.out.
+func (u *URIWriter) feed(p []byte) error {
+	for len(p) > 0 {
+		var n int
+		var err error
+		switch u.state {
+		case inString:
+			n = u.passString(p)
+		case inDead:
+			n = u.passDead(p)
+		case inName, inURI:
+			n, err = u.hold(p)
+		default:
+			n, err = u.step(p[0])
+		}
+		if err != nil {
+			return err
+		}
+		p = p[n:]
+	}
+	return nil
+}
+
+// textEnd is the index of the first quote or backslash, len(p) if there is none.
+func textEnd(p []byte) int {
+	i := 0
+	for ; i+8 <= len(p); i += 8 {
+		w := binary.LittleEndian.Uint64(p[i:])
+		q, e := w^'"'*each01, w^'\\'*each01
+		if hit := ((q-each01)&^q | (e-each01)&^e) & each80; hit != 0 {
+			return i + bits.TrailingZeros64(hit)>>3
+		}
+	}
+	for i < len(p) && p[i] != '"' && p[i] != '\\' {
+		i++
+	}
+	return i
+}
+
+// passString passes a string that holds nothing for us.
+func (u *URIWriter) passString(p []byte) int {
+	n := textEnd(p)
+	if n < len(p) {
+		if p[n] == '\\' {
+			u.state = inEscape
+		} else {
+			u.state = u.after
+		}
+		n++
+	}
+	u.out = append(u.out, p[:n]...)
+	return n
+}
+
+// passDead passes a container that holds nothing for us, up to a string in it or to its end.
+func (u *URIWriter) passDead(p []byte) int {
+	n := 0
+	for u.state == inDead && n < len(p) {
+		switch p[n] {
+		case '"':
+			u.state, u.after = inString, inDead
+		case '{', '[':
+			u.depth++
+		case '}', ']':
+			if u.depth--; u.depth == 0 {
+				u.state = u.valueEnd()
+			}
+		}
+		n++
+	}
+	u.out = append(u.out, p[:n]...)
+	return n
+}
+
+// hold gathers a name or a URI, and decides on it at its end.
+func (u *URIWriter) hold(p []byte) (int, error) {
+	if u.escape {
+		u.escape = false
+		u.held = append(u.held, p[0])
+		return 1, nil
+	}
+	n := textEnd(p)
+	end := n < len(p) && p[n] == '"'
+	if n < len(p) {
+		u.escape = p[n] == '\\'
+		n++
+	}
+	u.held = append(u.held, p[:n]...)
+	switch {
+	case end && u.state == inName:
+		u.named()
+	case end:
+		return n, u.replace()
+	case u.state == inName && len(u.held) > longestName:
+		u.next, u.state, u.after = dead, inString, atColon
+		if u.escape {
+			u.state, u.escape = inEscape, false
+		}
+		u.out = append(u.out, u.held...)
+	case u.state == inURI && len(u.held) > longestURI:
+		return n, fmt.Errorf("mcp: a URI in a result has more than %d bytes", longestURI)
+	}
+	return n, nil
+}
+
+// named is at the end of a name, which says where the value leads.
+func (u *URIWriter) named() {
+	u.out = append(u.out, u.held...)
+	u.next, u.state = dead, atColon
+	if name, ok := Unquote(u.held); ok {
+		u.next = members[u.path[len(u.path)-1].node][string(name)]
+	}
+}
+
+// replace is at the end of a URI.
+func (u *URIWriter) replace() error {
+	text, ok := Unquote(u.held)
+	if !ok {
+		return fmt.Errorf("mcp: a URI in a result is no valid string: %s", clip(u.held))
+	}
+	if to := u.rewrite(text); to != nil {
+		u.out = AppendString(u.out, to)
+	} else {
+		u.out = append(u.out, u.held...)
+	}
+	u.state = u.valueEnd()
+	return nil
+}
+
+// valueEnd is the state after a value.
+func (u *URIWriter) valueEnd() state {
+	if len(u.path) == 0 {
+		return atEnd
+	}
+	return atComma
+}
+
+// step takes one byte outside strings and containers that pass whole.
+func (u *URIWriter) step(c byte) (int, error) {
+	space := c == ' ' || c == '\n' || c == '\r' || c == '\t'
+	if u.state == inScalar && (space || c == ',' || c == '}' || c == ']') {
+		u.state = u.valueEnd()
+	}
+	ok := true
+	switch u.state {
+	case inEscape:
+		u.state = inString
+	case inScalar:
+		ok = c != '"' && c != '{' && c != '['
+	case atColon:
+		if ok = c == ':' || space; c == ':' {
+			u.state = atValue
+		}
+	case atName:
+		switch {
+		case c == '"':
+			u.state, u.held = inName, append(u.held[:0], c)
+			return 1, nil
+		case c == '}':
+			u.pop()
+		default:
+			ok = space
+		}
+	case atComma:
+		ok = u.comma(c) || space
+	case atEnd:
+		ok = space
+	case atValue:
+		if c == '"' && u.next == uri {
+			u.state, u.held = inURI, append(u.held[:0], c)
+			return 1, nil
+		}
+		ok = space || u.value(c)
+	}
+	if !ok {
+		return 0, fmt.Errorf("mcp: the message is no valid JSON: %q is out of place", c)
+	}
+	u.out = append(u.out, c)
+	return 1, nil
+}
+
+// value begins a value with c.
+func (u *URIWriter) value(c byte) bool {
+	switch c {
+	case '{':
+		u.push(members[u.next] != nil, true, atName)
+	case '[':
+		u.push(elements[u.next] != dead, false, atValue)
+	case ']':
+		if n := len(u.path); n == 0 || u.path[n-1].object {
+			return false
+		}
+		u.pop()
+	case '"':
+		u.state, u.after = inString, u.valueEnd()
+	case ':', ',', '}', '\\':
+		return false
+	default:
+		u.state = inScalar
+	}
+	return true
+}
+
+func (u *URIWriter) push(follow, object bool, then state) {
+	if !follow {
+		u.state, u.depth = inDead, 1
+		return
+	}
+	u.path = append(u.path, frame{u.next, object})
+	u.state = then
+	if !object {
+		u.next = elements[u.next]
+	}
+}
+
+func (u *URIWriter) pop() {
+	u.path = u.path[:len(u.path)-1]
+	u.state = u.valueEnd()
+}
+
+// comma takes what may follow a value.
+func (u *URIWriter) comma(c byte) bool {
+	top := u.path[len(u.path)-1]
+	switch {
+	case c == ',' && top.object:
+		u.state = atName
+	case c == ',':
+		u.state, u.next = atValue, elements[top.node]
+	case c == '}' && top.object, c == ']' && !top.object:
+		u.pop()
+	default:
+		return false
+	}
+	return true
+}
