@@ -1,0 +1,226 @@
+package mcptest
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+)
+
+// ClientOptions of a [Client].
+type ClientOptions struct {
+	// Version to ask for. If empty, the newest: 2026-07-28 where the server has it.
+	Version string
+	// SSE connects over HTTP+SSE of 2024-11-05.
+	SSE bool
+	// Header is added to every request.
+	Header http.Header
+	// Passive declares no capability to answer the server: no elicitation, sampling or roots.
+	Passive bool
+	// Decline refuses elicitations instead of answering Ada.
+	Decline bool
+	// NoStream opens no GET stream.
+	NoStream bool
+	// HTTPClient to use, e.g. with a CA. If nil, one of its own. Its Transport is wrapped.
+	HTTPClient *http.Client
+}
+
+// Client is a connected go-sdk client. It answers elicitations with {"name": "Ada"}, sampling with "Paris" and
+// roots with file:///work, and remembers notifications.
+type Client struct {
+	*mcp.ClientSession
+
+	mu   sync.Mutex // guards seen
+	seen []Notification
+	wake chan struct{} // closed and replaced at each notification
+}
+
+// Notification is one that a [Client] got. Detail is the log line, the progress as "n/total", or the URI.
+type Notification struct{ Method, Detail string }
+
+// Connect connects to a URL until the test ends, and fails the test if it cannot.
+func Connect(t testing.TB, url string, o ClientOptions) *Client {
+	t.Helper()
+	c, err := Dial(t.Context(), url, o)
+	if err != nil {
+		t.Fatalf("connect to %s: %v", url, err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// Dial is [Connect] for what may be refused. The caller closes the client.
+func Dial(ctx context.Context, url string, o ClientOptions) (*Client, error) {
+	hc := &http.Client{}
+	if o.HTTPClient != nil {
+		*hc = *o.HTTPClient
+	}
+	base := hc.Transport
+	if base == nil {
+		base = http.DefaultTransport.(*http.Transport).Clone()
+	}
+	hc.Transport = addHeader{base, o.Header}
+	var tr mcp.Transport = &mcp.StreamableClientTransport{Endpoint: url, HTTPClient: hc, MaxRetries: -1, DisableStandaloneSSE: o.NoStream}
+	if o.SSE {
+		tr = &mcp.SSEClientTransport{Endpoint: url, HTTPClient: hc}
+	}
+	return connect(ctx, tr, o)
+}
+
+func connect(ctx context.Context, tr mcp.Transport, o ClientOptions) (*Client, error) {
+	c := &Client{wake: make(chan struct{})}
+	mc := mcp.NewClient(&mcp.Implementation{Name: "mcptest-client", Version: "1.0.0"}, c.options(o))
+	if !o.Passive {
+		mc.AddRoots(&mcp.Root{URI: "file:///work", Name: "work"})
+	}
+	var so *mcp.ClientSessionOptions
+	if o.Version != "" {
+		so = &mcp.ClientSessionOptions{ProtocolVersion: o.Version}
+	}
+	cs, err := mc.Connect(ctx, tr, so)
+	if err != nil {
+		return nil, err
+	}
+	c.ClientSession = cs
+	return c, nil
+}
+
+func (c *Client) options(o ClientOptions) *mcp.ClientOptions {
+	opts := &mcp.ClientOptions{
+		LoggingMessageHandler: func(_ context.Context, r *mcp.LoggingMessageRequest) {
+			s, _ := r.Params.Data.(string)
+			c.note("notifications/message", s)
+		},
+		ProgressNotificationHandler: func(_ context.Context, r *mcp.ProgressNotificationClientRequest) {
+			c.note("notifications/progress", format(r.Params.Progress)+"/"+format(r.Params.Total))
+		},
+		ToolListChangedHandler: func(context.Context, *mcp.ToolListChangedRequest) { c.note("notifications/tools/list_changed", "") },
+		PromptListChangedHandler: func(context.Context, *mcp.PromptListChangedRequest) {
+			c.note("notifications/prompts/list_changed", "")
+		},
+		ResourceListChangedHandler: func(context.Context, *mcp.ResourceListChangedRequest) {
+			c.note("notifications/resources/list_changed", "")
+		},
+		ResourceUpdatedHandler: func(_ context.Context, r *mcp.ResourceUpdatedNotificationRequest) {
+			c.note("notifications/resources/updated", r.Params.URI)
+		},
+	}
+	if o.Passive {
+		opts.Capabilities = &mcp.ClientCapabilities{}
+		return opts
+	}
+	opts.ElicitationHandler = func(context.Context, *mcp.ElicitRequest) (*mcp.ElicitResult, error) {
+		if o.Decline {
+			return &mcp.ElicitResult{Action: "decline"}, nil
+		}
+		return &mcp.ElicitResult{Action: "accept", Content: map[string]any{"name": "Ada"}}, nil
+	}
+	opts.CreateMessageHandler = func(context.Context, *mcp.CreateMessageRequest) (*mcp.CreateMessageResult, error) {
+		return &mcp.CreateMessageResult{Role: "assistant", Model: "test", Content: &mcp.TextContent{Text: "Paris"}}, nil
+	}
+	return opts
+}
+
+func (c *Client) note(method, detail string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = append(c.seen, Notification{method, detail})
+	close(c.wake)
+	c.wake = make(chan struct{})
+}
+
+// Notifications returns those that came so far, in order.
+func (c *Client) Notifications() []Notification {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]Notification(nil), c.seen...)
+}
+
+// Await waits until n notifications of the method have come, and fails the test after 5 s.
+func (c *Client) Await(t testing.TB, method string, n int) []Notification {
+	t.Helper()
+	late := time.After(5 * time.Second)
+	for {
+		c.mu.Lock()
+		var got []Notification
+		for _, x := range c.seen {
+			if x.Method == method {
+				got = append(got, x)
+			}
+		}
+		wake := c.wake
+		c.mu.Unlock()
+		if len(got) >= n {
+			return got
+		}
+		select {
+		case <-wake:
+		case <-late:
+			t.Fatalf("%d notifications %s within 5 s, want %d", len(got), method, n)
+		}
+	}
+}
+
+// Call calls a tool and returns the text of its content; the test fails on any error, also a result's.
+func (c *Client) Call(t testing.TB, tool string, args map[string]any) string {
+	t.Helper()
+	out, err := c.TryCall(t.Context(), tool, args)
+	if err != nil {
+		t.Fatalf("call %s: %v", tool, err)
+	}
+	return out
+}
+
+// TryCall is [Client.Call] for what may fail. A result with isError is an error too.
+func (c *Client) TryCall(ctx context.Context, tool string, args map[string]any) (string, error) {
+	res, err := c.CallTool(ctx, &mcp.CallToolParams{Name: tool, Arguments: args})
+	if err != nil {
+		return "", err
+	}
+	var all []string
+	for _, content := range res.Content {
+		if x, ok := content.(*mcp.TextContent); ok {
+			all = append(all, x.Text)
+		}
+	}
+	out := strings.Join(all, "\n")
+	if res.IsError {
+		return out, errors.New("isError: " + out)
+	}
+	return out, nil
+}
+
+// ToolNames lists the tools over all pages, in order.
+func (c *Client) ToolNames(t testing.TB) []string {
+	t.Helper()
+	var names []string
+	for tool, err := range c.Tools(t.Context(), nil) {
+		if err != nil {
+			t.Fatalf("list tools: %v", err)
+		}
+		names = append(names, tool.Name)
+	}
+	return names
+}
+
+// addHeader adds a header to each request.
+type addHeader struct {
+	base http.RoundTripper
+	add  http.Header
+}
+
+func (a addHeader) RoundTrip(r *http.Request) (*http.Response, error) {
+	if len(a.add) == 0 {
+		return a.base.RoundTrip(r)
+	}
+	r = r.Clone(r.Context())
+	for k, vs := range a.add {
+		r.Header[k] = append(r.Header[k], vs...)
+	}
+	return a.base.RoundTrip(r)
+}
