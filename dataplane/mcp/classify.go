@@ -64,7 +64,7 @@ func classify(x Exchange) (Verdict, *Error) {
 	version := Revision(strings.Trim(x.Header.Get(HeaderVersion), " \t"))
 	switch {
 	case x.HTTPMethod == http.MethodPost && x.Message != nil:
-		if modern(version) || x.Message.Meta.Version.Present() {
+		if modern(version) || x.Message.Meta.Version.Present() || !x.servesSessions() && x.Message.Method != "initialize" {
 			return x.stateless(version)
 		}
 		return x.session(version)

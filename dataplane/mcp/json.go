@@ -24,39 +24,20 @@ const (
 	each80 = 0x80 * each01
 )
 
-// plain reports which of eight bytes end a run of plain string bytes: the lowest 0x80 bit that is set marks
-// the first control character, quote, backslash or byte of a multi-byte character. Bits above it may lie.
+// special marks which of eight bytes end a run of plain string bytes: with each80 applied, its lowest bit stands
+// in the first control character, quote, backslash or byte of a multi-byte character. Bits above it may lie.
 //
 // For an ASCII byte c, c^2 < 0x21 exactly for the control characters and the quote, and (c^'\\')-1 borrows
 // only for the backslash.
-func plain(w uint64) uint64 {
-	return (((w ^ 0x02*each01) - 0x21*each01) | ((w ^ '\\'*each01) - each01) | w) & each80
+func special(w uint64) uint64 {
+	return ((w ^ 0x02*each01) - 0x21*each01) | ((w ^ '\\'*each01) - each01) | w
 }
 
 // str scans a string from past its opening quote. escaped tells whether it holds a backslash.
 func (s *scanner) str(i int) (end int, escaped bool) {
 	b := s.b
 	for {
-		for i+32 <= len(b) { // four words at a time: most bytes of large bodies lie in long strings
-			p := b[i : i+32 : i+32]
-			w0, w1 := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
-			w2, w3 := binary.LittleEndian.Uint64(p[16:]), binary.LittleEndian.Uint64(p[24:])
-			if plain(w0)|plain(w1)|plain(w2)|plain(w3) != 0 {
-				break
-			}
-			i += 32
-		}
-		for i+8 <= len(b) {
-			hit := plain(binary.LittleEndian.Uint64(b[i:]))
-			if hit != 0 {
-				i += bits.TrailingZeros64(hit) >> 3
-				break
-			}
-			i += 8
-		}
-		for i < len(b) && stringByte[b[i]] == stringPlain {
-			i++
-		}
+		i = plainEnd(b, i)
 		if i >= len(b) {
 			return s.fail(i, "the body ends inside a string"), escaped
 		}
@@ -80,6 +61,36 @@ func (s *scanner) str(i int) (end int, escaped bool) {
 			i += n
 		}
 	}
+}
+
+// plainEnd is the index of the first byte from i on that is special in a string, len(b) if there is none.
+// Names are short: look at one word first. Most bytes of large bodies lie in long strings: then take four.
+func plainEnd(b []byte, i int) int {
+	if i+8 <= len(b) {
+		if hit := special(binary.LittleEndian.Uint64(b[i:])) & each80; hit != 0 {
+			return i + bits.TrailingZeros64(hit)>>3
+		}
+		i += 8
+	}
+	for i+32 <= len(b) {
+		p := b[i : i+32 : i+32]
+		w0, w1 := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
+		w2, w3 := binary.LittleEndian.Uint64(p[16:]), binary.LittleEndian.Uint64(p[24:])
+		if (special(w0)|special(w1)|special(w2)|special(w3))&each80 != 0 {
+			break
+		}
+		i += 32
+	}
+	for i+8 <= len(b) {
+		if hit := special(binary.LittleEndian.Uint64(b[i:])) & each80; hit != 0 {
+			return i + bits.TrailingZeros64(hit)>>3
+		}
+		i += 8
+	}
+	for i < len(b) && stringByte[b[i]] == stringPlain {
+		i++
+	}
+	return i
 }
 
 // What a byte is inside a string.

@@ -93,15 +93,15 @@ func ReadList(l List, result []byte, lim Limits, f func(*Item) error) (Page, err
 	if len(result) > lim.bytes() {
 		return page, refusal(413, CodeInvalidRequest, "the %s result has more than %d bytes", l.Method(), lim.bytes())
 	}
-	s := scanner{b: result, maxDepth: lim.depth()}
+	s := &scanner{b: result, maxDepth: lim.depth()}
 	i := s.ws(0)
 	if i >= len(result) || result[i] != '{' {
 		return page, refusal(400, CodeInvalidRequest, "the %s result is no object", l.Method())
 	}
 	var o object
-	i = o.begin(&s, i, "the "+l.Method()+" result", resultNames[l])
+	i = o.begin(s, i, "the "+l.Method()+" result", resultNames[l])
 	for i >= 0 {
-		name, _, at, done := o.next(i)
+		name, _, at, done := o.next(s, i)
 		if done {
 			i = at
 			break
@@ -208,7 +208,7 @@ func (s *scanner) item(i int, l List, it *Item) int {
 	var o object
 	i = o.begin(s, i, "an item of "+l.Member(), itemNames[l])
 	for i >= 0 {
-		name, _, at, done := o.next(i)
+		name, _, at, done := o.next(s, i)
 		if done {
 			i = at
 			break
@@ -275,7 +275,7 @@ func (s *scanner) inObject(i int, what string, names *names, f func(name, at int
 	var o object
 	i = o.begin(s, i, what, names)
 	for i >= 0 {
-		name, _, at, done := o.next(i)
+		name, _, at, done := o.next(s, i)
 		switch {
 		case done:
 			return at

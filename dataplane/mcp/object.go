@@ -6,27 +6,25 @@ import "bytes"
 // name given twice, or one that equals a name we read but for its case, is refused. Go servers match names
 // without case (and take U+212A for k, U+017F for s), so {"name":"safe","Name":"danger"} must not pass.
 type object struct {
-	s     *scanner
 	what  string // for errors
 	names *names
 	first bool
 	mask  uint32              // of the names we read that were seen
-	other [16][]byte          // other names that were seen
+	other [8][]byte           // other names that were seen
 	n     int                 // how many of them
 	more  map[string]struct{} // those beyond
 }
 
 // names are those that are read in one sort of object: at most 31.
 type names struct {
-	index  map[string]int // name → 1…
-	folded map[string]string
-	max    int // longest name
+	list   []string
+	folded map[string]string // folded name → name
+	max    int               // longest name
 }
 
 func readNames(list ...string) *names {
-	n := &names{index: map[string]int{}, folded: map[string]string{}}
-	for i, name := range list {
-		n.index[name] = i + 1
+	n := &names{list: list, folded: map[string]string{}}
+	for _, name := range list {
 		n.folded[string(fold(nil, []byte(name)))] = name
 		n.max = max(n.max, len(name))
 	}
@@ -54,14 +52,13 @@ func fold(dst, name []byte) []byte {
 
 // begin enters the object at i.
 func (o *object) begin(s *scanner, i int, what string, names *names) int {
-	o.s, o.what, o.names, o.first = s, what, names, true
+	o.what, o.names, o.first = what, names, true
 	return s.open(i, true)
 }
 
 // next scans up to the next member's value and returns which of the names it has (0: none of them). At the
 // object's end, done is true and i is past it.
-func (o *object) next(i int) (name int, key []byte, at int, done bool) {
-	s := o.s
+func (o *object) next(s *scanner, i int) (name int, key []byte, at int, done bool) {
 	if i = s.ws(i); i < len(s.b) && s.b[i] == '}' {
 		s.depth--
 		return 0, nil, i + 1, true
@@ -87,25 +84,29 @@ func (o *object) next(i int) (name int, key []byte, at int, done bool) {
 	if i = s.colon(end); i < 0 {
 		return 0, nil, i, true
 	}
-	return o.check(key), key, i, false
+	return o.check(s, key), key, i, false
 }
 
-func (o *object) check(key []byte) int {
-	if i, ok := o.names.index[string(key)]; ok {
+// check notes a name, and returns which of those we read it is, counted from 1; 0: none.
+func (o *object) check(s *scanner, key []byte) int {
+	for i, name := range o.names.list {
+		if name != string(key) {
+			continue
+		}
 		if o.mask>>i&1 == 1 {
-			o.s.refuse("%s holds %q twice", o.what, key)
+			s.refuse("%s holds %q twice", o.what, name)
 		}
 		o.mask |= 1 << i
-		return i
+		return i + 1
 	}
 	if len(key) <= 3*o.names.max {
 		var buf [128]byte
 		if name, ok := o.names.folded[string(fold(buf[:0], key))]; ok {
-			o.s.refuse("%s holds %q, which some would read as %q", o.what, key, name)
+			s.refuse("%s holds %q, which some would read as %q", o.what, clip(key), name)
 		}
 	}
 	if o.seen(key) {
-		o.s.refuse("%s holds %q twice", o.what, clip(key))
+		s.refuse("%s holds %q twice", o.what, clip(key))
 	}
 	return 0
 }

@@ -174,7 +174,7 @@ func (s *scanner) envelope(i int, m *Message) int {
 	i = o.begin(s, i, "the message", envelopeNames)
 	version := false
 	for i >= 0 {
-		name, _, at, done := o.next(i)
+		name, _, at, done := o.next(s, i)
 		if done {
 			i = at
 			break
@@ -243,7 +243,7 @@ func (s *scanner) params(at int, m *Message) (Span, int) {
 	start := at
 	i := o.begin(s, at, "params", paramsNames)
 	for i >= 0 {
-		name, _, at, done := o.next(i)
+		name, _, at, done := o.next(s, i)
 		if done {
 			i = at
 			break
@@ -303,7 +303,7 @@ func (s *scanner) meta(at int, m *Message) int {
 	start := at
 	i := o.begin(s, at, "params._meta", metaNames)
 	for i >= 0 {
-		name, _, at, done := o.next(i)
+		name, _, at, done := o.next(s, i)
 		if done {
 			i = at
 			break
@@ -339,7 +339,7 @@ func (s *scanner) ref(at int, m *Message) int {
 	start := at
 	i := o.begin(s, at, "params.ref", refNames)
 	for i >= 0 {
-		name, _, at, done := o.next(i)
+		name, _, at, done := o.next(s, i)
 		if done {
 			i = at
 			break
@@ -364,7 +364,7 @@ func (s *scanner) ref(at int, m *Message) int {
 // where read names the members that the caller reads (for the check of case); f's error ends the walk and is
 // returned as it is.
 func Members(raw []byte, lim Limits, read []string, f func(name, value []byte) error) error {
-	s := scanner{b: raw, maxDepth: lim.depth()}
+	s := &scanner{b: raw, maxDepth: lim.depth()}
 	i := s.ws(0)
 	if len(raw) > lim.bytes() {
 		return refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.bytes())
@@ -376,9 +376,9 @@ func Members(raw []byte, lim Limits, read []string, f func(name, value []byte) e
 		return refusal(400, CodeInvalidRequest, "the value is no object")
 	}
 	var o object
-	i = o.begin(&s, i, "the object", readNames(read...))
+	i = o.begin(s, i, "the object", readNames(read...))
 	for i >= 0 {
-		_, key, at, done := o.next(i)
+		_, key, at, done := o.next(s, i)
 		if done {
 			i = at
 			break
