@@ -1,0 +1,97 @@
+package api
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+
+	"github.com/sluicegate/sluice/internal/policy"
+	"github.com/sluicegate/sluice/internal/resource"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
+)
+
+// need is a local power that an object uses and that is not granted.
+type need struct {
+	field string // path in the object's spec
+	what  string
+	grant string // that would allow it
+}
+
+// needs lists the local powers that an object uses beyond the grants. What only shows at use, such as the address
+// that a name resolves to, is checked there again.
+func needs(o *adminv1.Object, grants policy.Grants) []need {
+	var all []need
+	for path, c := range resource.Credentials(o) {
+		switch source := c.GetSource().(type) {
+		case *policyv1.Credential_File:
+			if !grants.File(source.File) {
+				all = append(all, need{path, fmt.Sprintf("reading the proxies' file %q", source.File), "file=" + source.File})
+			}
+		case *policyv1.Credential_Env:
+			if !grants.Env(source.Env) {
+				all = append(all, need{path, fmt.Sprintf("reading the proxies' environment variable %q", source.Env), "env=" + source.Env})
+			}
+		}
+	}
+	if t := o.GetTarget(); t != nil {
+		all = append(all, targetNeeds(t, grants)...)
+	}
+	for field, j := range Jwks(o) {
+		switch source := j.GetSource().(type) {
+		case *policyv1.Jwks_File:
+			if !grants.File(source.File) {
+				all = append(all, need{field, fmt.Sprintf("reading the proxies' file %q", source.File), "file=" + source.File})
+			}
+		case *policyv1.Jwks_Url:
+			if u, err := url.Parse(source.Url); err == nil && !mayDial(grants, u.Hostname()) {
+				all = append(all, need{field, fmt.Sprintf("the private address %s", u.Hostname()), "private-network"})
+			}
+		}
+	}
+	return all
+}
+
+func targetNeeds(t *adminv1.Target, grants policy.Grants) []need {
+	switch transport := t.GetTransport().(type) {
+	case *adminv1.Target_Stdio:
+		if cmd := transport.Stdio.GetCmd(); !grants.Stdio(cmd) {
+			return []need{{"stdio.cmd", fmt.Sprintf("running %q on the proxies", cmd), "stdio=" + cmd}}
+		}
+	case *adminv1.Target_Mcp:
+		return hostNeeds("mcp.host", transport.Mcp, grants)
+	case *adminv1.Target_Sse:
+		return hostNeeds("sse.host", transport.Sse, grants)
+	}
+	return nil
+}
+
+func hostNeeds(field string, t *adminv1.HttpTransport, grants policy.Grants) []need {
+	if mayDial(grants, t.GetHost()) {
+		return nil
+	}
+	return []need{{field, fmt.Sprintf("the private address %s", t.GetHost()), "private-network"}}
+}
+
+// mayDial checks an address that is written as such. Any other name is checked when it has been resolved.
+func mayDial(grants policy.Grants, host string) bool {
+	if host == "localhost" {
+		host = "127.0.0.1"
+	}
+	addr, err := netip.ParseAddr(host)
+	return err != nil || grants.Dial(addr) == nil
+}
+
+// Jwks returns the key sets that an object's policies name, by the path of each.
+func Jwks(o *adminv1.Object) map[string]*policyv1.Jwks {
+	all := map[string]*policyv1.Jwks{}
+	policies, enforced := resource.Policies(o)
+	for at, p := range map[string]*policyv1.Policies{"policies": policies, "enforced": enforced} {
+		for i, provider := range p.GetJwtAuth().GetProviders() {
+			if provider.GetJwks() != nil {
+				all[fmt.Sprintf("%s.jwtAuth.providers[%d].jwks", at, i)] = provider.GetJwks()
+			}
+		}
+	}
+	return all
+}
