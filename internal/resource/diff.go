@@ -1,5 +1,181 @@
 package resource
 
-import adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+import (
+	"cmp"
+	"slices"
+	"strings"
 
-func Diff(old, new []*adminv1.Object) []*adminv1.Change { return nil }
+	"google.golang.org/protobuf/proto"
+
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
+)
+
+// Diff returns what turns old into new, in the order of kinds and names, an object's fields in their own
+// order. Where an object was read, and by which revision and set it is held, is no part of it. Values of
+// credentials are compared but not shown. An object that was created with the content of a deleted one tells
+// its old name; both changes are listed.
+func Diff(old, new []*adminv1.Object) []*adminv1.Change {
+	before, after := byKey(old), byKey(new)
+	var changes []*adminv1.Change
+	for key, o := range before {
+		if after[key] == nil {
+			changes = append(changes, &adminv1.Change{Op: adminv1.Change_OP_DELETE, Kind: Kind(o), Name: o.GetName()})
+		}
+	}
+	for key, o := range after {
+		was := before[key]
+		if was == nil {
+			changes = append(changes, &adminv1.Change{Op: adminv1.Change_OP_CREATE, Kind: Kind(o), Name: o.GetName()})
+			continue
+		}
+		if fields := diffFields(showSpec(was), showSpec(o)); len(fields) > 0 {
+			changes = append(changes, &adminv1.Change{Op: adminv1.Change_OP_UPDATE, Kind: Kind(o), Name: o.GetName(), Fields: fields})
+		}
+	}
+	slices.SortFunc(changes, func(a, b *adminv1.Change) int {
+		return cmp.Or(
+			cmp.Compare(slices.Index(Kinds(), a.GetKind()), slices.Index(Kinds(), b.GetKind())),
+			cmp.Compare(a.GetName(), b.GetName()))
+	})
+	findRenames(changes, before, after)
+	return changes
+}
+
+func byKey(objects []*adminv1.Object) map[string]*adminv1.Object {
+	m := make(map[string]*adminv1.Object, len(objects))
+	for _, o := range objects {
+		m[Key(o)] = o
+	}
+	return m
+}
+
+// findRenames pairs created objects with deleted ones of the same content. What others are named after goes
+// first (listener before route, backend before target), so that a reference to a renamed object is no
+// difference.
+func findRenames(changes []*adminv1.Change, before, after map[string]*adminv1.Object) {
+	deleted := map[string]bool{}
+	for _, c := range changes {
+		if c.GetOp() == adminv1.Change_OP_DELETE {
+			deleted[c.GetKind()+"/"+c.GetName()] = true
+		}
+	}
+	renamed := map[string]string{} // key of an old name → new name
+	for _, kind := range []string{"secret", "listener", "backend", "target", "route"} {
+		for _, c := range changes {
+			if c.GetKind() != kind || c.GetOp() != adminv1.Change_OP_CREATE {
+				continue
+			}
+			for _, d := range changes { // in order of names: the outcome is the same each time
+				key := kind + "/" + d.GetName()
+				if d.GetKind() != kind || d.GetOp() != adminv1.Change_OP_DELETE || !deleted[key] {
+					continue
+				}
+				was := follow(before[key], renamed)
+				now := after[kind+"/"+c.GetName()]
+				if kind == "target" && TargetName(was) != TargetName(now) && was.GetTarget().GetBackend() != now.GetTarget().GetBackend() {
+					continue // moved and renamed: nobody would call it the same
+				}
+				if len(diffFields(showSpec(was), showSpec(now))) == 0 {
+					c.RenamedFrom = d.GetName()
+					renamed[key] = c.GetName()
+					delete(deleted, key)
+					break
+				}
+			}
+		}
+	}
+}
+
+// follow returns an object with its references led to the new names.
+func follow(o *adminv1.Object, renamed map[string]string) *adminv1.Object {
+	o = proto.CloneOf(o)
+	to := func(kind string, name *string) {
+		if now, ok := renamed[kind+"/"+*name]; ok {
+			*name = now
+		}
+	}
+	if r := o.GetRoute(); r != nil {
+		to("listener", &r.Listener)
+		for _, b := range r.GetBackends() {
+			to("backend", &b.Backend)
+		}
+	}
+	if t := o.GetTarget(); t != nil {
+		to("backend", &t.Backend)
+	}
+	for _, c := range Credentials(o) {
+		if name := c.GetSecret(); name != "" {
+			to("secret", &name)
+			c.Source = &policyv1.Credential_Secret{Secret: name}
+		}
+	}
+	return o
+}
+
+// diffFields lists the scalars that differ. A map or list that one side lacks is one field.
+func diffFields(old, new shown) []*adminv1.FieldChange {
+	var out []*adminv1.FieldChange
+	diffInto(&out, "", old, new)
+	return out
+}
+
+func diffInto(out *[]*adminv1.FieldChange, path string, old, new shown) {
+	switch {
+	case old.fields != nil && new.fields != nil:
+		for _, f := range old.fields {
+			value, ok := lookup(new, f.name)
+			if !ok {
+				*out = append(*out, &adminv1.FieldChange{Path: join(path, f.name), Before: f.value.flow()})
+				continue
+			}
+			diffInto(out, join(path, f.name), f.value, value)
+		}
+		for _, f := range new.fields {
+			if _, ok := lookup(old, f.name); !ok {
+				*out = append(*out, &adminv1.FieldChange{Path: join(path, f.name), After: f.value.flow()})
+			}
+		}
+	case old.items != nil && new.items != nil:
+		for i := range max(len(old.items), len(new.items)) {
+			switch p := index(path, i); {
+			case i >= len(new.items):
+				*out = append(*out, &adminv1.FieldChange{Path: p, Before: old.items[i].flow()})
+			case i >= len(old.items):
+				*out = append(*out, &adminv1.FieldChange{Path: p, After: new.items[i].flow()})
+			default:
+				diffInto(out, p, old.items[i], new.items[i])
+			}
+		}
+	case old.flow() != new.flow() || old.secret != new.secret:
+		*out = append(*out, &adminv1.FieldChange{Path: path, Before: old.flow(), After: new.flow()})
+	}
+}
+
+func lookup(s shown, name string) (shown, bool) {
+	for _, f := range s.fields {
+		if f.name == name {
+			return f.value, true
+		}
+	}
+	return shown{}, false
+}
+
+// flow writes a value in one line.
+func (s shown) flow() string {
+	var parts []string
+	switch {
+	case s.fields != nil:
+		for _, f := range s.fields {
+			parts = append(parts, scalarText(f.name, false)+": "+f.value.flow())
+		}
+		return "{" + strings.Join(parts, ", ") + "}"
+	case s.items != nil:
+		for _, item := range s.items {
+			parts = append(parts, item.flow())
+		}
+		return "[" + strings.Join(parts, ", ") + "]"
+	}
+	s.expands = false // this is to be read, not to be loaded
+	return s.scalar()
+}

@@ -1,0 +1,276 @@
+package resource
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/sluicegate/sluice/internal/policy"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
+)
+
+// This file alone knows internal/policy: what kinds there are, and what they mean where.
+
+// routePhase returns the kinds that act before a target is known.
+func routePhase() []string {
+	var kinds []string
+	for _, k := range policy.Kinds() {
+		if k.Phase == policy.RoutePhase {
+			kinds = append(kinds, k.Name)
+		}
+	}
+	return kinds
+}
+
+var levels = map[string]policy.Level{
+	"platform": policy.Platform, "tenant": policy.Tenant, "listener": policy.Listener,
+	"route": policy.RouteLevel, "backend": policy.Backend, "target": policy.TargetLevel,
+}
+
+// policies checks the policies of all levels: each block by itself, then what becomes of it on the targets.
+func (v *validator) policies() {
+	for _, o := range v.objects {
+		policies, enforced := Policies(o)
+		v.block(o, "policies", policies)
+		v.block(o, "enforced", enforced)
+		v.replaced(o, policies)
+		if o.GetTarget() != nil {
+			v.onTarget(o)
+		}
+	}
+	for _, o := range v.objects {
+		policies, enforced := Policies(o)
+		v.unverified(o, "policies", policies)
+		v.unverified(o, "enforced", enforced)
+	}
+}
+
+// block checks the policies of one level by themselves.
+func (v *validator) block(o *adminv1.Object, block string, p *policyv1.Policies) {
+	if p == nil {
+		return
+	}
+	at := func(field string) string { return block + strings.TrimPrefix(field, "policies") }
+	meaningless := map[string]bool{}
+	for _, e := range policy.CheckLevel(levels[Kind(o)], p) {
+		meaningless[e.Field] = true
+		v.fail(o, at(e.Field), e.Reason, "")
+	}
+	for _, e := range policy.Unenforced(p) {
+		severity := severityNote
+		if v.Apply {
+			severity = severityError
+		}
+		v.tell(severity, o, at(e.Field), e.Reason, "")
+	}
+	// A credential of the form {secret: name} or {sealed: …} is not known here; what it is checked for
+	// happens where its value is.
+	for _, e := range policy.FieldErrors(policy.Check(p, policy.Resolver{})) {
+		if !meaningless[e.Field] && !isCredentialError(p, e.Field) {
+			v.fail(o, at(e.Field), e.Reason, "")
+		}
+	}
+	if pass := p.GetBackendAuth().GetPassthrough(); pass != nil && !v.audienceIsTarget(o) {
+		v.tell(severityWarning, o, block+".backendAuth.passthrough", "sends the client's token to the target, which can use it elsewhere as the client",
+			"use it only where the target is the token's audience, and name its URL in jwtAuth's audiences")
+	}
+}
+
+// isCredentialError tells whether a field is a credential without a usable source: [validator.credentials] has
+// told of it.
+func isCredentialError(p *policyv1.Policies, field string) bool {
+	o := &adminv1.Object{Spec: &adminv1.Object_Platform{Platform: &adminv1.Platform{Policies: p}}}
+	for path, c := range Credentials(o) {
+		if path == field && (c.GetSource() == nil || c.GetValue() == "" && isValue(c)) {
+			return true
+		}
+	}
+	return false
+}
+
+func isValue(c *policyv1.Credential) bool {
+	_, ok := c.GetSource().(*policyv1.Credential_Value)
+	return ok
+}
+
+// audienceIsTarget tells whether each token that can reach a target was made for it.
+func (v *validator) audienceIsTarget(o *adminv1.Object) bool {
+	t := o.GetTarget()
+	transport := t.GetMcp()
+	if transport == nil {
+		transport = t.GetSse()
+	}
+	routes := v.chains.through(o)
+	if transport == nil || len(routes) == 0 {
+		return false
+	}
+	origin := "http://" + net.JoinHostPort(transport.GetHost(), strconv.Itoa(int(transport.GetPort())))
+	switch {
+	case transport.GetTls() && transport.GetPort() == 443:
+		origin = "https://" + transport.GetHost()
+	case transport.GetTls():
+		origin = "https" + strings.TrimPrefix(origin, "http")
+	case transport.GetPort() == 80:
+		origin = "http://" + transport.GetHost()
+	}
+	for _, route := range routes {
+		found, ok := effective(v.chains.above(o, route), kindField("jwtAuth"))
+		if !ok {
+			return false
+		}
+		jwt, _ := found.message.Interface().(*policyv1.JwtAuth)
+		for _, p := range jwt.GetProviders() {
+			if len(p.GetAudiences()) == 0 || slices.ContainsFunc(p.GetAudiences(), func(a string) bool {
+				return strings.TrimSuffix(a, "/") != origin && a != origin+transport.GetPath()
+			}) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// replaced notes what the policies of a level drop of those that they replace whole.
+func (v *validator) replaced(o *adminv1.Object, p *policyv1.Policies) {
+	if p == nil {
+		return
+	}
+	routes := v.chains.through(o)
+	if len(routes) == 0 {
+		routes = []*adminv1.Object{nil}
+	}
+	for _, k := range policy.Kinds() {
+		fd := kindField(k.Name)
+		if !p.ProtoReflect().Has(fd) {
+			continue
+		}
+		told := map[*adminv1.Object]bool{}
+		for _, route := range routes {
+			upper, ok := effective(v.chains.above(o, route), fd)
+			if !ok || upper.enforced || told[upper.level] {
+				continue
+			}
+			told[upper.level] = true
+			dropped := droppedFields(upper.message, p.ProtoReflect().Get(fd).Message())
+			if len(dropped) == 0 {
+				continue
+			}
+			slices.Sort(dropped)
+			v.tell(severityNote, o, "policies."+k.Name, fmt.Sprintf("replaces that of %s whole, and drops its %s", describe(upper), strings.Join(dropped, ", ")),
+				"repeat what should stay")
+		}
+	}
+}
+
+// describe names a policy for a message about another.
+func describe(p policyAt) string {
+	if place := Place(p.level, p.field); place != "" {
+		return Key(p.level) + " (" + place + ")"
+	}
+	return Key(p.level)
+}
+
+// onTarget checks what becomes of the kinds that need a certain transport.
+func (v *validator) onTarget(o *adminv1.Object) {
+	transport, name := policy.HTTP, "mcp"
+	switch o.GetTarget().GetTransport().(type) {
+	case *adminv1.Target_Sse:
+		transport, name = policy.SSE, "sse"
+	case *adminv1.Target_Stdio:
+		transport, name = policy.Stdio, "stdio"
+	case nil:
+		return
+	}
+	routes := v.chains.through(o)
+	if len(routes) == 0 {
+		routes = []*adminv1.Object{nil}
+	}
+	told := map[string]bool{} // one policy may come by several routes
+	for _, route := range routes {
+		chain := append([]*adminv1.Object{o}, v.chains.above(o, route)...)
+		for _, k := range policy.Kinds() {
+			p, ok := effective(chain, kindField(k.Name))
+			source := Key(p.level) + p.field
+			if !ok || k.Phase == policy.RoutePhase || told[source] {
+				continue
+			}
+			told[source] = true
+			switch {
+			case !policy.Applies(k.Name, transport) && p.level == o:
+				v.fail(o, p.field, fmt.Sprintf("means nothing on a %s target, and would do nothing", name), "remove it")
+			case !policy.Applies(k.Name, transport):
+				v.tell(severityNote, o, "", fmt.Sprintf("%s of %s does not apply here: it means nothing on a %s target", k.Name, describe(p), name), "")
+			case k.Name == "backendAuth":
+				v.authOnTarget(o, p, transport, name)
+			}
+		}
+	}
+}
+
+// authOnTarget checks that the credential has a place on the target's transport; what is wrong with it
+// whatever the transport was told where it is written.
+func (v *validator) authOnTarget(o *adminv1.Object, p policyAt, transport policy.Transport, name string) {
+	auth, _ := p.message.Interface().(*policyv1.BackendAuth)
+	policies := &policyv1.Policies{BackendAuth: auth}
+	known := map[string]bool{}
+	for _, e := range append(policy.FieldErrors(policy.Check(policies, policy.Resolver{})), unenforced(policies)...) {
+		known[e.Error()] = true
+	}
+	_, err := policy.CompileTarget(&xdsv1.EffectivePolicy{Policies: policies}, transport, policy.Resolver{})
+	for _, e := range policy.FieldErrors(err) {
+		switch {
+		case known[e.Error()]:
+		case p.level == o:
+			v.fail(o, strings.Replace(e.Field, "policies", p.field[:len("policies")], 1), e.Reason, "")
+		default:
+			v.fail(o, "", fmt.Sprintf("backendAuth of %s does not work on this %s target: %s", describe(p), name, e.Reason), "or give the target a backendAuth of its own")
+		}
+	}
+}
+
+func unenforced(p *policyv1.Policies) []*policy.FieldError {
+	var out []*policy.FieldError
+	for _, e := range policy.Unenforced(p) {
+		out = append(out, &e)
+	}
+	return out
+}
+
+// unverified warns of rules that read what no policy on the way verifies: they see an empty map.
+func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Policies) {
+	if v.Partial {
+		return
+	}
+	for variable, kind := range map[string]string{"jwt": "jwtAuth", "apiKey": "apiKey"} {
+		for i, rule := range p.GetMcpAuthorization().GetRules() {
+			if !readsVariable(ruleText(rule), variable) {
+				continue
+			}
+			for _, route := range v.chains.through(o) {
+				above := append([]*adminv1.Object{route}, v.chains.above(route, route)...)
+				if _, ok := effective(above, kindField(kind)); ok {
+					continue
+				}
+				v.tell(severityWarning, o, index(block+".mcpAuthorization.rules", i),
+					fmt.Sprintf("the rule reads %s, and nothing on route %q fills it: it is empty", variable, route.GetRoute().GetListener()+"/"+route.GetName()),
+					fmt.Sprintf("set %s on the route or above", kind))
+				break
+			}
+		}
+	}
+}
+
+func ruleText(r *policyv1.AuthorizationRule) string {
+	m := r.ProtoReflect()
+	fd := m.WhichOneof(protoreflect.MessageDescriptor(m.Descriptor()).Oneofs().ByName("rule"))
+	if fd == nil {
+		return ""
+	}
+	return m.Get(fd).String()
+}
