@@ -1,0 +1,194 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+
+	"github.com/google/cel-go/common/types"
+	"github.com/google/cel-go/common/types/ref"
+	"github.com/google/cel-go/interpreter"
+)
+
+// Limits on what one rule may have to work through; see bounded.
+const (
+	maxNameSize      = 64 << 10
+	maxArgumentsSize = 4 << 20
+)
+
+// activation is what the rules of one Admit read. It makes each value at most once, when first read, and is
+// pooled: rules that read names and claims allocate next to nothing.
+type activation struct {
+	call  *Call
+	names *readNames
+	list  bool // list phase: what only a call knows is unknown
+
+	name, target, method, tenant ref.Val
+	arguments, annotations       ref.Val
+	invalid                      error // why arguments cannot be read
+}
+
+var activations = sync.Pool{New: func() any { return new(activation) }}
+
+func newActivation(c *Call, names *readNames, list bool) *activation {
+	a := activations.Get().(*activation)
+	a.call, a.names, a.list = c, names, list
+	return a
+}
+
+func (a *activation) release() {
+	*a = activation{}
+	activations.Put(a)
+}
+
+// unknown is the value of what only a call knows. The evaluator carries it through operators as partial
+// evaluation does for attribute patterns; handing it out here spares the matching of patterns, and keeps
+// has(mcp.tool) known.
+var unknown = types.NewUnknown(0, types.NewAttributeTrail("mcp"))
+
+// ResolveName finds the roots. Objects (mcp, request, source) are the activation itself, of which the fields
+// in env.go pick their values.
+func (a *activation) ResolveName(name string) (any, bool) {
+	switch name {
+	case "mcp", "request", "source":
+		return a, true
+	case "jwt":
+		return claims(a.call.Principal), true
+	case "apiKey":
+		return apiKeyMetadata(a.call.Principal), true
+	case "tenant":
+		return once(&a.tenant, a.call.Tenant), true
+	}
+	return nil, false
+}
+
+// Parent is nil: there is no other scope.
+func (a *activation) Parent() interpreter.Activation { return nil }
+
+func once(v *ref.Val, s string) ref.Val {
+	if *v == nil {
+		*v = types.String(s)
+	}
+	return *v
+}
+
+func claims(p *Principal) ref.Val {
+	switch {
+	case p == nil || p.Claims == nil:
+		return emptyMap
+	case p.jwt != nil:
+		return p.jwt
+	}
+	return toCEL(p.Claims) // a Principal that Authenticate did not make, as in tests of policies
+}
+
+func apiKeyMetadata(p *Principal) ref.Val {
+	switch {
+	case p == nil || p.APIKey == nil:
+		return emptyMap
+	case p.apiKey != nil:
+		return p.apiKey
+	}
+	return toCEL(p.APIKey)
+}
+
+func (a *activation) getMethod() (any, error) {
+	if a.list {
+		// A tool has one use. The others can be read, subscribed to, completed: a list does not know which.
+		if a.call.Kind != Tool {
+			return unknown, nil
+		}
+		return once(&a.method, "tools/call"), nil
+	}
+	return once(&a.method, a.call.Method), nil
+}
+
+func (a *activation) getName() (any, error)   { return once(&a.name, a.call.Name), nil }
+func (a *activation) getTarget() (any, error) { return once(&a.target, a.call.Target), nil }
+
+func (a *activation) getArguments() (any, error) {
+	if a.list {
+		return unknown, nil
+	}
+	if a.arguments == nil {
+		a.arguments = a.readArguments()
+	}
+	return a.arguments, nil
+}
+
+func (a *activation) readArguments() ref.Val {
+	if len(a.call.Arguments) == 0 {
+		return emptyMap
+	}
+	if len(a.call.Arguments) > maxArgumentsSize {
+		a.invalid = fmt.Errorf("arguments: more than the %d bytes that a policy reads", maxArgumentsSize)
+		return types.WrapErr(a.invalid)
+	}
+	m, err := decodeObject(a.call.Arguments, a.names)
+	if err != nil {
+		a.invalid = fmt.Errorf("arguments: %w", err)
+		return types.WrapErr(a.invalid)
+	}
+	return toCEL(m)
+}
+
+func (a *activation) getAnnotations() (any, error) {
+	if a.annotations == nil {
+		if a.call.Annotations == nil {
+			return nil, errors.New("mcp.tool.annotations: the target has listed none")
+		}
+		m, err := decodeObject(a.call.Annotations, nil)
+		if err != nil {
+			a.annotations = types.WrapErr(fmt.Errorf("mcp.tool.annotations: %w", err))
+		} else {
+			a.annotations = toCEL(m)
+		}
+	}
+	return a.annotations, nil
+}
+
+var errNoRequest = errors.New("request: the call came without an HTTP request")
+
+func (a *activation) getRequest(field string) (any, error) {
+	r := a.call.HTTP
+	if r == nil {
+		return nil, errNoRequest
+	}
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	switch field {
+	case "method":
+		return types.String(r.Method), nil
+	case "scheme":
+		return types.String(scheme), nil
+	case "host":
+		return types.String(strings.ToLower(r.Host)), nil
+	case "path":
+		return types.String(r.URL.Path), nil
+	case "pathAndQuery":
+		return types.String(r.URL.RequestURI()), nil
+	case "uri":
+		return types.String(scheme + "://" + strings.ToLower(r.Host) + r.URL.RequestURI()), nil
+	case "headers":
+		return headers{r.Header}, nil
+	}
+	return nil, fmt.Errorf("request.%s: no such field", field)
+}
+
+func (a *activation) getSource(field string) (any, error) {
+	if a.call.HTTP == nil {
+		return nil, errNoRequest
+	}
+	peer, err := netip.ParseAddrPort(a.call.HTTP.RemoteAddr)
+	if err != nil {
+		return nil, errors.New("source: the peer's address is not known")
+	}
+	if field == "port" {
+		return types.Int(peer.Port()), nil
+	}
+	return types.String(peer.Addr().Unmap().WithZone("").String()), nil
+}

@@ -1,0 +1,39 @@
+package policy
+
+import "net/http"
+
+// ItemKind is what a call is about.
+type ItemKind int
+
+const (
+	None     ItemKind = iota // a method that names no item: rules see mcp.method alone
+	Tool                     // mcp.tool
+	Prompt                   // mcp.prompt
+	Resource                 // mcp.resource, whose name is the URI
+	Template                 // mcp.resource, whose name is the URI template
+	Task                     // mcp.task, whose name is the task's id
+)
+
+// A Call is what rules may read about one request, or about one item of a list.
+type Call struct {
+	Principal *Principal // nil: anonymous
+	Tenant    string
+	Method    string        // MCP method; not read by AdmitList
+	Target    string        // the target's own name
+	HTTP      *http.Request // request.*, source.*; nil: reading them is an error
+	Kind      ItemKind
+	Name      string // the target's own, without a prefix; a URI for resources
+	Arguments []byte // raw JSON object of a tool call; nil: no arguments, which rules see as {}
+	// Annotations is the raw JSON object of the target's last list. Nil: absent, reading it is an error.
+	Annotations []byte
+}
+
+// A Verdict is the outcome of admission.
+type Verdict struct {
+	Allowed bool
+	Rule    string // place of the rule that decided, for the log line; empty where no policy applies
+	Explain bool   // the policy lets a refusal name its rule (explainDenials)
+	// Invalid is set, and the call refused, if a rule had to read arguments that hold a key twice, a key that
+	// differs from a read one in case alone, or are no strict JSON: answer -32600.
+	Invalid error
+}

@@ -1,0 +1,214 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/google/cel-go/cel"
+	"github.com/google/cel-go/checker"
+	"github.com/google/cel-go/common/types"
+	"github.com/google/cel-go/common/types/ref"
+	"github.com/google/cel-go/ext"
+)
+
+// variable is what a rule may read, as bits of a set.
+type variable uint
+
+const (
+	varJWT variable = 1 << iota
+	varAPIKey
+	varSource
+	varRequest
+	varTenant
+	varMethod
+	varName // of the item, and its target
+	varArguments
+	varAnnotations
+)
+
+// roots are the variables by the names that [Target.Reads] takes.
+var roots = map[string]variable{
+	"jwt": varJWT, "apiKey": varAPIKey, "source": varSource, "request": varRequest, "tenant": varTenant,
+	"mcp.method": varMethod, "mcp.tool.arguments": varArguments, "mcp.tool.annotations": varAnnotations,
+}
+
+// A field of an object that rules read.
+type field struct {
+	typ   *cel.Type
+	reads variable
+	get   func(*activation) (any, error)
+	isSet func(*activation) bool // nil: always
+}
+
+var anyMap = cel.MapType(cel.StringType, cel.DynType)
+
+// objects are the types of mcp, request and source. Objects, not maps: a field that does not exist is an
+// error when a rule is compiled, and the path of what a rule reads stands in its syntax tree.
+var objects = map[string]map[string]field{
+	"sluice.mcp": {
+		"method":   {cel.StringType, varMethod, (*activation).getMethod, nil},
+		"tool":     object("sluice.tool", "mcp.tool", Tool),
+		"prompt":   object("sluice.item", "mcp.prompt", Prompt),
+		"resource": object("sluice.item", "mcp.resource", Resource, Template),
+		"task":     object("sluice.item", "mcp.task", Task),
+	},
+	"sluice.tool": {
+		"name":        {cel.StringType, varName, (*activation).getName, nil},
+		"target":      {cel.StringType, varName, (*activation).getTarget, nil},
+		"arguments":   {anyMap, varArguments, (*activation).getArguments, nil},
+		"annotations": {anyMap, varAnnotations, (*activation).getAnnotations, func(a *activation) bool { return a.call.Annotations != nil }},
+	},
+	"sluice.item": {
+		"name":   {cel.StringType, varName, (*activation).getName, nil},
+		"target": {cel.StringType, varName, (*activation).getTarget, nil},
+	},
+	"sluice.request": {
+		"method": requestField("method"), "scheme": requestField("scheme"), "host": requestField("host"), "path": requestField("path"),
+		"pathAndQuery": requestField("pathAndQuery"), "uri": requestField("uri"),
+		"headers": {cel.MapType(cel.StringType, cel.StringType), varRequest, func(a *activation) (any, error) { return a.getRequest("headers") }, nil},
+	},
+	"sluice.source": {
+		"address": {cel.StringType, varSource, func(a *activation) (any, error) { return a.getSource("address") }, nil},
+		"port":    {cel.IntType, varSource, func(a *activation) (any, error) { return a.getSource("port") }, nil},
+	},
+}
+
+// object is a field that is there for calls about some kinds of items alone. Reading it for others is an
+// error, so rules ask has(mcp.tool) first.
+func object(typeName, path string, kinds ...ItemKind) field {
+	absent := fmt.Errorf("%s: the call is about something else", path)
+	isSet := func(a *activation) bool { return slices.Contains(kinds, a.call.Kind) }
+	return field{cel.ObjectType(typeName), varName, func(a *activation) (any, error) {
+		if !isSet(a) {
+			return nil, absent
+		}
+		return a, nil
+	}, isSet}
+}
+
+func requestField(name string) field {
+	return field{cel.StringType, varRequest, func(a *activation) (any, error) { return a.getRequest(name) }, nil}
+}
+
+// provider adds objects to the types that CEL knows.
+type provider struct {
+	types.Provider
+	fields map[string]map[string]*types.FieldType
+}
+
+func newProvider(base types.Provider) *provider {
+	p := &provider{base, map[string]map[string]*types.FieldType{}}
+	for typeName, fields := range objects {
+		p.fields[typeName] = map[string]*types.FieldType{}
+		for name, f := range fields {
+			p.fields[typeName][name] = &types.FieldType{
+				Type: f.typ,
+				IsSet: func(target any) bool {
+					a, ok := target.(*activation)
+					return ok && (f.isSet == nil || f.isSet(a))
+				},
+				GetFrom: func(target any) (any, error) {
+					a, ok := target.(*activation)
+					if !ok {
+						return nil, fmt.Errorf("%s.%s: not readable from %T", typeName, name, target)
+					}
+					return f.get(a)
+				},
+			}
+		}
+	}
+	return p
+}
+
+func (p *provider) FindStructType(name string) (*types.Type, bool) {
+	if _, ok := p.fields[name]; ok {
+		return types.NewTypeTypeWithParam(types.NewObjectType(name)), true
+	}
+	return p.Provider.FindStructType(name)
+}
+
+func (p *provider) FindStructFieldNames(name string) ([]string, bool) {
+	if fields, ok := p.fields[name]; ok {
+		return sortedKeys(fields), true
+	}
+	return p.Provider.FindStructFieldNames(name)
+}
+
+func (p *provider) FindStructFieldType(name, field string) (*types.FieldType, bool) {
+	if fields, ok := p.fields[name]; ok {
+		f, ok := fields[field]
+		return f, ok
+	}
+	return p.Provider.FindStructFieldType(name, field)
+}
+
+// NewValue refuses to make objects: a rule reads them and no more.
+func (p *provider) NewValue(name string, fields map[string]ref.Val) ref.Val {
+	if _, ok := p.fields[name]; ok {
+		return types.NewErr("%s cannot be made by a rule", name)
+	}
+	return p.Provider.NewValue(name, fields)
+}
+
+// environment is CEL's standard library, the network functions (cidr, ip) and our variables. Functions that
+// can make a long string of short ones (replace, format) stay out.
+var environment = sync.OnceValues(func() (*cel.Env, error) {
+	return cel.NewEnv(
+		ext.Network(),
+		func(e *cel.Env) (*cel.Env, error) {
+			return cel.CustomTypeProvider(newProvider(e.CELTypeProvider()))(e)
+		},
+		cel.Variable("mcp", cel.ObjectType("sluice.mcp")),
+		cel.Variable("request", cel.ObjectType("sluice.request")),
+		cel.Variable("source", cel.ObjectType("sluice.source")),
+		cel.Variable("jwt", anyMap),
+		cel.Variable("apiKey", anyMap),
+		cel.Variable("tenant", cel.StringType),
+		cel.CrossTypeNumericComparisons(true),
+		cel.ParserExpressionSizeLimit(16<<10),
+		cel.ParserRecursionLimit(64),
+		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals()),
+	)
+})
+
+// A rule whose cost has a bound of its own runs without being watched, for watching costs more than most
+// rules do. All others (nested loops over what a stranger sent, say) stop at a limit, in error.
+const (
+	freeCost = 10_000_000 // an upper bound on worst inputs: milliseconds
+	maxCost  = 1_000_000  // counted while running
+)
+
+// sizes bounds what variables hold, by limits that hold elsewhere: tokens and names have one here,
+// arguments in readArguments, headers in net/http.
+type sizes struct{}
+
+func (sizes) EstimateSize(n checker.AstNode) *checker.SizeEstimate {
+	limit := uint64(maxArgumentsSize)
+	if path := n.Path(); len(path) > 0 {
+		switch path[0] {
+		case "jwt", "apiKey":
+			limit = maxTokenSize
+		case "request":
+			limit = 1 << 20
+		case "source", "tenant":
+			limit = 1 << 10
+		case "mcp":
+			if !strings.HasPrefix(strings.Join(path, "."), "mcp.tool.a") { // arguments, annotations
+				limit = maxNameSize
+			}
+		}
+	}
+	return &checker.SizeEstimate{Max: limit}
+}
+
+func (sizes) EstimateCallCost(string, string, *checker.AstNode, []checker.AstNode) *checker.CallEstimate {
+	return nil
+}
+
+// bounded reports whether ast costs little whatever it reads.
+func bounded(env *cel.Env, ast *cel.Ast) bool {
+	cost, err := env.EstimateCost(ast, sizes{})
+	return err == nil && cost.Max <= freeCost
+}

@@ -1,0 +1,122 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// Level is where policies hang, from the most general.
+type Level int
+
+const (
+	AtPlatform Level = iota
+	AtTenant
+	AtListener
+	AtRoute
+	AtBackend
+	AtTarget
+)
+
+func (l Level) String() string {
+	return [...]string{"platform", "tenant", "listener", "route", "backend", "target"}[l]
+}
+
+// Phase is when a kind acts.
+type Phase int
+
+const (
+	RoutePhase  Phase = iota // before a target is known; compiled by [CompileRoute]
+	TargetPhase              // for one target; compiled by [CompileTarget]
+)
+
+// KindInfo describes a kind of policy.
+type KindInfo struct {
+	Name       string            // in YAML, and the JSON name of the proto's field
+	Field      protoreflect.Name // of sluice.policy.v1.Policies
+	Phase      Phase
+	Levels     []Level     // where it means something
+	Transports []Transport // of the targets on which it means something
+}
+
+var (
+	everywhere = []Level{AtPlatform, AtTenant, AtListener, AtRoute, AtBackend, AtTarget}
+	upToRoute  = []Level{AtPlatform, AtTenant, AtListener, AtRoute}
+	anyTarget  = []Transport{HTTP, SSE, Stdio}
+	overHTTP   = []Transport{HTTP, SSE}
+	kinds      = []KindInfo{
+		{"mcpAuthorization", "mcp_authorization", TargetPhase, everywhere, anyTarget},
+		{"backendAuth", "backend_auth", TargetPhase, everywhere, anyTarget},
+		{"backendTLS", "backend_tls", TargetPhase, everywhere, overHTTP},
+		{"requestHeaderModifier", "request_header_modifier", TargetPhase, everywhere, overHTTP},
+		// A stdio target sends no header, but its answers reach clients over HTTP.
+		{"responseHeaderModifier", "response_header_modifier", TargetPhase, everywhere, anyTarget},
+		{"ai", "ai", TargetPhase, everywhere, anyTarget},
+		{"a2a", "a2a", TargetPhase, everywhere, overHTTP},
+		{"cors", "cors", RoutePhase, upToRoute, anyTarget},
+		{"jwtAuth", "jwt_auth", RoutePhase, upToRoute, anyTarget},
+		{"apiKey", "api_key", RoutePhase, upToRoute, anyTarget},
+	}
+)
+
+// Kinds returns all kinds of policies, in the order of the proto.
+func Kinds() []KindInfo { return slices.Clone(kinds) }
+
+// CheckLevel finds kinds of p that mean nothing at level. Fields are `policies.KIND`.
+func CheckLevel(level Level, p *policyv1.Policies) []FieldError {
+	var errs []FieldError
+	for _, k := range kinds {
+		if isSet(p, k) && !slices.Contains(k.Levels, level) {
+			var where []string
+			for _, l := range k.Levels {
+				where = append(where, l.String())
+			}
+			errs = append(errs, FieldError{"policies." + k.Name,
+				"acts before a " + level.String() + " is known and would do nothing here; set it at " + strings.Join(where, ", ")})
+		}
+	}
+	return errs
+}
+
+// Applies reports whether kind means something on targets of t. An inherited kind that does not is left
+// out there; one set on the target itself is an error. False for an unknown kind.
+func Applies(kind string, t Transport) bool {
+	i := slices.IndexFunc(kinds, func(k KindInfo) bool { return k.Name == kind })
+	return i >= 0 && slices.Contains(kinds[i].Transports, t)
+}
+
+func applies(kind string, t Transport) bool { return t == anyTransport || Applies(kind, t) }
+
+// Unenforced finds what p sets that no proxy enforces yet: apply refuses it rather than accept it and do
+// nothing. Fields are `policies.KIND`.
+func Unenforced(p *policyv1.Policies) []FieldError {
+	var errs []FieldError
+	refuse := func(field string) {
+		errs = append(errs, FieldError{"policies." + field, "is not enforced by this version yet, and would do nothing; remove it"})
+	}
+	if p.GetAi() != nil {
+		refuse("ai")
+	}
+	if p.GetA2A() != nil {
+		refuse("a2a")
+	}
+	switch p.GetBackendAuth().GetMethod().(type) {
+	case *policyv1.BackendAuth_Aws:
+		refuse("backendAuth.aws")
+	case *policyv1.BackendAuth_Gcp:
+		refuse("backendAuth.gcp")
+	case *policyv1.BackendAuth_Azure:
+		refuse("backendAuth.azure")
+	}
+	return errs
+}
+
+func isSet(p *policyv1.Policies, k KindInfo) bool {
+	if p == nil {
+		return false
+	}
+	m := p.ProtoReflect()
+	return m.Has(m.Descriptor().Fields().ByName(k.Field))
+}

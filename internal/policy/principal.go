@@ -1,0 +1,35 @@
+package policy
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/google/cel-go/common/types/ref"
+)
+
+// A Principal is who calls. A nil *Principal is anonymous. It may be shared by requests: nobody changes it.
+type Principal struct {
+	// ID is stable, and unique in a tenant: "jwt:<iss>\x00<sub>" or "key:<id>". Sessions and caches are bound to it.
+	ID string
+	// Name is for the log line.
+	Name string
+	// Claims of a verified JWT; nil without one.
+	Claims map[string]any
+	// APIKey is the metadata of a verified API key; nil without one.
+	APIKey map[string]any
+	// Token is the verified bearer token, for passthrough. Empty without one.
+	Token Secret
+	// Expires is when the token does. Zero: never.
+	Expires time.Time
+
+	jwt, apiKey ref.Val // Claims and APIKey as rules see them, made once; nil: not made
+}
+
+// An AuthError refuses a request for what it did not show, or showed wrongly.
+type AuthError struct {
+	Status    int    // 401; 503 while the keys to check with are not known
+	Challenge string // value of WWW-Authenticate; empty with 503
+	Reason    string // for the log and the caller; holds no part of the credential
+}
+
+func (e *AuthError) Error() string { return http.StatusText(e.Status) + ": " + e.Reason }

@@ -1,0 +1,364 @@
+package policy
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/google/cel-go/cel"
+	"github.com/google/cel-go/common/ast"
+	"github.com/google/cel-go/common/types"
+
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
+)
+
+// A rule is one compiled expression.
+type rule struct {
+	program  cel.Program // nil: constant
+	constant outcome
+	place    string // for the log line, e.g. `backend/tools rules[1]`
+	field    string // for errors, e.g. `policies.mcpAuthorization.rules[1]`
+	reads    variable
+	literals []string // names and strings in it, if it reads arguments
+}
+
+type outcome int
+
+const (
+	isFalse outcome = iota
+	isTrue
+	isUnknown
+	isError // or no bool
+)
+
+func (r *rule) eval(a *activation) outcome {
+	if r.program == nil {
+		return r.constant
+	}
+	out, _, err := r.program.Eval(a)
+	if err != nil {
+		return isError
+	}
+	switch out := out.(type) {
+	case types.Bool:
+		if out {
+			return isTrue
+		}
+		return isFalse
+	case *types.Unknown:
+		return isUnknown
+	}
+	return isError
+}
+
+// compileRule returns nil if the rule is wrong, and says so in errs.
+func compileRule(expression, field, place string, errs *problems) *rule {
+	if strings.TrimSpace(expression) == "" {
+		errs.add(field, "is empty; write a CEL expression such as has(jwt.sub), or true")
+		return nil
+	}
+	env, err := environment()
+	if err != nil {
+		errs.add(field, "the CEL environment: %v", err)
+		return nil
+	}
+	checked, issues := env.Compile(expression)
+	if issues.Err() != nil {
+		for _, e := range issues.Errors() {
+			errs.add(field, "%s, at character %d of `%s`%s", e.Message, e.Location.Column()+1, oneLine(expression), hint(e.Message))
+		}
+		return nil
+	}
+	if t := checked.OutputType(); !t.IsExactType(cel.BoolType) && !t.IsExactType(cel.DynType) {
+		errs.add(field, "is of type %s, not bool: `%s`", t, oneLine(expression))
+		return nil
+	}
+	r := &rule{place: place, field: field}
+	in := inspection{reads: &r.reads, literals: &r.literals}
+	in.walk(checked.NativeRep().Expr(), nil)
+	if in.wrong != "" {
+		errs.add(field, "%s, in `%s`", in.wrong, oneLine(expression))
+		return nil
+	}
+	if lit := checked.NativeRep().Expr(); lit.Kind() == ast.LiteralKind {
+		if lit.AsLiteral() == types.True {
+			r.constant = isTrue
+		}
+		return r
+	}
+	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
+	if !bounded(env, checked) {
+		options = append(options, cel.CostLimit(maxCost))
+	}
+	if r.program, err = env.Program(checked, options...); err != nil {
+		errs.add(field, "%v, in `%s`", err, oneLine(expression))
+		return nil
+	}
+	return r
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+func hint(message string) string {
+	if strings.Contains(message, "undeclared reference") {
+		return "; variables are jwt, apiKey, source, request, tenant, mcp"
+	}
+	if strings.Contains(message, "undefined field") {
+		return "; mcp has method, tool.{name,target,arguments,annotations}, and {prompt,resource,task}.{name,target}; " +
+			"request has method, scheme, host, path, pathAndQuery, uri, headers; source has address, port"
+	}
+	return ""
+}
+
+// inspection finds what an expression reads. Objects must be taken apart by fields, so what it finds is
+// exact: an expression that held mcp as a value could read anything in it.
+type inspection struct {
+	reads    *variable
+	literals *[]string
+	wrong    string
+}
+
+// scope holds the names that comprehensions bind.
+type scope struct {
+	outer *scope
+	names [3]string
+}
+
+func (s *scope) binds(name string) bool {
+	for ; s != nil; s = s.outer {
+		for _, n := range s.names {
+			if n == name {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (in *inspection) walk(e ast.Expr, s *scope) {
+	switch e.Kind() {
+	case ast.LiteralKind:
+		if text, ok := e.AsLiteral().(types.String); ok {
+			*in.literals = append(*in.literals, string(text))
+		}
+	case ast.IdentKind, ast.SelectKind:
+		in.path(e, s)
+	case ast.CallKind:
+		c := e.AsCall()
+		if c.IsMemberFunction() {
+			in.walk(c.Target(), s)
+		}
+		for _, arg := range c.Args() {
+			in.walk(arg, s)
+		}
+	case ast.ListKind:
+		for _, el := range e.AsList().Elements() {
+			in.walk(el, s)
+		}
+	case ast.MapKind:
+		for _, entry := range e.AsMap().Entries() {
+			in.walk(entry.AsMapEntry().Key(), s)
+			in.walk(entry.AsMapEntry().Value(), s)
+		}
+	case ast.StructKind:
+		for _, f := range e.AsStruct().Fields() {
+			in.walk(f.AsStructField().Value(), s)
+		}
+	case ast.ComprehensionKind:
+		c := e.AsComprehension()
+		in.walk(c.IterRange(), s)
+		in.walk(c.AccuInit(), s)
+		accu := &scope{s, [3]string{c.AccuVar()}}
+		inner := &scope{s, [3]string{c.AccuVar(), c.IterVar(), c.IterVar2()}}
+		in.walk(c.LoopCondition(), inner)
+		in.walk(c.LoopStep(), inner)
+		in.walk(c.Result(), accu)
+	}
+}
+
+// path takes a variable and the fields selected from it as far as objects go.
+func (in *inspection) path(e ast.Expr, s *scope) {
+	var names []string
+	var test bool // has(...) of the last field
+	base := e
+	for base.Kind() == ast.SelectKind {
+		sel := base.AsSelect()
+		test = test || sel.IsTestOnly()
+		names = append([]string{sel.FieldName()}, names...)
+		base = sel.Operand()
+	}
+	*in.literals = append(*in.literals, names...)
+	if base.Kind() != ast.IdentKind {
+		in.walk(base, s)
+		return
+	}
+	ident := base.AsIdent()
+	name, global := strings.CutPrefix(ident, ".")
+	if !global && s.binds(name) {
+		return
+	}
+	if v, ok := roots[name]; ok {
+		*in.reads |= v
+		if name != "request" && name != "source" {
+			return
+		}
+	}
+	typeName, read := "sluice."+name, name
+	fields := objects[typeName]
+	if fields == nil {
+		return // the name of a type
+	}
+	for i, n := range names {
+		f := fields[n]
+		read += "." + n
+		*in.reads |= f.reads
+		if fields = objects[f.typ.TypeName()]; fields == nil || test && i == len(names)-1 {
+			return
+		}
+	}
+	in.wrong = fmt.Sprintf("`%s` is no value by itself; read one of its fields %s", read, quoteList(sortedKeys(fields)))
+	if read != name {
+		in.wrong += fmt.Sprintf(", or ask has(%s)", read)
+	}
+}
+
+// authorization is a compiled mcpAuthorization of one level.
+type authorization struct {
+	level                string // e.g. `backend/tools`; may be empty
+	deny, require, allow []*rule
+	explain              bool
+	noMatch              string // for the log line
+}
+
+// compileAuthorization always returns an authorization; it is of use if errs stays empty.
+func compileAuthorization(a *policyv1.McpAuthorization, field, level string, errs *problems) *authorization {
+	z := &authorization{level: level, explain: a.GetExplainDenials(), noMatch: strings.TrimSpace(level + " mcpAuthorization: no allow rule matches")}
+	if len(a.GetRules()) == 0 {
+		errs.add(field+".rules", "is empty, which neither admits nor refuses; write at least one rule, such as 'true', or remove mcpAuthorization")
+	}
+	for i, r := range a.GetRules() {
+		var into *[]*rule
+		var expression, kind string
+		switch r := r.GetRule().(type) {
+		case *policyv1.AuthorizationRule_Allow:
+			into, expression, kind = &z.allow, r.Allow, "allow"
+		case *policyv1.AuthorizationRule_Deny:
+			into, expression, kind = &z.deny, r.Deny, "deny"
+		case *policyv1.AuthorizationRule_Require:
+			into, expression, kind = &z.require, r.Require, "require"
+		default:
+			errs.add(fmt.Sprintf("%s.rules[%d]", field, i), "says neither allow, deny nor require")
+			continue
+		}
+		at := fmt.Sprintf("%s.rules[%d]", field, i)
+		place := strings.TrimSpace(fmt.Sprintf("%s mcpAuthorization.rules[%d] %s", level, i, kind))
+		if compiled := compileRule(expression, at, place, errs); compiled != nil {
+			*into = append(*into, compiled)
+		}
+	}
+	return z
+}
+
+func (z *authorization) rules() []*rule {
+	all := append([]*rule{}, z.deny...)
+	return append(append(all, z.require...), z.allow...)
+}
+
+func (z *authorization) reads(any variable) bool {
+	for _, r := range z.rules() {
+		if r.reads&any != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// decide applies the order of admission: any deny that is true or in error refuses; so does any require
+// that is not true; if there are allow rules, one must be true. What is unknown in a list may yet come out
+// either way, so it refuses nothing there.
+func (z *authorization) decide(a *activation) Verdict {
+	for _, r := range z.deny {
+		switch got := r.eval(a); {
+		case got == isFalse, got == isUnknown && a.list:
+		default:
+			return Verdict{Rule: r.place, Explain: z.explain}
+		}
+	}
+	for _, r := range z.require {
+		switch got := r.eval(a); {
+		case got == isTrue, got == isUnknown && a.list:
+		default:
+			return Verdict{Rule: r.place, Explain: z.explain}
+		}
+	}
+	if len(z.allow) == 0 {
+		return Verdict{Allowed: true}
+	}
+	for _, r := range z.allow {
+		switch got := r.eval(a); {
+		case got == isTrue, got == isUnknown && a.list:
+			return Verdict{Allowed: true, Rule: r.place}
+		}
+	}
+	return Verdict{Rule: z.noMatch, Explain: z.explain}
+}
+
+// Admit decides on a call. A nil Target, and one without mcpAuthorization, admits everything.
+func (t *Target) Admit(c *Call) Verdict { return t.admit(c, false) }
+
+// AdmitList decides whether an item of a list is shown: it is unless every call of it would be refused,
+// whatever its arguments. The arguments in c, and its method, are not read. What AdmitList refuses, Admit
+// refuses for the same principal, request and annotations; if no rule reads mcp.tool.arguments, and for
+// other items than tools mcp.method, then what it shows, Admit admits.
+func (t *Target) AdmitList(c *Call) Verdict { return t.admit(c, true) }
+
+func (t *Target) admit(c *Call, list bool) Verdict {
+	if t == nil || len(t.authz) == 0 {
+		return Verdict{Allowed: true}
+	}
+	if len(c.Name) > maxNameSize || len(c.Method) > maxNameSize { // see sizes
+		return Verdict{Rule: "name too long"}
+	}
+	a := newActivation(c, t.argumentNames, list)
+	defer a.release()
+	verdict := Verdict{Allowed: true}
+	for _, z := range t.authz {
+		v := z.decide(a)
+		if a.invalid != nil {
+			return Verdict{Rule: v.Rule, Invalid: a.invalid}
+		}
+		if !v.Allowed {
+			return v
+		}
+		if v.Rule != "" {
+			verdict = v
+		}
+	}
+	return verdict
+}
+
+// ReadsArguments reports whether a rule reads mcp.tool.arguments.
+func (t *Target) ReadsArguments() bool { return t != nil && t.readsArguments }
+
+// ReadsPrincipal reports whether a rule reads jwt, apiKey, source or request: if none does, all callers get
+// the same lists.
+func (t *Target) ReadsPrincipal() bool { return t != nil && t.readsPrincipal }
+
+// Reads returns the places of the rules that read a variable: jwt, apiKey, source, request, tenant,
+// mcp.method, mcp.tool.arguments or mcp.tool.annotations. It panics for another name.
+func (t *Target) Reads(name string) (fields []string) {
+	v, ok := roots[name]
+	if !ok {
+		panic("policy: no variable " + name)
+	}
+	if t == nil {
+		return nil
+	}
+	for _, z := range t.authz {
+		for _, r := range z.rules() {
+			if r.reads&v != 0 {
+				fields = append(fields, r.field)
+			}
+		}
+	}
+	return fields
+}

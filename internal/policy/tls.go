@@ -1,0 +1,174 @@
+package policy
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
+)
+
+func compileTLS(b *policyv1.BackendTls, r Resolver, field string, errs *problems) *tls.Config {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, ServerName: b.GetHostname()}
+	switch b.GetMinVersion() {
+	case "", "1.2":
+	case "1.3":
+		cfg.MinVersion = tls.VersionTLS13
+	default:
+		errs.add(field+".minVersion", "%q is no TLS version to ask for; write \"1.2\" or \"1.3\"", b.GetMinVersion())
+	}
+	if h := b.GetHostname(); h != "" && !validHost(h) {
+		errs.add(field+".hostname", "%q is no host name; write a name without scheme, port or path", h)
+	}
+	if len(b.GetAlpn()) > 0 {
+		cfg.NextProtos = slices.Clone(b.GetAlpn())
+		for i, p := range b.GetAlpn() {
+			if p == "" || len(p) > 255 {
+				errs.add(fmt.Sprintf("%s.alpn[%d]", field, i), "a protocol's name has 1 to 255 bytes")
+			}
+		}
+	}
+	if b.GetRoot() != nil {
+		cfg.RootCAs = compileRoots(b.GetRoot(), r, field+".root", errs)
+	}
+	if pair := compileKeyPair(b, r, field, errs); pair != nil {
+		cfg.Certificates = []tls.Certificate{*pair}
+	}
+	sans := compileSubjectAltNames(b.GetSubjectAltNames(), field, errs)
+	checkContradictions(b, field, errs)
+
+	// crypto/tls either checks chain and name or nothing, so what lies between is ours to check.
+	// VerifyConnection, unlike VerifyPeerCertificate, also runs when a session is resumed.
+	switch roots := cfg.RootCAs; {
+	case b.GetInsecure():
+		cfg.InsecureSkipVerify = true
+	case b.GetInsecureHost():
+		cfg.InsecureSkipVerify = true
+		cfg.VerifyConnection = func(s tls.ConnectionState) error { return verifyChain(s, roots) }
+	case len(sans) > 0:
+		cfg.InsecureSkipVerify = true
+		cfg.VerifyConnection = func(s tls.ConnectionState) error {
+			if err := verifyChain(s, roots); err != nil {
+				return err
+			}
+			return verifyNames(s.PeerCertificates[0], sans)
+		}
+	}
+	return cfg
+}
+
+// checkContradictions refuses settings that another one makes void: they would look like protection.
+func checkContradictions(b *policyv1.BackendTls, field string, errs *problems) {
+	if b.GetInsecure() && b.GetRoot() != nil {
+		errs.add(field+".root", "is not looked at with `insecure: true`; remove one of them")
+	}
+	if b.GetInsecure() && len(b.GetSubjectAltNames()) > 0 {
+		errs.add(field+".subjectAltNames", "are not looked at with `insecure: true`; remove one of them")
+	}
+	if !b.GetInsecure() && b.GetInsecureHost() && len(b.GetSubjectAltNames()) > 0 {
+		errs.add(field+".subjectAltNames", "are not looked at with `insecureHost: true`; remove one of them")
+	}
+}
+
+// compileRoots returns a pool that is never nil: were it, the system's roots would be trusted instead.
+func compileRoots(c *policyv1.Credential, r Resolver, field string, errs *problems) *x509.CertPool {
+	pool := x509.NewCertPool()
+	pem, err := r.credential(c)
+	if errors.Is(err, ErrUnknown) {
+		return pool
+	}
+	if err != nil {
+		errs.add(field, "%v", err)
+		return pool
+	}
+	if !pool.AppendCertsFromPEM([]byte(pem.Reveal())) {
+		errs.add(field, "holds no PEM certificate")
+	}
+	return pool
+}
+
+func compileKeyPair(b *policyv1.BackendTls, r Resolver, field string, errs *problems) *tls.Certificate {
+	switch {
+	case b.GetCert() == nil && b.GetKey() == nil:
+		return nil
+	case b.GetCert() == nil:
+		errs.add(field+".key", "needs `cert` beside it")
+		return nil
+	case b.GetKey() == nil:
+		errs.add(field+".cert", "needs `key` beside it")
+		return nil
+	}
+	cert, certErr := r.credential(b.GetCert())
+	key, keyErr := r.credential(b.GetKey())
+	if certErr != nil && !errors.Is(certErr, ErrUnknown) {
+		errs.add(field+".cert", "%v", certErr)
+	}
+	if keyErr != nil && !errors.Is(keyErr, ErrUnknown) {
+		errs.add(field+".key", "%v", keyErr)
+	}
+	if certErr != nil || keyErr != nil {
+		return nil
+	}
+	pair, err := tls.X509KeyPair([]byte(cert.Reveal()), []byte(key.Reveal()))
+	if err != nil {
+		errs.add(field+".cert", "certificate and key do not make a pair: %v", err)
+		return nil
+	}
+	return &pair
+}
+
+func compileSubjectAltNames(names []string, field string, errs *problems) []string {
+	for i, n := range names {
+		if n == "" || strings.ContainsAny(n, " \t\r\n") {
+			errs.add(fmt.Sprintf("%s.subjectAltNames[%d]", field, i), "%q is no DNS name, IP address or URI", n)
+		}
+	}
+	return names
+}
+
+func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
+	if len(s.PeerCertificates) == 0 {
+		return errors.New("the target showed no certificate")
+	}
+	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
+	for _, c := range s.PeerCertificates[1:] {
+		opts.Intermediates.AddCert(c)
+	}
+	_, err := s.PeerCertificates[0].Verify(opts)
+	return err
+}
+
+// verifyNames accepts a certificate that carries one of names, compared whole: a wildcard in the
+// certificate matches only itself, for names lists what the operator knows is there, or a host below it.
+func verifyNames(cert *x509.Certificate, names []string) error {
+	for _, n := range names {
+		if ip, err := netip.ParseAddr(n); err == nil {
+			if cert.VerifyHostname("["+ip.String()+"]") == nil {
+				return nil
+			}
+			continue
+		}
+		if strings.Contains(n, "://") {
+			if slices.ContainsFunc(cert.URIs, func(u *url.URL) bool { return u.String() == n }) {
+				return nil
+			}
+			continue
+		}
+		if cert.VerifyHostname(n) == nil || slices.ContainsFunc(cert.DNSNames, func(d string) bool { return strings.EqualFold(d, n) }) {
+			return nil
+		}
+	}
+	return fmt.Errorf("the target's certificate carries none of the subjectAltNames %s", quoteList(names))
+}
+
+func validHost(h string) bool {
+	if _, err := netip.ParseAddr(h); err == nil {
+		return true
+	}
+	return len(h) <= 253 && !strings.ContainsAny(h, "/:@?#[] \t\r\n") && !strings.HasPrefix(h, ".")
+}
