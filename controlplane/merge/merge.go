@@ -7,8 +7,6 @@
 package merge
 
 import (
-	"iter"
-
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
@@ -60,38 +58,3 @@ func Derive(in Inputs) (*Output, error) {
 	o, _, err := (&Output{}).Update(in)
 	return o, err
 }
-
-// All is the whole output as a difference from nothing.
-func (o *Output) All() Delta { panic("") }
-
-// Config yields all resources of type Config, in no order.
-func (o *Output) Config() iter.Seq[Resource] { panic("") }
-
-// Secret yields all resources of type Secret, in no order.
-func (o *Output) Secret() iter.Seq[Resource] { panic("") }
-
-// Digest is over the (type, name, version) of all resources, as the Commit message defines it.
-func (o *Output) Digest() []byte { panic("") }
-
-// Update derives in from what o was derived from. o stays as it is and good: a caller that cannot commit the
-// change goes on with o. The Delta leads from o to the new Output.
-func (o *Output) Update(in Inputs) (*Output, Delta, error) { panic("") }
-
-// Origin tells which object of the operator's a refusal by a proxy is about, e.g. `target/tools/search`, and the
-// field within it. For what was merged from several levels it is the level that the field came from.
-func (o *Output) Origin(r *xdsv1.Refusal) (object, field string) { panic("") }
-
-// Output is a tenant's resources and how they hang together. The zero Output is that of no tenant.
-type Output struct {
-}
-
-// Check builds what proxies build from these inputs, with internal/policy, and reports what does not build at the
-// object, level and place that it came from. Files and variables of proxies cannot be read here and are not checked.
-func Check(in Inputs) []*adminv1.Diagnostic { panic("") }
-
-// Check is [Check] for what differs from before, which may be nil for everything.
-func (o *Output) Check(before *Output) []*adminv1.Diagnostic { panic("") }
-
-// Explain tells for a target, `name` or `backend/name`, which policies apply on each route that reaches it, where they
-// came from and what they replaced. Credentials do not show. The error says what names are there.
-func Explain(in Inputs, target string) (*adminv1.ExplainResponse, error) { panic("") }
