@@ -251,6 +251,8 @@ func (u *URIWriter) hold(p []byte) (int, error) {
 	}
 	u.held = append(u.held, p[:n]...)
 	switch {
+	case u.state == inURI && len(u.held) > longestURI:
+		return n, fmt.Errorf("mcp: a URI in a result has more than %d bytes", longestURI)
 	case end && u.state == inName:
 		u.named()
 	case end:
@@ -261,8 +263,6 @@ func (u *URIWriter) hold(p []byte) (int, error) {
 			u.state, u.escape = inEscape, false
 		}
 		u.out = append(u.out, u.held...)
-	case u.state == inURI && len(u.held) > longestURI:
-		return n, fmt.Errorf("mcp: a URI in a result has more than %d bytes", longestURI)
 	}
 	return n, nil
 }
