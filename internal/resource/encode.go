@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -99,7 +101,7 @@ func show(m protoreflect.Message) shown {
 	case *structpb.Struct:
 		return showStruct(v)
 	case *durationpb.Duration:
-		return shown{text: v.AsDuration().String()}
+		return shown{text: durationText(v.AsDuration())}
 	case *policyv1.Credential:
 		if value, ok := v.GetSource().(*policyv1.Credential_Value); ok {
 			return shown{fields: []shownField{{"value", shown{text: Redacted, secret: value.Value}}}}
@@ -122,6 +124,18 @@ func show(m protoreflect.Message) shown {
 		out.fields = append(out.fields, shownField{fd.JSONName(), value})
 	}
 	return out
+}
+
+// durationText writes 1h0m0s as 1h.
+func durationText(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
 }
 
 // leftOut tells what need not be written: what is unset, and numbers whose default is not 0.
@@ -311,13 +325,15 @@ func scalarText(text string, value bool) string {
 		}
 	}
 	switch {
-	case plain && !strings.Contains(text, ": "):
+	case plain && !strings.Contains(text, ": "), durationLike.MatchString(text):
 		return text
 	case strings.Contains(text, `"`) && !strings.ContainsFunc(text, func(c rune) bool { return c < ' ' || c > '~' || c == '\'' }):
 		return "'" + text + "'" // CEL stays readable
 	}
 	return quoteYAML(text)
 }
+
+var durationLike = regexp.MustCompile(`^([0-9]+(h|m|s|ms))+$`)
 
 // looksTyped tells whether some reader of YAML takes a word for a truth value or nothing.
 func looksTyped(text string) bool {

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,7 +28,7 @@ func testEnv(name string) (string, bool) {
 }
 
 // TestGolden loads and validates the *.yaml files of each archive together. Its comment may hold the words
-// `apply` and `partial`, which set the Context. `objects` is what they mean, `diagnostics` what is said.
+// `apply`, `partial` and `offline`, which set the Context. `objects` is what they mean, `diagnostics` what is said.
 func TestGolden(t *testing.T) {
 	archives, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(archives) == 0 {
@@ -46,19 +47,10 @@ func TestGolden(t *testing.T) {
 				}
 			}
 			words := strings.Fields(string(archive.Comment))
-			objects, diagnostics := outcome(files, Context{Apply: contains(words, "apply"), Partial: contains(words, "partial")})
+			objects, diagnostics := outcome(files, Context{Apply: slices.Contains(words, "apply"), Partial: slices.Contains(words, "partial"), Offline: slices.Contains(words, "offline")})
 			golden(t, path, archive, map[string]string{"objects": objects, "diagnostics": diagnostics})
 		})
 	}
-}
-
-func contains(words []string, w string) bool {
-	for _, x := range words {
-		if x == w {
-			return true
-		}
-	}
-	return false
 }
 
 // TestSeeds holds what each of the page's examples means, the files being exactly the page's.

@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	"google.golang.org/protobuf/reflect/protoreflect"
-
 	"github.com/sluicegate/sluice/internal/policy"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
@@ -29,8 +27,8 @@ func routePhase() []string {
 }
 
 var levels = map[string]policy.Level{
-	"platform": policy.Platform, "tenant": policy.Tenant, "listener": policy.Listener,
-	"route": policy.RouteLevel, "backend": policy.Backend, "target": policy.TargetLevel,
+	"platform": policy.AtPlatform, "tenant": policy.AtTenant, "listener": policy.AtListener,
+	"route": policy.AtRoute, "backend": policy.AtBackend, "target": policy.AtTarget,
 }
 
 // policies checks the policies of all levels: each block by itself, then what becomes of it on the targets.
@@ -76,18 +74,19 @@ func (v *validator) block(o *adminv1.Object, block string, p *policyv1.Policies)
 			v.fail(o, at(e.Field), e.Reason, "")
 		}
 	}
-	if pass := p.GetBackendAuth().GetPassthrough(); pass != nil && !v.audienceIsTarget(o) {
+	stdio := o.GetTarget().GetStdio() != nil // where it is an error
+	if p.GetBackendAuth().GetPassthrough() != nil && !stdio && !v.audienceIsTarget(o) {
 		v.tell(severityWarning, o, block+".backendAuth.passthrough", "sends the client's token to the target, which can use it elsewhere as the client",
 			"use it only where the target is the token's audience, and name its URL in jwtAuth's audiences")
 	}
 }
 
-// isCredentialError tells whether a field is a credential without a usable source: [validator.credentials] has
-// told of it.
+// isCredentialError tells whether a field is, or is around, a credential without a usable source:
+// [validator.credentials] has told of it.
 func isCredentialError(p *policyv1.Policies, field string) bool {
 	o := &adminv1.Object{Spec: &adminv1.Object_Platform{Platform: &adminv1.Platform{Policies: p}}}
 	for path, c := range Credentials(o) {
-		if path == field && (c.GetSource() == nil || c.GetValue() == "" && isValue(c)) {
+		if (path == field || strings.HasPrefix(path, field+".")) && (c.GetSource() == nil || c.GetValue() == "" && isValue(c)) {
 			return true
 		}
 	}
@@ -147,7 +146,7 @@ func (v *validator) replaced(o *adminv1.Object, p *policyv1.Policies) {
 	}
 	for _, k := range policy.Kinds() {
 		fd := kindField(k.Name)
-		if !p.ProtoReflect().Has(fd) {
+		if !p.ProtoReflect().Has(fd) || o.GetTarget() != nil && !policy.Applies(k.Name, transportOf(o)) {
 			continue
 		}
 		told := map[*adminv1.Object]bool{}
@@ -176,17 +175,20 @@ func describe(p policyAt) string {
 	return Key(p.level)
 }
 
-// onTarget checks what becomes of the kinds that need a certain transport.
-func (v *validator) onTarget(o *adminv1.Object) {
-	transport, name := policy.HTTP, "mcp"
+// transportOf returns a target's transport; one that has none yet counts as the usual.
+func transportOf(o *adminv1.Object) policy.Transport {
 	switch o.GetTarget().GetTransport().(type) {
 	case *adminv1.Target_Sse:
-		transport, name = policy.SSE, "sse"
+		return policy.SSE
 	case *adminv1.Target_Stdio:
-		transport, name = policy.Stdio, "stdio"
-	case nil:
-		return
+		return policy.Stdio
 	}
+	return policy.HTTP
+}
+
+// onTarget checks what becomes of the kinds that need a certain transport.
+func (v *validator) onTarget(o *adminv1.Object) {
+	transport := transportOf(o)
 	routes := v.chains.through(o)
 	if len(routes) == 0 {
 		routes = []*adminv1.Object{nil}
@@ -203,11 +205,11 @@ func (v *validator) onTarget(o *adminv1.Object) {
 			told[source] = true
 			switch {
 			case !policy.Applies(k.Name, transport) && p.level == o:
-				v.fail(o, p.field, fmt.Sprintf("means nothing on a %s target, and would do nothing", name), "remove it")
+				v.fail(o, p.field, fmt.Sprintf("means nothing on a %s target, and would do nothing", transport), "remove it")
 			case !policy.Applies(k.Name, transport):
-				v.tell(severityNote, o, "", fmt.Sprintf("%s of %s does not apply here: it means nothing on a %s target", k.Name, describe(p), name), "")
+				v.tell(severityNote, o, "", fmt.Sprintf("%s of %s does not apply here: it means nothing on a %s target", k.Name, describe(p), transport), "")
 			case k.Name == "backendAuth":
-				v.authOnTarget(o, p, transport, name)
+				v.authOnTarget(o, p, transport)
 			}
 		}
 	}
@@ -215,7 +217,7 @@ func (v *validator) onTarget(o *adminv1.Object) {
 
 // authOnTarget checks that the credential has a place on the target's transport; what is wrong with it
 // whatever the transport was told where it is written.
-func (v *validator) authOnTarget(o *adminv1.Object, p policyAt, transport policy.Transport, name string) {
+func (v *validator) authOnTarget(o *adminv1.Object, p policyAt, transport policy.Transport) {
 	auth, _ := p.message.Interface().(*policyv1.BackendAuth)
 	policies := &policyv1.Policies{BackendAuth: auth}
 	known := map[string]bool{}
@@ -229,7 +231,8 @@ func (v *validator) authOnTarget(o *adminv1.Object, p policyAt, transport policy
 		case p.level == o:
 			v.fail(o, strings.Replace(e.Field, "policies", p.field[:len("policies")], 1), e.Reason, "")
 		default:
-			v.fail(o, "", fmt.Sprintf("backendAuth of %s does not work on this %s target: %s", describe(p), name, e.Reason), "or give the target a backendAuth of its own")
+			at := strings.TrimPrefix(e.Field, "policies.backendAuth.")
+			v.fail(o, "", fmt.Sprintf("backendAuth of %s does not work on this %s target: %s %s", describe(p), transport, at, e.Reason), "or give the target a backendAuth of its own")
 		}
 	}
 }
@@ -258,7 +261,7 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 					continue
 				}
 				v.tell(severityWarning, o, index(block+".mcpAuthorization.rules", i),
-					fmt.Sprintf("the rule reads %s, and nothing on route %q fills it: it is empty", variable, route.GetRoute().GetListener()+"/"+route.GetName()),
+					fmt.Sprintf("the rule reads %s, and nothing on route %q fills it: it is empty", variable, route.GetName()),
 					fmt.Sprintf("set %s on the route or above", kind))
 				break
 			}
@@ -268,7 +271,7 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 
 func ruleText(r *policyv1.AuthorizationRule) string {
 	m := r.ProtoReflect()
-	fd := m.WhichOneof(protoreflect.MessageDescriptor(m.Descriptor()).Oneofs().ByName("rule"))
+	fd := m.WhichOneof(m.Descriptor().Oneofs().ByName("rule"))
 	if fd == nil {
 		return ""
 	}

@@ -287,13 +287,10 @@ func (d *decoder) json(n *node) (string, bool) {
 		text, ok := d.string(n)
 		return quoteJSON(text), ok
 	case numberNode:
-		v, err := parseNumber(n.text)
-		if err != nil {
-			d.failNode(n, err.Error(), "")
-			return "", false
+		if !json.Valid([]byte(n.text)) {
+			d.failNode(n, fmt.Sprintf("%s is no plain decimal number", n.text), "")
 		}
-		b, _ := json.Marshal(v)
-		return string(b), true
+		return n.text, json.Valid([]byte(n.text))
 	case boolNode:
 		return n.text, true
 	}

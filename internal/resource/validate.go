@@ -19,6 +19,9 @@ type Context struct {
 	// Partial says that the objects are not all of the tenant's: a reference to none of them may be good, and
 	// what only the whole can tell is not checked.
 	Partial bool
+	// Offline says that there is no store to ask: a Secret that is not among the objects may be there. Implied
+	// by Partial.
+	Offline bool
 	// Platform is the level above the tenant. If nil: none is known, unless it is among the objects.
 	Platform *adminv1.Platform
 }
@@ -123,7 +126,7 @@ func (v *validator) reference(o *adminv1.Object, field, kind, name string) {
 	if v.byKey[kind+"/"+name] != nil {
 		return
 	}
-	if v.Partial {
+	if v.Partial || v.Offline && kind == "secret" {
 		v.tell(severityNote, o, field, fmt.Sprintf("%s %q is not among these objects", kind, name), "it must exist when they are applied")
 		return
 	}
