@@ -1,0 +1,114 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluicegate/sluice/cli/demo"
+	"github.com/sluicegate/sluice/controlplane"
+	"github.com/sluicegate/sluice/dataplane"
+)
+
+// readyLine is what a server prints on stdout once it serves, after the word `ready`.
+type readyLine struct {
+	Admin     string   `json:"admin"`
+	XDS       string   `json:"xds"`
+	Ops       string   `json:"ops"`
+	Listeners []string `json:"listeners"`
+}
+
+func printReady(w io.Writer, r readyLine) {
+	if r.Listeners == nil {
+		r.Listeners = []string{}
+	}
+	data, err := json.Marshal(r)
+	if err != nil {
+		panic(err) // strings always marshal
+	}
+	fmt.Fprintf(w, "ready %s\n", data)
+}
+
+func controlPlaneCommand(env Env) *cobra.Command {
+	var config controlplane.Config
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:     "controlplane",
+		Aliases: []string{"control-plane"},
+		Short:   "Start a control plane",
+		Long:    "Start a control plane. Prints `ready` and a JSON object {admin, xds, ops, listeners} on stdout once it serves.\nThe first admin token lies in DIR/admin.token.",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if config.DataDir == "" {
+				config.DataDir = defaultDataDir(env)
+			}
+			config.Log = logger(env.Stderr, verbose)
+			config.Ready = func(a controlplane.Addresses) {
+				printReady(env.Stdout, readyLine{Admin: a.Admin, XDS: a.XDS, Ops: a.Ops})
+			}
+			return controlplane.Run(cmd.Context(), config)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&config.DataDir, "data-dir", "", "where state is kept (default: $SLUICE_DATA_DIR, or ~/.local/share/sluice)")
+	f.StringVar(&config.AdminAddr, "admin-addr", controlplane.DefaultAdminAddr, "address of the admin port; TLS unless on loopback")
+	f.StringVar(&config.XDSAddr, "xds-addr", controlplane.DefaultXDSAddr, "address of the xDS port, for proxies")
+	f.StringVar(&config.OpsAddr, "ops-addr", "127.0.0.1:7074", "address of the operations port: /healthz, /readyz, /metrics")
+	f.StringSliceVar(&config.Allow, "allow", nil, "local powers of the tenant `default`, e.g. private-network,stdio=npx,file=/etc/sluice/*,env=SVC_*")
+	f.StringVar(&config.ClusterKeyFile, "cluster-key-file", "", "key that seals stored secrets (default: cluster.key in the data directory)")
+	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
+	return cmd
+}
+
+func proxyCommand(env Env) *cobra.Command {
+	var config dataplane.Config
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "proxy",
+		Short: "Start a proxy",
+		Long: "Start a proxy. At its first start it joins with a token; from then on its certificate, which it renews, is enough.\n" +
+			"Prints `ready` and a JSON object {admin, xds, ops, listeners} on stdout once it serves.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if config.DataDir == "" {
+				config.DataDir = filepath.Join(defaultDataDir(env), "proxy")
+			}
+			config.Log, config.Version = logger(env.Stderr, verbose), version()
+			config.Ready = func(a dataplane.Addresses) {
+				printReady(env.Stdout, readyLine{XDS: config.XDSAddr, Ops: a.Ops, Listeners: a.Listeners})
+			}
+			return dataplane.Run(cmd.Context(), config)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&config.XDSAddr, "xds-addr", "127.0.0.1:7071", "address of the control plane's xDS port")
+	f.StringVar(&config.JoinToken, "join-token", "", "token of `sluice token create --type join`, or @FILE; for the first start")
+	f.StringVar(&config.DataDir, "data-dir", "", "where the certificate and the last good configuration are kept (default: proxy in $SLUICE_DATA_DIR)")
+	f.StringVar(&config.OpsAddr, "ops-addr", "127.0.0.1:7072", "address of the operations port: /healthz, /readyz, /metrics; `off` for none")
+	f.StringVar(&config.Bind, "bind", "127.0.0.1", "host part of every listener")
+	f.StringVar(&config.Name, "name", "", "what to call it (default: the host's name)")
+	f.StringVar(&config.DiskKeyFile, "disk-key-file", "", "key that seals the last good configuration (default: proxy.key in the data directory)")
+	f.DurationVar(&config.MaxStale, "max-stale", 0, "how long to serve without a control plane after a restart (default 24h; negative: no limit)")
+	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
+	return cmd
+}
+
+// demoServerCommand is the stdio server of the demo, which `sluice up` starts as a child.
+func demoServerCommand(Env) *cobra.Command {
+	return &cobra.Command{
+		Use: "demo-server", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return demo.ServeClock(cmd.Context()) },
+	}
+}
+
+func logger(w io.Writer, verbose bool) *slog.Logger {
+	level := slog.LevelInfo
+	if verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
