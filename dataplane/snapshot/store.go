@@ -210,7 +210,7 @@ func (s *Store) SetConnected(on bool) {
 func (s *Store) Run(ctx context.Context) error {
 	poll := time.NewTicker(s.cfg.Poll)
 	defer poll.Stop()
-	const debounce = time.Second
+	debounce := time.Second
 	var write <-chan time.Time
 	lastWrite := time.Now()
 	for {
@@ -228,6 +228,7 @@ func (s *Store) Run(ctx context.Context) error {
 			write = nil
 			lastWrite = time.Now()
 			s.write()
+			debounce = max(time.Second, 20*time.Since(lastWrite)) // a large one shall not keep a core busy under churn
 		case <-poll.C:
 			s.poll()
 			if s.cfg.MaxStale > 0 && time.Since(lastWrite) > s.cfg.MaxStale/24 {
