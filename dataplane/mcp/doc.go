@@ -8,8 +8,9 @@
 // spans of the few members that a gateway routes on. Nothing is decoded into maps, nothing is copied; slices
 // in a Message alias the body. What is wrong comes back as an [*Error], which knows its JSON-RPC code, its
 // HTTP status and the id to answer. [ScanBatch] does the same for the arrays of revision 2025-03-26.
-// [Members] walks one object the same strict way (handshakes, capabilities, server/discover), and
-// [Unambiguous] checks a whole value, such as a tool's arguments before a policy decodes them.
+// [Members] and [Elements] walk one object or array the same strict way (handshakes, capabilities,
+// server/discover, filters), and [Unambiguous] checks a whole value, such as a tool's arguments before a policy
+// decodes them.
 //
 // # Writing
 //

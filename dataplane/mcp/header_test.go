@@ -162,7 +162,9 @@ func TestParamHeaders(t *testing.T) {
 }
 
 func TestBadParamHeaders(t *testing.T) {
-	property := func(s string) string { return `{"properties":{"a":{"type":"string","x-mcp-header":"A"},"b":` + s + `}}` }
+	property := func(s string) string {
+		return `{"properties":{"a":{"type":"string","x-mcp-header":"A"},"b":` + s + `}}`
+	}
 	for _, tt := range []struct {
 		schema string
 		good   bool

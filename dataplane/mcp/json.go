@@ -35,6 +35,17 @@ func special(w uint64) uint64 {
 
 // str scans a string from past its opening quote. escaped tells whether it holds a backslash.
 func (s *scanner) str(i int) (end int, escaped bool) {
+	if b := s.b; i+8 <= len(b) { // most strings are short names and words
+		if hit := special(binary.LittleEndian.Uint64(b[i:])) & each80; hit != 0 {
+			if j := i + bits.TrailingZeros64(hit)>>3; b[j] == '"' {
+				return j + 1, false
+			}
+		}
+	}
+	return s.longStr(i)
+}
+
+func (s *scanner) longStr(i int) (end int, escaped bool) {
 	b := s.b
 	for {
 		i = plainEnd(b, i)
@@ -63,15 +74,9 @@ func (s *scanner) str(i int) (end int, escaped bool) {
 	}
 }
 
-// plainEnd is the index of the first byte from i on that is special in a string, len(b) if there is none.
-// Names are short: look at one word first. Most bytes of large bodies lie in long strings: then take four.
+// plainEnd is the index of the first byte from i on that is special in a string, len(b) if there is none. Most
+// bytes of large bodies lie in long strings, so it takes four words at a time.
 func plainEnd(b []byte, i int) int {
-	if i+8 <= len(b) {
-		if hit := special(binary.LittleEndian.Uint64(b[i:])) & each80; hit != 0 {
-			return i + bits.TrailingZeros64(hit)>>3
-		}
-		i += 8
-	}
 	for i+32 <= len(b) {
 		p := b[i : i+32 : i+32]
 		w0, w1 := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
@@ -326,6 +331,10 @@ func (s *scanner) skip(i int) int {
 			default:
 				continue
 			}
+		} else if i < len(b) && b[i] == '"' {
+			if i, _ = s.str(i + 1); i < 0 {
+				return i
+			}
 		} else if i = s.scalar(i); i < 0 {
 			return i
 		}
@@ -334,7 +343,9 @@ func (s *scanner) skip(i int) int {
 			if s.depth == base {
 				return i
 			}
-			i = s.ws(i)
+			if i < len(b) && b[i] <= ' ' {
+				i = s.ws(i)
+			}
 			object := s.stack[(s.depth-1)/64]>>((s.depth-1)%64)&1 == 1
 			if i < len(b) && b[i] == closing(object) {
 				s.depth--
@@ -344,7 +355,9 @@ func (s *scanner) skip(i int) int {
 			if i >= len(b) || b[i] != ',' {
 				return s.fail(i, "',' or the end of an object or array is missing")
 			}
-			i = s.ws(i + 1)
+			if i++; i < len(b) && b[i] <= ' ' {
+				i = s.ws(i)
+			}
 			if object {
 				if i = s.key(i); i < 0 {
 					return i
@@ -391,8 +404,11 @@ func (s *scanner) key(i int) int {
 }
 
 func (s *scanner) colon(i int) int {
-	i = s.ws(i)
-	if i >= len(s.b) || s.b[i] != ':' {
+	b := s.b
+	if i+1 < len(b) && b[i] == ':' && b[i+1] > ' ' { // as most write it
+		return i + 1
+	}
+	if i = s.ws(i); i >= len(b) || b[i] != ':' {
 		return s.fail(i, "':' is missing")
 	}
 	return s.ws(i + 1)

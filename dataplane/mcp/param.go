@@ -97,21 +97,7 @@ func (p *paramParser) elsewhere(raw []byte, path []string) error {
 	case len(raw) > 0 && raw[0] == '{':
 		return p.schema(raw, path, false)
 	case len(raw) > 0 && raw[0] == '[':
-		return arrayElements(raw, func(value []byte) error { return p.elsewhere(value, path) })
-	}
-	return nil
-}
-
-func arrayElements(raw []byte, f func([]byte) error) error {
-	s := scanner{b: raw, maxDepth: maxDepth}
-	spans, err := s.elements(maxBytes)
-	if err != nil {
-		return err
-	}
-	for _, v := range spans {
-		if err := f(v.Of(raw)); err != nil {
-			return err
-		}
+		return Elements(raw, Limits{}, func(value []byte) error { return p.elsewhere(value, path) })
 	}
 	return nil
 }
@@ -126,7 +112,7 @@ func primitive(raw []byte) bool {
 		return string(t) == "string" || string(t) == "integer" || string(t) == "boolean"
 	}
 	n, ok := 0, true
-	err := arrayElements(raw, func(value []byte) error {
+	err := Elements(raw, Limits{}, func(value []byte) error {
 		if string(value) != `"null"` {
 			ok = ok && primitive(value)
 			n++

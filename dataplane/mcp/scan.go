@@ -1,7 +1,5 @@
 package mcp
 
-import "bytes"
-
 // Names that are read, in the order of the cases below.
 var (
 	envelopeNames = readNames("jsonrpc", "id", "method", "params", "result", "error")
@@ -27,8 +25,8 @@ const (
 //
 // The error is nil or an [*Error], with the id of the request where that is known; the Message then holds what
 // was found and its Kind is [Invalid]. An array is checked as JSON and has Kind [Batch]: see [ScanBatch].
-func Scan(body []byte, lim Limits) (Message, error) {
-	m := Message{Body: body}
+func Scan(body []byte, lim Limits) (m Message, err error) {
+	m.Body = body
 	if len(body) > lim.bytes() {
 		return m, refusal(413, CodeInvalidRequest, "the body has more than %d bytes", lim.bytes())
 	}
@@ -357,56 +355,4 @@ func (s *scanner) ref(at int, m *Message) int {
 	}
 	m.Ref.Span = span(start, i)
 	return i
-}
-
-// Members calls f with each member of the object that raw is, in order: its decoded name, and its raw value.
-// Both alias raw or are only valid during the call. It refuses what Scan refuses in an object that it reads,
-// where read names the members that the caller reads (for the check of case); f's error ends the walk and is
-// returned as it is.
-func Members(raw []byte, lim Limits, read []string, f func(name, value []byte) error) error {
-	s := &scanner{b: raw, maxDepth: lim.depth()}
-	i := s.ws(0)
-	if len(raw) > lim.bytes() {
-		return refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.bytes())
-	}
-	if i >= len(raw) || raw[i] != '{' {
-		if s.end(s.skip(i)) < 0 {
-			return s.syntax
-		}
-		return refusal(400, CodeInvalidRequest, "the value is no object")
-	}
-	var o object
-	i = o.begin(s, i, "the object", readNames(read...))
-	for i >= 0 {
-		_, key, at, done := o.next(s, i)
-		if done {
-			i = at
-			break
-		}
-		var v Span
-		if v, i = s.raw(at); i < 0 {
-			break
-		}
-		if s.refused != nil {
-			return s.refused
-		}
-		if err := f(key, v.Of(raw)); err != nil {
-			return err
-		}
-	}
-	if s.end(i) < 0 {
-		return s.syntax
-	}
-	return nil
-}
-
-// Unquote returns the text of raw, one JSON string; ok is false if it is none, or holds half a surrogate pair.
-func Unquote(raw []byte) (text []byte, ok bool) {
-	raw = bytes.Trim(raw, " \t\r\n")
-	s := scanner{b: raw, maxDepth: 1}
-	if len(raw) == 0 || raw[0] != '"' {
-		return nil, false
-	}
-	t, end := s.text(0)
-	return t.Value, end == len(raw) && s.refused == nil
 }

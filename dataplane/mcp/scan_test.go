@@ -378,3 +378,48 @@ func TestStringsAtEveryOffset(t *testing.T) {
 		}
 	}
 }
+
+func TestElements(t *testing.T) {
+	var got []string
+	f := func(value []byte) error {
+		got = append(got, string(value))
+		return nil
+	}
+	if err := Elements([]byte(` [ "a" ,{"x":[1, 2]},null] `), Limits{}, f); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{`"a"`, `{"x":[1, 2]}`, "null"}, got); diff != "" {
+		t.Errorf("elements (-want +got):\n%s", diff)
+	}
+	for _, bad := range []string{`{}`, `[1`, `[1]x`, ``, `[01]`} {
+		if err := Elements([]byte(bad), Limits{}, func([]byte) error { t.Errorf("%q: f was called", bad); return nil }); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+	if err := Elements([]byte(`[]`), Limits{}, f); err != nil {
+		t.Error(err)
+	}
+	stop := errors.New("stop")
+	if err := Elements([]byte(`[1]`), Limits{}, func([]byte) error { return stop }); err != stop {
+		t.Errorf("error %v is not the callback's", err)
+	}
+}
+
+func TestErrorCode(t *testing.T) {
+	for _, tt := range []struct {
+		body string
+		code int
+		ok   bool
+	}{
+		{`"error":{"message":"m","code":-32601}`, -32601, true}, {`"error":{"code":0}`, 0, true}, {`"error":{}`, 0, false},
+		{`"error":{"code":"x"}`, 0, false}, {`"error":{"code":1,"code":2}`, 0, false}, {`"result":{"code":1}`, 0, false},
+	} {
+		m, err := Scan([]byte(`{"jsonrpc":"2.0","id":1,`+tt.body+`}`), Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, ok := m.ErrorCode(); ok != tt.ok || ok && code != tt.code {
+			t.Errorf("%s: %d %v, want %d %v", tt.body, code, ok, tt.code, tt.ok)
+		}
+	}
+}

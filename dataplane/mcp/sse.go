@@ -123,7 +123,7 @@ func (r *EventReader) field(line []byte) error {
 		r.data = append(append(r.data, value...), '\n')
 		r.ev.HasData, r.open = true, true
 	case "event":
-		r.typ, r.open = append(r.typ[:0], value...), true
+		r.typ, r.open = append(r.typ[:0], value...), r.open || len(value) > 0 // an empty type is the default one
 	case "id":
 		if bytes.IndexByte(value, 0) < 0 {
 			r.id, r.open = append(r.id[:0], value...), true
