@@ -136,7 +136,7 @@ var topRefused = map[string]string{
 
 // whole reads the long and the short form.
 func (l loader) whole(doc *node) {
-	if !l.fields(doc, topRefused, "binds", "mcp", "backends", "policies", "enforced", "sessionTtl", "kind") {
+	if !l.fields(doc, topRefused, "binds", "mcp", "backends", "policies", "enforced", "sessionTtl") {
 		return
 	}
 	if level, _ := doc.split("policies", "enforced", "sessionTtl"); len(level.entries) > 0 {

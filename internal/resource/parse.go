@@ -236,6 +236,9 @@ func (t *tree) mapping(values []*ast.MappingValueNode, p position, path string, 
 		}
 		seen[key] = kp
 		if value := t.node(v.Value, join(path, key), depth+1); value != nil {
+			if value.kind == nullNode {
+				value.pos = kp // what is not there has no place of its own
+			}
 			out.entries = append(out.entries, entry{key, kp, value})
 		}
 	}

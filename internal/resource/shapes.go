@@ -365,12 +365,12 @@ func httpTransport(d *decoder, n *node, path string) *node {
 		d.failNode(h.value, message, hint)
 		return n.without("host", "port", "path")
 	}
-	set := func(host string, port, path *node, tls bool) *node {
+	set := func(host string, port, path entry, tls bool) *node {
 		if _, err := netip.ParseAddr(host); err != nil && !hostPattern.MatchString(host) {
 			return fail(fmt.Sprintf("%q is no host name or address", host), "write host: https://HOST/PATH")
 		}
 		return n.without("host", "port", "path").with(
-			entry{"host", h.pos, h.value.scalar(stringNode, host)}, entry{"port", h.pos, port}, entry{"path", h.pos, path},
+			entry{"host", h.pos, h.value.scalar(stringNode, host)}, port, path,
 			entry{"tls", h.pos, h.value.scalar(boolNode, fmt.Sprint(tls))})
 	}
 	switch given := n.keys("port", "path"); {
@@ -378,7 +378,7 @@ func httpTransport(d *decoder, n *node, path string) *node {
 		if strings.Contains(text, "://") {
 			return fail("host is a URL, and port and path are given too", "give a URL alone, or host, port and path")
 		}
-		return set(text, n.get("port"), n.get("path"), false)
+		return set(text, *n.entry("port"), *n.entry("path"), false)
 	case len(given) == 1:
 		return fail(fmt.Sprintf("%q is given without the other of port and path", given[0]), "set both, or write host: http://HOST:PORT/PATH")
 	}
@@ -406,5 +406,5 @@ func httpTransport(d *decoder, n *node, path string) *node {
 	if u.RawQuery != "" {
 		path += "?" + u.RawQuery
 	}
-	return set(u.Hostname(), h.value.scalar(numberNode, port), h.value.scalar(stringNode, path), u.Scheme == "https")
+	return set(u.Hostname(), entry{"port", h.pos, h.value.scalar(numberNode, port)}, entry{"path", h.pos, h.value.scalar(stringNode, path)}, u.Scheme == "https")
 }

@@ -1,0 +1,72 @@
+package resource
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+)
+
+func TestDiff(t *testing.T) {
+	for _, tt := range []struct{ name, old, new, want string }{
+		{"no change but place and comments", "mcp: {targets: [{name: a, mcp: {host: http://h}}]}\n",
+			"# moved\nmcp:\n  port: 3000\n  targets:\n  - {mcp: {host: 'http://h:80/mcp'}, name: a}\n", ""},
+		{"created and deleted", "mcp: {targets: [{name: a, mcp: {host: http://h}}]}\n", "mcp: {targets: [{name: b, mcp: {host: http://other}}]}\n",
+			"delete target mcp/a\ncreate target mcp/b\n"},
+		{"fields", "mcp: {targets: [{name: a, mcp: {host: http://h}, policies: {mcpAuthorization: {rules: ['true', 'false']}}}]}\n",
+			"mcp: {port: 3001, targets: [{name: a, mcp: {host: http://h/x}, timeout: 5s, policies: {mcpAuthorization: {rules: [{deny: 'true'}]}}}]}\n",
+			`update listener mcp: port: 3000 → 3001
+update target mcp/a: mcp.host: http://h/mcp → http://h/x; policies.mcpAuthorization.rules[0].allow: "true" → ; policies.mcpAuthorization.rules[0].deny:  → "true"; policies.mcpAuthorization.rules[1]: {allow: "false"} → ; timeout:  → 5s
+`},
+		{"a secret's value", "mcp: {targets: [{name: a, mcp: {host: http://h}, policies: {backendAuth: {key: one}}}]}\n",
+			"mcp: {targets: [{name: a, mcp: {host: http://h}, policies: {backendAuth: {key: two}}}]}\n",
+			`update target mcp/a: policies.backendAuth.key.credentials[0].credential.value: "[redacted]" → "[redacted]"` + "\n"},
+		{"to a file", "mcp: {targets: [{name: a, mcp: {host: http://h}, policies: {backendAuth: {key: one}}}]}\n",
+			"mcp: {targets: [{name: a, mcp: {host: http://h}, policies: {backendAuth: {key: {file: /f}}}}]}\n",
+			`update target mcp/a: policies.backendAuth.key.credentials[0].credential.value: "[redacted]" → ; policies.backendAuth.key.credentials[0].credential.file:  → /f` + "\n"},
+		{"a target renamed", "mcp: {targets: [{name: a, mcp: {host: http://h}}]}\n", "mcp: {targets: [{name: b, mcp: {host: http://h}}]}\n",
+			"delete target mcp/a\ncreate target mcp/b (was mcp/a)\n"},
+		{"an unnamed listener moved to another port takes all with it",
+			"binds: [{port: 1, listeners: [{routes: [{backends: [{mcp: {targets: [{name: a, mcp: {host: http://h}}]}}]}]}]}]\n",
+			"binds: [{port: 1, listeners: [{name: l, routes: [{backends: [{mcp: {targets: [{name: a, mcp: {host: http://h}}]}}]}]}]}]\n",
+			`create listener l (was port-1)
+delete listener port-1
+create route l-route-1 (was port-1-route-1)
+delete route port-1-route-1
+create backend l-route-1-backend-1 (was port-1-route-1-backend-1)
+delete backend port-1-route-1-backend-1
+create target l-route-1-backend-1/a (was port-1-route-1-backend-1/a)
+delete target port-1-route-1-backend-1/a
+`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			load := func(yaml string) []*adminv1.Object {
+				set, diagnostics := Load([]File{{"f.yaml", []byte(yaml)}}, nil)
+				if len(diagnostics) > 0 {
+					t.Fatal(formatAll(diagnostics))
+				}
+				return set.Objects
+			}
+			if diff := cmp.Diff(tt.want, changesText(Diff(load(tt.old), load(tt.new)))); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func changesText(changes []*adminv1.Change) string {
+	var b strings.Builder
+	for _, c := range changes {
+		b.WriteString(strings.ToLower(strings.TrimPrefix(c.GetOp().String(), "OP_")) + " " + c.GetKind() + " " + c.GetName())
+		if c.GetRenamedFrom() != "" {
+			b.WriteString(" (was " + c.GetRenamedFrom() + ")")
+		}
+		for i, f := range c.GetFields() {
+			b.WriteString([]string{": ", "; "}[min(i, 1)] + f.GetPath() + ": " + f.GetBefore() + " → " + f.GetAfter())
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
