@@ -61,8 +61,8 @@ type Fleet interface {
 	Progress(tenant string, revision int64) Progress
 	// Changed is closed at the next change of Connected or Progress.
 	Changed(tenant string) <-chan struct{}
-	// Serving returns the revisions that a connected proxy serves, by tenant; false if it is not connected.
-	Serving(proxy string) (map[string]int64, bool)
+	// Serving returns for each connected proxy the revisions that it serves, by tenant.
+	Serving() map[string]map[string]int64
 	Disconnect(proxy string)
 }
 

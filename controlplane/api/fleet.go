@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -65,6 +67,9 @@ func checkCSR(der []byte) error {
 	}
 	if err != nil {
 		return fmt.Errorf("certificate request: %w", err)
+	}
+	if key, ok := csr.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
+		return errors.New("certificate request: the key must be ECDSA P-256")
 	}
 	return nil
 }

@@ -220,13 +220,13 @@ func (a admin) ListProxies(ctx context.Context, _ *adminv1.ListProxiesRequest) (
 			return nil, noTenant(name)
 		}
 	}
-	groups := a.Publisher.Groups()
+	groups, serving := a.Publisher.Groups(), a.Fleet.Serving()
 	response := &adminv1.ListProxiesResponse{}
 	for _, p := range a.Registry.Proxies() {
 		if name != "" && !slices.Contains(groups[p.Group], name) {
 			continue
 		}
-		revisions, connected := a.Fleet.Serving(p.ID)
+		revisions, connected := serving[p.ID]
 		shown := &adminv1.Proxy{
 			Name: p.ID, Group: p.Group, Connected: connected, Revoked: p.Revoked, Revisions: only(revisions, name),
 			CertificateExpires: timestamppb.New(p.Expires),

@@ -57,7 +57,7 @@ func (a admin) CreateToken(ctx context.Context, r *adminv1.CreateTokenRequest) (
 // checkGroup refuses a group that is not there: its proxies would serve nothing.
 func (a admin) checkGroup(group string) error {
 	if _, ok := a.Publisher.Groups()[group]; group != "" && !ok {
-		return &Missing{Reason: fmt.Sprintf("there is no group %q; create it with `sluice group create %s`", group, group)}
+		return &Missing{Reason: fmt.Sprintf("there is no group %q; create it with `sluice group set %s TENANT...`", group, group)}
 	}
 	return nil
 }

@@ -34,6 +34,8 @@ type Object struct {
 	Hash       string
 	// Never changed once it is here: it is shared.
 	Object *adminv1.Object
+
+	content []byte // what Hash is of; nil once it is stored
 }
 
 // Key is the object's key within its tenant, e.g. `target/tools/search`.
@@ -80,16 +82,17 @@ type Tenant struct {
 // Of returns a handle of the tenant's space, which need not be there.
 func Of(s Store, tenant string) Tenant { return Tenant{s: s, name: tenant} }
 
-// Seal names content: the hash of the canonical bytes, and the bytes. Source, revision and time are no content.
-func Seal(o *adminv1.Object) (hash string, content []byte, err error) {
-	bare := proto.CloneOf(o)
-	bare.Source, bare.Revision, bare.Updated = nil, 0, nil
-	content, err = proto.MarshalOptions{Deterministic: true}.Marshal(bare)
+// NewObject makes what a revision stores of o at that time. Source, revision and time are no content: they are not hashed.
+func NewObject(kind string, o *adminv1.Object, revision int64, updated time.Time) (*Object, error) {
+	bare := &adminv1.Object{Name: o.GetName(), Spec: o.GetSpec(), Set: o.GetSet()}
+	content, err := proto.MarshalOptions{Deterministic: true}.Marshal(bare)
 	if err != nil {
-		return "", nil, fmt.Errorf("encode %s: %w", o.GetName(), err)
+		return nil, fmt.Errorf("encode %s/%s: %w", kind, o.GetName(), err)
 	}
 	sum := sha256.Sum256(content)
-	return hex.EncodeToString(sum[:]), content, nil
+	kept := &adminv1.Object{Name: o.GetName(), Spec: o.GetSpec(), Set: o.GetSet(), Source: o.GetSource(),
+		Revision: revision, Updated: timestamppb.New(updated)}
+	return &Object{Kind: kind, Name: o.GetName(), Hash: hex.EncodeToString(sum[:]), Object: kept, content: content}, nil
 }
 
 // Objects returns the tenant's head and its objects in the order of their keys.
@@ -251,11 +254,10 @@ type Revision struct {
 	Entry Entry
 	// The tenant's head before.
 	If int64
-	// Objects to store, and keys (`kind/name`) of those to remove. Their changes make Entry.Ops.
-	Put    []*adminv1.Object
-	Kind   func(*adminv1.Object) string
-	Old    map[string]*Object
+	// Objects to store, from NewObject, and to remove. With Old, the objects before by key, they make Entry.Ops.
+	Put    []*Object
 	Remove []*Object
+	Old    map[string]*Object
 	// Where objects were read, by key.
 	Sources map[string]*adminv1.Source
 	// Sealed values by fingerprint.
@@ -268,18 +270,22 @@ type Revision struct {
 	Outcome *Outcome
 }
 
-// Edit lays the revision out in keys, and returns the objects that it stores as they will be read back.
-func (r Revision) Edit() (Edit, []*Object, error) {
+// Edit lays the revision out in keys.
+func (r Revision) Edit() (Edit, error) {
 	e := Edit{Space: r.Tenant, If: r.If, Revision: r.Entry.Revision, Put: map[string][]byte{}}
 	entry := r.Entry
 	entry.Ops = nil
-	var stored []*Object
 	for _, o := range r.Put {
-		object, err := r.put(&e, &entry, o)
+		record, err := json.Marshal(objectRecord{Hash: o.Hash, Revision: o.Object.GetRevision(), Updated: o.Object.GetUpdated().AsTime()})
 		if err != nil {
-			return Edit{}, nil, err
+			return Edit{}, err
 		}
-		stored = append(stored, object)
+		e.Put[blobPrefix+o.Hash], e.Put[objectPrefix+o.Key()] = o.content, record
+		op := Op{Kind: o.Kind, Name: o.Name, New: o.Hash}
+		if old := r.Old[o.Key()]; old != nil {
+			op.Old = old.Hash
+		}
+		entry.Ops = append(entry.Ops, op)
 	}
 	for _, o := range r.Remove {
 		e.Delete = append(e.Delete, objectPrefix+o.Key(), sourcePrefix+o.Key())
@@ -288,7 +294,7 @@ func (r Revision) Edit() (Edit, []*Object, error) {
 	for key, source := range r.Sources {
 		bytes, err := proto.Marshal(source)
 		if err != nil {
-			return Edit{}, nil, fmt.Errorf("encode the source of %s: %w", key, err)
+			return Edit{}, fmt.Errorf("encode the source of %s: %w", key, err)
 		}
 		e.Put[sourcePrefix+key] = bytes
 	}
@@ -301,32 +307,7 @@ func (r Revision) Edit() (Edit, []*Object, error) {
 	for _, name := range r.Unset {
 		e.Delete = append(e.Delete, valuePrefix+name)
 	}
-	if err := r.conclude(&e, entry); err != nil {
-		return Edit{}, nil, err
-	}
-	return e, stored, nil
-}
-
-func (r Revision) put(e *Edit, entry *Entry, o *adminv1.Object) (*Object, error) {
-	hash, content, err := Seal(o)
-	if err != nil {
-		return nil, err
-	}
-	kind := r.Kind(o)
-	record, err := json.Marshal(objectRecord{Hash: hash, Revision: entry.Revision, Updated: entry.Time})
-	if err != nil {
-		return nil, err
-	}
-	key := kind + "/" + o.GetName()
-	e.Put[blobPrefix+hash], e.Put[objectPrefix+key] = content, record
-	op := Op{Kind: kind, Name: o.GetName(), New: hash}
-	if old := r.Old[key]; old != nil {
-		op.Old = old.Hash
-	}
-	entry.Ops = append(entry.Ops, op)
-	kept := proto.CloneOf(o)
-	kept.Revision, kept.Updated = entry.Revision, timestamppb.New(entry.Time)
-	return &Object{Kind: kind, Name: o.GetName(), Hash: hash, Object: kept}, nil
+	return e, r.conclude(&e, entry)
 }
 
 func (r Revision) conclude(e *Edit, entry Entry) error {

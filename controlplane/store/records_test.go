@@ -9,17 +9,24 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
 
-func kind(o *adminv1.Object) string {
+func object(t *testing.T, o *adminv1.Object, revision int64) *Object {
+	t.Helper()
+	kind := "listener"
 	if o.GetSecret() != nil {
-		return "secret"
+		kind = "secret"
 	}
-	return "listener"
+	made, err := NewObject(kind, o, revision, time.Unix(revision, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
 }
 
 func listener(name string, port uint32) *adminv1.Object {
@@ -46,7 +53,7 @@ func history(t *testing.T, b *Bolt, revisions int) map[int64]map[string]uint32 {
 		for _, o := range objects {
 			old[o.Key()] = o
 		}
-		rev := Revision{Tenant: "t", If: i, Kind: kind, Old: old,
+		rev := Revision{Tenant: "t", If: i, Old: old,
 			Entry: Entry{Revision: i + 1, Actor: "tester", Time: time.Unix(i, 0).UTC()}}
 		touched := map[string]bool{}
 		for range 1 + r.IntN(3) {
@@ -61,10 +68,10 @@ func history(t *testing.T, b *Bolt, revisions int) map[int64]map[string]uint32 {
 				continue
 			}
 			port := uint32(r.IntN(65535))
-			rev.Put = append(rev.Put, listener(name, port))
+			rev.Put = append(rev.Put, object(t, listener(name, port), i+1))
 			now[name] = port
 		}
-		edit, _, err := rev.Edit()
+		edit, err := rev.Edit()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -113,9 +120,9 @@ func TestTrimKeepsWhatTheLogReaches(t *testing.T) {
 	b := open(t, filepath.Join(t.TempDir(), "store.db"))
 	held := history(t, b, 40)
 	tenant := Of(b, "t")
-	put := Revision{Tenant: "t", If: 40, Kind: kind, Entry: Entry{Revision: 41, Time: time.Unix(41, 0)}, Put: []*adminv1.Object{secret("s", "fingerprint-live")},
+	put := Revision{Tenant: "t", If: 40, Entry: Entry{Revision: 41, Time: time.Unix(41, 0)}, Put: []*Object{object(t, secret("s", "fingerprint-live"), 41)},
 		Sealed: map[string][]byte{"fingerprint-live": {1}, "fingerprint-dead": {2}}}
-	edit, _, err := put.Edit()
+	edit, err := put.Edit()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,16 +164,13 @@ func TestTrimKeepsWhatTheLogReaches(t *testing.T) {
 
 func TestPlaceIsNoContent(t *testing.T) {
 	o := listener("l", 1)
-	bare, _, err := Seal(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	bare := object(t, o, 1).Hash
 	o.Source, o.Revision = &adminv1.Source{File: "a.yaml"}, 9
-	if placed, _, _ := Seal(o); placed != bare {
+	if object(t, o, 2).Hash != bare {
 		t.Error("source and revision change the hash")
 	}
 	o.Set = "default"
-	if owned, _, _ := Seal(o); owned == bare {
+	if object(t, o, 1).Hash == bare {
 		t.Error("the set does not change the hash")
 	}
 }
@@ -175,9 +179,10 @@ func TestObjectsComeBackWithTheirPlace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	b := open(t, path)
 	source := &adminv1.Source{File: "a.yaml", Position: &adminv1.Position{Line: 3, Column: 1}}
-	rev := Revision{Tenant: "t", Kind: kind, Entry: Entry{Revision: 1, Time: time.Unix(5, 0)}, Put: []*adminv1.Object{listener("l", 80)},
+	want := object(t, listener("l", 80), 1)
+	rev := Revision{Tenant: "t", Entry: Entry{Revision: 1, Time: time.Unix(1, 0)}, Put: []*Object{want},
 		Sources: map[string]*adminv1.Source{"listener/l": source}, Set: map[string][]byte{"x/y": []byte("z")}}
-	edit, stored, err := rev.Edit()
+	edit, err := rev.Edit()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,9 +195,8 @@ func TestObjectsComeBackWithTheirPlace(t *testing.T) {
 	if err != nil || head != 1 || len(objects) != 1 {
 		t.Fatalf("Objects = %d, %v, %v", head, objects, err)
 	}
-	want := stored[0]
 	want.Object.Source = source
-	if diff := cmp.Diff(want, objects[0], protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(want, objects[0], protocmp.Transform(), cmpopts.IgnoreUnexported(Object{})); diff != "" {
 		t.Errorf("object (-want +got):\n%s", diff)
 	}
 	if values, err := Of(b, "t").Values(t.Context(), "x/"); err != nil || string(values["y"]) != "z" {

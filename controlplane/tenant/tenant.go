@@ -38,10 +38,11 @@ type Info struct {
 	Created time.Time `json:"created"`
 }
 
-const infoPrefix = "tenant/"
+// InfoPrefix begins the keys under which the cluster's space keeps each tenant's Info.
+const InfoPrefix = "tenant/"
 
 // Key is where the cluster's space keeps the Info.
-func (i Info) Key() string { return infoPrefix + i.Name }
+func (i Info) Key() string { return InfoPrefix + i.Name }
 
 // Encode is the value kept there.
 func (i Info) Encode() []byte {
@@ -52,16 +53,29 @@ func (i Info) Encode() []byte {
 	return value
 }
 
+// DecodeInfo reads what Encode wrote under key.
+func DecodeInfo(key string, value []byte) (Info, error) {
+	var i Info
+	if err := json.Unmarshal(value, &i); err != nil {
+		return i, fmt.Errorf("record %s: %w", key, err)
+	}
+	i.Name = strings.TrimPrefix(key, InfoPrefix)
+	return i, nil
+}
+
 // Served tells for each group the tenants that its proxies serve, in order. A group serves what its configuration
 // names; [Default] serves in addition every tenant that no group names. Names of tenants that are not there are left out.
 func Served(groups map[string][]string, tenants []string) map[string][]string {
 	served := map[string][]string{Default: nil}
-	named := map[string]bool{}
+	known, named := map[string]bool{}, map[string]bool{}
+	for _, name := range tenants {
+		known[name] = true
+	}
 	for group, names := range groups {
 		served[group] = nil
 		for _, name := range names {
 			named[name] = true
-			if slices.Contains(tenants, name) && !slices.Contains(served[group], name) {
+			if known[name] && !slices.Contains(served[group], name) {
 				served[group] = append(served[group], name)
 			}
 		}

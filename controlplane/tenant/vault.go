@@ -41,15 +41,41 @@ type Vault struct {
 
 // Keys seal and fingerprint one tenant's values.
 type Keys struct {
-	tenant string
-	aead   cipher.AEAD
-	mac    []byte
+	tenant   string
+	aead     cipher.AEAD
+	mac      []byte
+	versions []byte
 }
 
-// OpenVault reads the key file at path. If make is true and there is none, it makes one (0600).
-func OpenVault(path string, make bool) (*Vault, error) {
+// VersionKey keys the versions of the tenant's served secrets, which show in status output.
+func (k *Keys) VersionKey() []byte { return k.versions }
+
+// OpenVault reads the key file at path and refuses a key that did not seal what s holds. If generate is true and s is
+// new, a missing file is made (0600): the key of a store that is not new cannot be made again.
+func OpenVault(ctx context.Context, s store.Store, path string, generate bool) (*Vault, error) {
+	sealed, err := s.Get(ctx, store.Cluster, keyCheck)
+	begun := err == nil
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	v, err := readVault(path, generate && !begun)
+	if err != nil {
+		return nil, err
+	}
+	own := v.Of(store.Cluster)
+	if !begun {
+		return v, s.Commit(ctx, store.Txn{{Space: store.Cluster, If: store.Unchecked,
+			Put: map[string][]byte{keyCheck: own.Seal(keyCheck, []byte(keyCheck))}}})
+	}
+	if _, err := own.Open(keyCheck, sealed); err != nil {
+		return nil, fmt.Errorf("cluster key %s is not the one that sealed this store: put the right one there, or name it with --cluster-key-file", path)
+	}
+	return v, nil
+}
+
+func readVault(path string, generate bool) (*Vault, error) {
 	info, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) && make {
+	if errors.Is(err, fs.ErrNotExist) && generate {
 		key := [clusterKeySize]byte{}
 		rand.Read(key[:]) //nolint:errcheck // never fails
 		text := base64.StdEncoding.EncodeToString(key[:]) + "\n"
@@ -75,22 +101,6 @@ func OpenVault(path string, make bool) (*Vault, error) {
 	return &Vault{root: key, tenants: map[string]*Keys{}}, nil
 }
 
-// Check refuses a key that is not the one that s was begun with, so that no value is sealed that nobody can open.
-func (v *Vault) Check(ctx context.Context, s store.Store) error {
-	sealed, err := s.Get(ctx, store.Cluster, keyCheck)
-	if errors.Is(err, store.ErrNotFound) {
-		return s.Commit(ctx, store.Txn{{Space: store.Cluster, If: store.Unchecked,
-			Put: map[string][]byte{keyCheck: v.Of(store.Cluster).Seal(keyCheck, []byte(keyCheck))}}})
-	}
-	if err != nil {
-		return err
-	}
-	if _, err := v.Of(store.Cluster).Open(keyCheck, sealed); err != nil {
-		return errors.New("the cluster key is not the one that sealed this store: give the right cluster.key or --cluster-key-file")
-	}
-	return nil
-}
-
 // Of returns the tenant's keys.
 func (v *Vault) Of(tenant string) *Keys {
 	v.mu.Lock()
@@ -98,7 +108,7 @@ func (v *Vault) Of(tenant string) *Keys {
 	if k := v.tenants[tenant]; k != nil {
 		return k
 	}
-	k := &Keys{tenant: tenant, mac: v.derive("fingerprint", tenant)}
+	k := &Keys{tenant: tenant, mac: v.derive("fingerprint", tenant), versions: v.derive("versions", tenant)}
 	block, err := aes.NewCipher(v.derive("seal", tenant))
 	if err == nil {
 		k.aead, err = cipher.NewGCMWithRandomNonce(block)

@@ -1,0 +1,390 @@
+package controlplane
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/sluicegate/sluice/controlplane/api"
+	"github.com/sluicegate/sluice/controlplane/merge"
+	"github.com/sluicegate/sluice/controlplane/store"
+	"github.com/sluicegate/sluice/controlplane/tenant"
+	"github.com/sluicegate/sluice/controlplane/xds"
+	"github.com/sluicegate/sluice/internal/resource"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
+)
+
+// Names of values that the store keeps beside a tenant's objects.
+const (
+	sessionKeysValue = "session-keys"
+	keySetPrefix     = "jwks/"
+)
+
+// record is what the store gets of a tenant's change.
+type record struct {
+	rev store.Revision
+	// True if the operator's content changed; a place alone is no change.
+	any bool
+}
+
+// next returns the state that a change makes of before, which is nil for a new tenant, not derived yet, and what to store.
+func (e *evaluation) next(before *state, c api.Change) (*state, *record, error) {
+	r := &record{rev: store.Revision{Tenant: c.Tenant, Set: map[string][]byte{}, Sealed: map[string][]byte{}, Sources: map[string]*adminv1.Source{}}}
+	n := &state{view: &api.View{Info: tenant.Info{Name: c.Tenant, Created: e.at}}, sealed: map[string][]byte{}, keys: map[string]keySet{}}
+	if before != nil {
+		view := *before.view
+		n.view, n.sessionKeys = &view, before.sessionKeys
+		n.sealed, n.keys, n.claims = before.sealed, before.keys, before.claims
+		r.rev.If, r.rev.Old = before.view.Revision, before.view.Objects
+	}
+	n.view.Revision = r.rev.If + 1
+	r.rev.Entry = store.Entry{Revision: n.view.Revision, Actor: e.edit.Actor, Time: e.at, Comment: e.edit.Comment}
+	if err := e.objects(n, r, c); err != nil {
+		return nil, nil, err
+	}
+	if c.Grants != nil && (before == nil || !slices.Equal(n.view.Grants, *c.Grants)) {
+		n.view.Grants, r.any = *c.Grants, true
+	}
+	if before == nil {
+		keys, sealed, err := e.vault.Of(c.Tenant).NewSessionKeys()
+		if err != nil {
+			return nil, nil, err
+		}
+		n.sessionKeys, r.rev.Set[sessionKeysValue], r.any = keys, sealed, true
+	}
+	return n, r, e.fetched(n, r)
+}
+
+// objects applies a change to the objects and to the sealed values that they name.
+func (e *evaluation) objects(n *state, r *record, c api.Change) error {
+	put, remove, moved := api.Effect(n.view, c)
+	if len(put)+len(remove)+len(moved) == 0 {
+		if n.view.Objects == nil {
+			n.view.Objects = map[string]*store.Object{}
+		}
+		return nil
+	}
+	objects := make(map[string]*store.Object, len(n.view.Objects)+len(put))
+	maps.Copy(objects, n.view.Objects)
+	for _, o := range put {
+		stored, err := store.NewObject(resource.Kind(o), o, n.view.Revision, e.at)
+		if err != nil {
+			return err
+		}
+		objects[stored.Key()] = stored
+		r.rev.Put = append(r.rev.Put, stored)
+		if o.GetSource() != nil {
+			r.rev.Sources[stored.Key()] = o.GetSource()
+		}
+	}
+	for _, o := range remove {
+		delete(objects, o.Key())
+		r.rev.Remove = append(r.rev.Remove, o)
+	}
+	for _, o := range moved {
+		old := objects[resource.Key(o)]
+		placed, err := store.NewObject(old.Kind, old.Object, old.Object.GetRevision(), old.Object.GetUpdated().AsTime())
+		if err != nil {
+			return err
+		}
+		placed.Object.Source = o.GetSource()
+		objects[placed.Key()], r.rev.Sources[placed.Key()] = placed, o.GetSource()
+	}
+	n.view.Objects = objects
+	n.claims = claimsOf(objects)
+	r.any = r.any || len(put)+len(remove) > 0
+	e.describe(n.view.Name, r)
+	return e.seal(n, r, c.Sealed)
+}
+
+// describe tells the caller what its edit changes.
+func (e *evaluation) describe(name string, r *record) {
+	if name != e.edit.Tenant && name != tenant.Platform {
+		return
+	}
+	var before, after []*adminv1.Object
+	for _, o := range r.rev.Put {
+		if old := r.rev.Old[o.Key()]; old != nil {
+			before = append(before, old.Object)
+		}
+		after = append(after, o.Object)
+	}
+	for _, o := range r.rev.Remove {
+		before = append(before, o.Object)
+	}
+	e.outcome.Changes = append(e.outcome.Changes, resource.Diff(before, after)...)
+}
+
+// seal keeps the values that the objects name, and stores those that are new.
+func (e *evaluation) seal(n *state, r *record, lifted map[string][]byte) error {
+	keys := e.vault.Of(n.view.Name)
+	kept := map[string][]byte{}
+	for _, o := range n.view.Objects {
+		for path, c := range resource.Credentials(o.Object) {
+			fp := c.GetSealed()
+			if fp == "" {
+				continue
+			}
+			value, ok := n.sealed[fp]
+			if !ok {
+				if value, ok = lifted[fp]; !ok {
+					return fmt.Errorf("%s: %s: sealed value %s is not there", o.Key(), path, fp)
+				}
+				r.rev.Sealed[fp] = keys.Seal(fp, value)
+			}
+			kept[fp] = value
+		}
+	}
+	n.sealed = kept
+	return nil
+}
+
+// fetched takes over key sets that were fetched for this edit, and drops those that no object names any more.
+func (e *evaluation) fetched(n *state, r *record) error {
+	wanted := keyURLs(n.view)
+	keys := maps.Clone(n.keys)
+	for url := range wanted {
+		set, ok := e.request.fetched[keySource{n.view.Name, url}]
+		if !ok {
+			continue
+		}
+		value, err := json.Marshal(set)
+		if err != nil {
+			return err
+		}
+		keys[url], r.rev.Set[keySetName(url)] = set, value
+	}
+	for url := range n.keys {
+		if wanted[url] == nil {
+			delete(keys, url)
+			r.rev.Unset = append(r.rev.Unset, keySetName(url))
+		}
+	}
+	n.keys = keys
+	return nil
+}
+
+func (e *evaluation) fetchedFor(owner string) bool {
+	for source := range e.request.fetched {
+		if source.owner == owner {
+			return true
+		}
+	}
+	return false
+}
+
+// needKeys errs with a *keysNeeded if a tenant names URLs whose keys nobody has fetched.
+func (e *evaluation) needKeys(n, above *state) error {
+	need := &keysNeeded{owner: n.view.Name, grants: n.view.Grants, missing: map[string]*adminv1.Object{}}
+	for url, o := range keyURLs(n.view) {
+		if _, ok := n.keys[url]; !ok {
+			need.missing[url] = o
+		}
+	}
+	if len(need.missing) > 0 {
+		return need
+	}
+	return nil
+}
+
+// keyURLs returns the URLs of key sets that a tenant's objects name, each with one of the objects.
+func keyURLs(v *api.View) map[string]*adminv1.Object {
+	urls := map[string]*adminv1.Object{}
+	for _, key := range slices.Sorted(maps.Keys(v.Objects)) {
+		for _, set := range api.Jwks(v.Objects[key].Object) {
+			if source, ok := set.GetSource().(*policyv1.Jwks_Url); ok {
+				urls[source.Url] = v.Objects[key].Object
+			}
+		}
+	}
+	return urls
+}
+
+// operatorsLevel is the Platform object that stands above all tenants, or nil.
+func operatorsLevel(above *state) *adminv1.Object {
+	if o := above.view.Objects["platform/"+resource.PlatformName]; o != nil {
+		return o.Object
+	}
+	return nil
+}
+
+// inputs is what a tenant is derived from.
+func (p *publisher) inputs(n, above *state) merge.Inputs {
+	in := merge.Inputs{
+		Tenant: n.view.Name, Platform: n.view.Platform, Grants: n.view.Grants, SessionKeys: n.sessionKeys,
+		Secrets: map[string][]byte{}, Jwks: map[string][]byte{}, VersionKey: p.vault.Of(n.view.Name).VersionKey(),
+	}
+	for _, key := range slices.Sorted(maps.Keys(n.view.Objects)) {
+		o := n.view.Objects[key]
+		in.Objects = append(in.Objects, o.Object)
+		if fp := o.Object.GetSecret().GetValue().GetSealed(); fp != "" {
+			in.Secrets[n.view.Name+"/secret/"+o.Name] = n.sealed[fp]
+		}
+	}
+	for fp, value := range n.sealed {
+		in.Secrets[n.view.Name+"/sealed/"+fp] = value
+	}
+	for fp, value := range above.sealed { // what the operator's level names, it names for all
+		in.Secrets[n.view.Name+"/sealed/"+fp] = value
+	}
+	for url, set := range above.keys {
+		in.Jwks[url] = set.Keys
+	}
+	for url, set := range n.keys {
+		in.Jwks[url] = set.Keys
+	}
+	return in
+}
+
+// adopt makes next what the following edits see, and lays down what to store and then to publish.
+func (e *evaluation) adopt(before, next *state, r *record, delta merge.Delta) error {
+	name := next.view.Name
+	revised := r.any || !delta.Empty() || len(r.rev.Set)+len(r.rev.Unset) > 0
+	if !revised {
+		next.view.Revision = r.rev.If
+		r.rev.Entry = store.Entry{}
+	}
+	edit, err := r.rev.Edit()
+	if err != nil {
+		return err
+	}
+	e.txn = append(e.txn, edit)
+	if before == nil || !slices.Equal(before.view.Grants, next.view.Grants) {
+		e.txn = append(e.txn, store.Edit{Space: store.Cluster, If: store.Unchecked,
+			Put: map[string][]byte{next.view.Key(): next.view.Encode()}})
+	}
+	e.layer.tenants[name] = next
+	if !revised {
+		return nil
+	}
+	e.touched = append(e.touched, name)
+	if next.out != nil {
+		revision, digest := next.view.Revision, next.out.Digest()
+		e.publish = append(e.publish, func() { e.server.Publish(name, wire(revision, digest, delta)) })
+	}
+	return nil
+}
+
+// wire is a revision as the xDS server takes it.
+func wire(revision int64, digest []byte, d merge.Delta) xds.Revision {
+	convert := func(all []merge.Resource) []xds.Resource {
+		out := make([]xds.Resource, len(all))
+		for i, r := range all {
+			out[i] = xds.Resource{Name: r.Name, Version: r.Version, Body: r.Body}
+		}
+		return out
+	}
+	return xds.Revision{
+		Number: revision, Digest: digest, Config: convert(d.Config), Secret: convert(d.Secret),
+		RemovedConfig: d.RemovedConfig, RemovedSecret: d.RemovedSecret,
+	}
+}
+
+// load reads all tenants, derives and publishes them. A tenant that does not derive any more (a newer program is
+// stricter) stays unpublished, so that its proxies keep what they have; the others are served.
+func (p *publisher) load(ctx context.Context) error {
+	world := &layer{tenants: map[string]*state{}, holders: map[string]string{}}
+	infos, err := p.infos(ctx)
+	if err != nil {
+		return err
+	}
+	above, err := p.loadTenant(ctx, tenant.Info{Name: tenant.Platform})
+	if err != nil {
+		return err
+	}
+	world.tenants[tenant.Platform] = above
+	for _, info := range infos {
+		s, err := p.loadTenant(ctx, info)
+		if err != nil {
+			return err
+		}
+		s.view.Platform = operatorsLevel(above)
+		s.in = p.inputs(s, above)
+		world.tenants[info.Name] = s
+		out, err := merge.Derive(s.in)
+		if err != nil {
+			p.log.Error("tenant is not published", "tenant", info.Name, "err", err)
+			continue
+		}
+		s.out = out
+		p.server.Publish(info.Name, wire(s.view.Revision, out.Digest(), out.All()))
+	}
+	holders, err := p.store.Range(ctx, store.Cluster, store.Query{Prefix: claimPrefix})
+	if err != nil {
+		return err
+	}
+	for _, pair := range holders {
+		world.holders[pair.Key] = string(pair.Value)
+	}
+	world.regroup()
+	p.world.Store(world)
+	p.server.Assign(world.served)
+	return nil
+}
+
+func (p *publisher) infos(ctx context.Context) ([]tenant.Info, error) {
+	pairs, err := p.store.Range(ctx, store.Cluster, store.Query{Prefix: tenant.InfoPrefix})
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]tenant.Info, len(pairs))
+	for i, pair := range pairs {
+		if infos[i], err = tenant.DecodeInfo(pair.Key, pair.Value); err != nil {
+			return nil, err
+		}
+	}
+	return infos, nil
+}
+
+func (p *publisher) loadTenant(ctx context.Context, info tenant.Info) (*state, error) {
+	records, keys := store.Of(p.store, info.Name), p.vault.Of(info.Name)
+	head, objects, err := records.Objects(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &state{view: &api.View{Info: info, Revision: head, Objects: map[string]*store.Object{}}, sealed: map[string][]byte{}, keys: map[string]keySet{}}
+	sealed, err := records.Sealed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range objects {
+		s.view.Objects[o.Key()] = o
+		for _, c := range resource.Credentials(o.Object) {
+			if fp := c.GetSealed(); fp != "" && s.sealed[fp] == nil {
+				if s.sealed[fp], err = keys.Open(fp, sealed[fp]); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	s.claims = claimsOf(s.view.Objects)
+	values, err := records.Values(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	if own := values[sessionKeysValue]; own != nil {
+		if s.sessionKeys, err = keys.OpenSessionKeys(own); err != nil {
+			return nil, err
+		}
+	}
+	return s, s.loadKeys(values)
+}
+
+func (s *state) loadKeys(values map[string][]byte) error {
+	for url := range keyURLs(s.view) {
+		value, ok := values[keySetName(url)]
+		if !ok {
+			return errors.New("key set of " + url + " is missing in the store")
+		}
+		var set keySet
+		if err := json.Unmarshal(value, &set); err != nil {
+			return fmt.Errorf("key set of %s: %w", url, err)
+		}
+		s.keys[url] = set
+	}
+	return nil
+}
