@@ -177,7 +177,7 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 // rules do. All others (nested loops over what a stranger sent, say) stop at a limit, in error.
 const (
 	freeCost = 10_000_000 // an upper bound on worst inputs: milliseconds
-	maxCost  = 1_000_000  // counted while running
+	maxCost  = 100_000    // counted while running
 )
 
 // sizes bounds what variables hold, by limits that hold elsewhere: tokens and names have one here,
