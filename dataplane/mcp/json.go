@@ -13,7 +13,7 @@ type scanner struct {
 	b        []byte
 	maxDepth int
 	depth    int                   // of open objects and arrays
-	stack    [maxDepth / 64]uint64 // one bit for each open container inside skip: 1 is an object
+	stack    [maxDepth / 64]uint64 // one bit for each open container: 1 is an object
 	syntax   *Error                // the text is no JSON, or nested too deeply: nothing more can be read
 	refused  *Error                // the text is JSON, but means nothing or two things
 	scratch  []byte                // decoded strings that had escapes
@@ -311,61 +311,68 @@ func (s *scanner) scalar(i int) int {
 // skip scans one value of any type, and all inside it.
 func (s *scanner) skip(i int) int {
 	b, base := s.b, s.depth
+	object := false // of the innermost open container, if there is one of ours
 	for {
 		// A value begins at i.
-		if i < len(b) && (b[i] == '{' || b[i] == '[') {
-			object := b[i] == '{'
-			if i = s.open(i, object); i < 0 {
-				return i
-			}
-			i = s.ws(i)
-			switch {
-			case i < len(b) && b[i] == closing(object):
-				s.depth--
-				i++
-			case object:
-				if i = s.key(i); i < 0 {
-					return i
-				}
-				continue
-			default:
-				continue
-			}
-		} else if i < len(b) && b[i] == '"' {
+		switch {
+		case i < len(b) && b[i] == '"':
 			if i, _ = s.str(i + 1); i < 0 {
 				return i
 			}
-		} else if i = s.scalar(i); i < 0 {
-			return i
-		}
-		// A value ended before i: close containers, or go on to the next value.
-		for {
-			if s.depth == base {
+		case i < len(b) && (b[i] == '{' || b[i] == '['):
+			object = b[i] == '{'
+			if i = s.open(i, object); i < 0 {
 				return i
 			}
+			if i = s.ws(i); i >= len(b) || b[i] != closing(object) {
+				if object {
+					if i = s.key(i); i < 0 {
+						return i
+					}
+				}
+				continue
+			}
+			s.depth--
+			i++
+			object = s.inObject()
+		default:
+			if i = s.scalar(i); i < 0 {
+				return i
+			}
+		}
+		// A value ended before i: close containers, and go on to the next value.
+		for s.depth > base {
 			if i < len(b) && b[i] <= ' ' {
 				i = s.ws(i)
 			}
-			object := s.stack[(s.depth-1)/64]>>((s.depth-1)%64)&1 == 1
-			if i < len(b) && b[i] == closing(object) {
-				s.depth--
-				i++
-				continue
+			if i < len(b) && b[i] == ',' {
+				break
 			}
-			if i >= len(b) || b[i] != ',' {
+			if i >= len(b) || b[i] != closing(object) {
 				return s.fail(i, "',' or the end of an object or array is missing")
 			}
-			if i++; i < len(b) && b[i] <= ' ' {
-				i = s.ws(i)
+			s.depth--
+			i++
+			object = s.inObject()
+		}
+		if s.depth == base {
+			return i
+		}
+		if i++; i < len(b) && b[i] <= ' ' { // past the comma
+			i = s.ws(i)
+		}
+		if object {
+			if i = s.key(i); i < 0 {
+				return i
 			}
-			if object {
-				if i = s.key(i); i < 0 {
-					return i
-				}
-			}
-			break
 		}
 	}
+}
+
+// inObject reports whether the innermost open container is an object.
+func (s *scanner) inObject() bool {
+	n := s.depth - 1
+	return n >= 0 && s.stack[n/64]>>(n%64)&1 == 1
 }
 
 func closing(object bool) byte {

@@ -250,7 +250,7 @@ func (s *scanner) checkItem(l List, it *Item) {
 // itemMeta reads _meta, in it ui, and in that resourceUri.
 func (s *scanner) itemMeta(at int, it *Item) int {
 	start := at
-	i := s.inObject(at, "an item's _meta", itemMetaNames, func(name, at int) (i int) {
+	i := s.within(at, "an item's _meta", itemMetaNames, func(name, at int) (i int) {
 		if name == 2 {
 			if it.UI.Present() {
 				return s.skip(at)
@@ -258,7 +258,7 @@ func (s *scanner) itemMeta(at int, it *Item) int {
 			it.UI, i = s.text(at)
 			return i
 		}
-		return s.inObject(at, "an item's _meta.ui", uiNames, func(_, at int) (i int) {
+		return s.within(at, "an item's _meta.ui", uiNames, func(_, at int) (i int) {
 			it.UI, i = s.text(at)
 			return i
 		})
@@ -267,8 +267,8 @@ func (s *scanner) itemMeta(at int, it *Item) int {
 	return i
 }
 
-// inObject calls f at the members of the object at i that names has; a value of another type is skipped.
-func (s *scanner) inObject(i int, what string, names *names, f func(name, at int) int) int {
+// within calls f at the members of the object at i that names has; a value of another type is skipped.
+func (s *scanner) within(i int, what string, names *names, f func(name, at int) int) int {
 	if i >= len(s.b) || s.b[i] != '{' {
 		return s.skip(i)
 	}
