@@ -1,0 +1,142 @@
+package mux
+
+import (
+	"bytes"
+	"net/http"
+	"sync"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+)
+
+// batch serves an array of messages, which 2025-03-26 alone has. Targets get them one by one, for hardly any takes
+// arrays. The answers come on one event stream as they are ready: the revision lets the server choose, and a stream can
+// also carry what targets ask and tell on the way.
+func (m *Mux) batch(w http.ResponseWriter, x *Request) error {
+	if x.Session == nil || !mcp.Revision(x.Session.Version).AllowsBatch() {
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "the session's protocol version has no batches: send one message for each POST")
+	}
+	answers := 0
+	for i := range x.Batch {
+		if x.Batch[i].Kind == mcp.Request {
+			answers++
+		}
+	}
+	if answers == 0 {
+		for i := range x.Batch {
+			_ = m.message(&discard{header: http.Header{}}, x.element(i)) // no answer could tell
+		}
+		return accepted(w)
+	}
+	h := w.Header()
+	h["Content-Type"] = []string{streamType}
+	h["X-Accel-Buffering"] = []string{"no"}
+	w.WriteHeader(http.StatusOK)
+	out := newSink(w, m.cfg.KeepAlive)
+	defer out.close()
+
+	const atOnce = 8
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for i := range x.Batch {
+		one := x.element(i)
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			part := &batchWriter{out: out, header: http.Header{}}
+			defer func() {
+				// An answer that broke off is told as an error of its own, the others go on.
+				if r := recover(); r != nil && r != http.ErrAbortHandler {
+					panic(r)
+				} else if r != nil {
+					part.buf = one.fail(http.StatusBadGateway, mcp.CodeInternal, "the answer broke off").Append(nil)
+				}
+				if one.Message.Kind == mcp.Request {
+					part.finish()
+				}
+			}()
+			if err := m.message(part, one); err != nil {
+				part.buf = one.readdressed(err).Append(nil)
+			}
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+// element is one message of a batch as a request of its own.
+func (x *Request) element(i int) *Request {
+	one := *x
+	one.Message, one.Batch, one.Record = &x.Batch[i], nil, &Record{}
+	return &one
+}
+
+// readdressed is an error with the id of the message that it answers.
+func (x *Request) readdressed(err error) *mcp.Error {
+	e := *x.asError(err)
+	e.ID = x.Message.RawID()
+	return &e
+}
+
+// batchWriter puts one message's answer on the batch's stream: a stream's events as they come, else the body at its end.
+type batchWriter struct {
+	out    *sink
+	header http.Header
+	buf    []byte
+}
+
+func (b *batchWriter) Header() http.Header { return b.header }
+func (b *batchWriter) WriteHeader(int)     {}
+func (b *batchWriter) Flush()              {}
+
+func (b *batchWriter) Write(p []byte) (int, error) {
+	b.buf = append(b.buf, p...)
+	if contentType(b.header) != streamType {
+		return len(p), nil
+	}
+	for {
+		end, size := eventEnd(b.buf)
+		if end < 0 {
+			return len(p), nil
+		}
+		events := mcp.NewEventReader(bytes.NewReader(b.buf[:end+size]), 0)
+		for {
+			ev, err := events.Next()
+			if err != nil {
+				break
+			}
+			if len(ev.Data) > 0 { // ids and retry hints are another stream's
+				b.out.message(bytes.Clone(ev.Data))
+			}
+		}
+		b.buf = b.buf[end+size:]
+	}
+}
+
+// eventEnd finds the first empty line.
+func eventEnd(b []byte) (at, size int) {
+	for _, end := range []string{"\n\n", "\r\n\r\n", "\r\r"} {
+		if i := bytes.Index(b, []byte(end)); i >= 0 && (size == 0 || i < at) {
+			at, size = i, len(end)
+		}
+	}
+	if size == 0 {
+		return -1, 0
+	}
+	return at, size
+}
+
+func (b *batchWriter) finish() {
+	if contentType(b.header) == streamType && !bytes.HasPrefix(b.buf, []byte("{")) {
+		return
+	}
+	if raw := bytes.TrimSpace(b.buf); len(raw) > 0 {
+		b.out.message(raw)
+	}
+}
+
+// discard takes an answer that nobody waits for.
+type discard struct{ header http.Header }
+
+func (d *discard) Header() http.Header         { return d.header }
+func (d *discard) WriteHeader(int)             {}
+func (d *discard) Write(p []byte) (int, error) { return len(p), nil }

@@ -1,0 +1,145 @@
+package mux
+
+import (
+	"context"
+	"net/http"
+	"sync"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/internal/policy"
+)
+
+// notification brings a client's notification to those whom it may concern. Which target a cancelled request or a
+// progress token belongs to is known to the targets alone: they ignore what they do not know.
+func (m *Mux) notification(w http.ResponseWriter, x *Request) error {
+	if x.stateless() {
+		return m.statelessNotification(w, x)
+	}
+	if t := x.alone(); t != nil {
+		return x.forwardNotification(w, t)
+	}
+	msg := x.Message
+	known := msg.Info().Name != ""
+	x.each(x.HTTP.Context(), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+		if msg.Method == "notifications/initialized" {
+			if _, sealed := x.Session.Target(t.Name); !sealed {
+				return nil // a session that is made later sends its own
+			}
+		}
+		if !known && x.admit(ctx, t, policy.None, "", "") != nil {
+			return nil
+		}
+		resp, err := x.send(ctx, t, outgoing{body: msg.Body})
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		return err
+	})
+	return accepted(w)
+}
+
+// forwardNotification passes one on to the only target, and its answer back.
+func (x *Request) forwardNotification(w http.ResponseWriter, t *snapshot.Target) error {
+	ctx, done := x.callContext(t)
+	defer done()
+	if x.Message.Info().Name == "" {
+		if err := x.admit(ctx, t, policy.None, "", ""); err != nil {
+			return accepted(w) // a notification has no answer that could tell
+		}
+	}
+	resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method})
+	if err != nil {
+		return err
+	}
+	return x.relay(ctx, w, t, resp, policy.None, "")
+}
+
+// statelessNotification: on HTTP 2026-07-28 has none of its own; what an extension has goes to the only target.
+func (m *Mux) statelessNotification(w http.ResponseWriter, x *Request) error {
+	t := x.alone()
+	if t == nil || x.Message.Method == "notifications/cancelled" {
+		return accepted(w)
+	}
+	return x.forwardNotification(w, t)
+}
+
+// setLevel serves logging/setLevel: every target that logs is told. A target without logging is no error among several.
+func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
+	if t := x.alone(); t != nil {
+		return x.forward(w, t, item{lifecycle: true})
+	}
+	var mu sync.Mutex
+	var firstErr error // guarded by mu; of the first target in order that failed
+	firstAt, logs := len(x.Backend.Targets), false
+	x.each(x.HTTP.Context(), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+		resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method, safe: true})
+		var msg *mcp.Message
+		if err == nil {
+			msg, err = x.readResponse(t, resp)
+		}
+		if err == nil && msg.Error.Present() {
+			if code, _ := errorCode(msg); code != mcp.CodeMethodNotFound {
+				err = x.fail(http.StatusOK, mcp.CodeInternal, "target %q refused the level", t.Name)
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if at := x.order(t); err != nil && at < firstAt {
+			firstAt, firstErr = at, err
+		}
+		logs = logs || err == nil
+		return err
+	})
+	if firstErr != nil && !(logs && failsOpen(x.Backend)) {
+		return firstErr
+	}
+	return x.answer(w, nil)
+}
+
+func (x *Request) order(t *snapshot.Target) int {
+	for i, other := range x.Backend.Targets {
+		if other == t {
+			return i
+		}
+	}
+	return -1
+}
+
+// each runs f for all targets at once, each within its deadline and with a Record of its own, and returns their errors
+// in the order of the targets.
+func (x *Request) each(ctx context.Context, f func(context.Context, *Request, *snapshot.Target) error) []error {
+	return x.eachOf(ctx, x.Backend.Targets, f)
+}
+
+func (x *Request) eachOf(ctx context.Context, targets []*snapshot.Target, f func(context.Context, *Request, *snapshot.Target) error) []error {
+	errs := make([]error, len(targets))
+	records := make([]Record, len(targets))
+	one := func(i int, t *snapshot.Target) {
+		ctx, cancel := x.mux.fanOut(ctx, t)
+		defer cancel()
+		own := *x
+		own.Record = &records[i]
+		errs[i] = f(ctx, &own, t)
+	}
+	var wg sync.WaitGroup
+	for i, t := range targets {
+		if i == len(targets)-1 {
+			one(i, t) // the last one needs no goroutine
+			break
+		}
+		wg.Go(func() { one(i, t) })
+	}
+	wg.Wait()
+	for i, t := range targets {
+		if i > 0 {
+			x.Record.Target += ","
+		}
+		x.Record.Target += t.Name
+		if r := records[i]; r.Err != nil && x.Record.Err == nil {
+			x.Record.Err = r.Err
+		}
+		x.Record.Status = max(x.Record.Status, records[i].Status)
+	}
+	return errs
+}

@@ -1,0 +1,186 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/session"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+)
+
+// Why an open stream is ended by the proxy.
+var (
+	errDeleted = errors.New("the session was deleted")
+	errMoved   = errors.New("the configuration of the stream's targets changed")
+	errRevoked = errors.New("the caller may not use the route any more")
+	errDrained = errors.New("the proxy is shutting down")
+)
+
+// streams are the open GET and listen streams: the only requests that outlive the configuration they began under.
+type streams struct {
+	mu     sync.Mutex
+	open   map[*openStream]struct{} // guarded by mu
+	drains map[<-chan struct{}]bool // guarded by mu; sockets whose end a goroutine waits for
+}
+
+type openStream struct {
+	x      *Request
+	out    *sink
+	cancel context.CancelCauseFunc
+	// tag is the raw id of the listen request, nil on a GET.
+	tag []byte
+	// wants says which lists the client asked to hear of.
+	wants func(mcp.List) bool
+	drain <-chan struct{}
+
+	mu   sync.Mutex
+	sees string // guarded by mu; fingerprint of what this client may see
+}
+
+func (s *streams) add(x *Request, out *sink, cancel context.CancelCauseFunc) *openStream {
+	return s.addListen(x, out, cancel, nil, func(mcp.List) bool { return true })
+}
+
+func (s *streams) addListen(x *Request, out *sink, cancel context.CancelCauseFunc, tag []byte, wants func(mcp.List) bool) *openStream {
+	o := &openStream{x: x, out: out, cancel: cancel, tag: tag, wants: wants, sees: sees(x.Backend), drain: x.mux.cfg.Draining(x.HTTP.Context())}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open, s.drains = map[*openStream]struct{}{}, map[<-chan struct{}]bool{}
+	}
+	s.open[o] = struct{}{}
+	if o.drain != nil && !s.drains[o.drain] {
+		s.drains[o.drain] = true
+		go s.endWhen(o.drain) // one for all streams of a socket
+	}
+	return o
+}
+
+// endWhen ends the streams of a socket when it is drained: listens with their result, so that clients come back
+// elsewhere. It lives as long as the socket.
+func (s *streams) endWhen(drain <-chan struct{}) {
+	<-drain
+	for _, o := range s.all(func(o *openStream) bool { return o.drain == drain }) {
+		o.cancel(errDrained)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.drains, drain)
+}
+
+func (s *streams) remove(o *openStream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, o)
+}
+
+func (s *streams) all(which func(*openStream) bool) []*openStream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []*openStream
+	for o := range s.open {
+		if which(o) {
+			found = append(found, o)
+		}
+	}
+	return found
+}
+
+// end closes the streams of a deleted session.
+func (s *streams) end(n session.Nonce) {
+	for _, o := range s.all(func(o *openStream) bool { return o.x.Session != nil && o.x.Session.Nonce == n }) {
+		o.cancel(errDeleted)
+	}
+}
+
+// Changed tells open streams of a new configuration: clients hear that lists changed where what they may see did, and
+// a stream whose targets are others now, or whose caller is not let in any more, ends. It returns before all is done.
+func (m *Mux) Changed(old, now *snapshot.Index) {
+	touched := m.streams.all(func(o *openStream) bool {
+		name := o.x.Route.Tenant.Name
+		return old == nil || old.Tenant(name) != now.Tenant(name)
+	})
+	const atOnce = 8 // a slow client holds up one of these, not the configuration
+	work := make(chan *openStream)
+	for range min(atOnce, len(touched)) {
+		go func() {
+			for o := range work {
+				o.changed(now)
+			}
+		}()
+	}
+	go func() {
+		for _, o := range touched {
+			work <- o
+		}
+		close(work)
+	}()
+}
+
+func (o *openStream) changed(now *snapshot.Index) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	route, err := now.Route(o.x.Port, o.x.HTTP)
+	if err != nil || route.Refused != nil || route.Tenant.Name != o.x.Route.Tenant.Name {
+		o.cancel(errMoved)
+		return
+	}
+	var backend *snapshot.Backend
+	for _, b := range route.Backends {
+		if b.Resource == o.x.Backend.Resource {
+			backend = b
+		}
+	}
+	if backend == nil {
+		o.cancel(errMoved)
+		return
+	}
+	p, err := route.Policy.Authenticate(o.x.HTTP)
+	if err != nil || p == nil && o.x.Principal != nil || p != nil && p.ID != o.x.Scope.Principal {
+		o.cancel(errRevoked)
+		return
+	}
+	was := o.sees
+	if o.sees = sees(backend); was == o.sees {
+		return
+	}
+	for list, method := range map[mcp.List]string{
+		mcp.Tools: "notifications/tools/list_changed", mcp.Prompts: "notifications/prompts/list_changed", mcp.Resources: "notifications/resources/list_changed",
+	} {
+		if o.wants(list) {
+			o.out.message(mcp.AppendNotification(nil, method, o.params()))
+		}
+	}
+	if reaches(backend) != reaches(o.x.Backend) {
+		o.cancel(errMoved) // the client opens its stream again, to the targets of now
+	}
+}
+
+// params tag a notification with the listen it belongs to.
+func (o *openStream) params() []byte {
+	if o.tag == nil {
+		return nil
+	}
+	return listenTag(o.tag)
+}
+
+// sees is a fingerprint of all that decides what clients see of a backend.
+func sees(b *snapshot.Backend) string {
+	var s strings.Builder
+	for _, t := range b.Targets {
+		s.WriteString(t.Name + "\x00" + t.Digest + "\x00")
+	}
+	return s.String()
+}
+
+// reaches is a fingerprint of the servers that a stream of the backend is fed by.
+func reaches(b *snapshot.Backend) string {
+	var s strings.Builder
+	for _, t := range b.Targets {
+		s.WriteString(t.Name + string(rune(place(t)&0xffff)) + string(rune(place(t)>>16)) + "\x00")
+	}
+	return s.String()
+}

@@ -1,0 +1,206 @@
+package mux
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/session"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+)
+
+// eras is what a target speaks, as far as it is known.
+type eras struct {
+	versions []mcp.Revision
+	// probed is when; zero for what the configuration says.
+	probed time.Time
+}
+
+func (e eras) have(era mcp.Era) bool {
+	return slices.ContainsFunc(e.versions, func(r mcp.Revision) bool { return r.Era() == era })
+}
+
+type eraKey struct{ digest, principal string }
+
+const (
+	// reprobe is how soon a target that contradicted what was found is asked again: a target that answers nonsense to
+	// everything must not be asked before each call.
+	reprobe = 5 * time.Second
+	// probeAge bounds how long the outcome is believed: servers are replaced in their place.
+	probeAge = 10 * time.Minute
+)
+
+// speaks returns nil if the target speaks an era, or an error for the client that says what it does speak.
+func (x *Request) speaks(ctx context.Context, t *snapshot.Target, era mcp.Era) error {
+	e, err := x.erasOf(ctx, t)
+	if err != nil {
+		return err
+	}
+	if e.have(era) {
+		return nil
+	}
+	return x.otherEra(t, e)
+}
+
+// otherEra names the target and what it does speak. Clients that know both eras fall back on it.
+func (x *Request) otherEra(t *snapshot.Target, e eras) error {
+	asked := x.revision()
+	if x.Message != nil && x.Message.Version.IsString() {
+		asked = mcp.Revision(x.Message.Version.Value)
+	}
+	fail := x.fail(http.StatusBadRequest, mcp.CodeUnsupportedVersion, "target %q does not speak %s, only %s", t.Name, asked, e.list())
+	fail.Data = marshal(map[string]any{"supported": e.versions, "requested": asked})
+	return fail
+}
+
+func (e eras) list() string {
+	var s string
+	for i, v := range e.versions {
+		if i > 0 {
+			s += ", "
+		}
+		s += string(v)
+	}
+	return s
+}
+
+// erasOf looks up what a target speaks, and probes it the first time: server/discover, then initialize, as far as an
+// answer is needed. A target that does not answer is an error, and asked again by the next request.
+func (x *Request) erasOf(ctx context.Context, t *snapshot.Target) (eras, error) {
+	if own := t.Config.GetProtocolVersions(); len(own) > 0 {
+		e := eras{}
+		for _, v := range own {
+			e.versions = append(e.versions, mcp.Revision(v))
+		}
+		return e, nil
+	}
+	key := x.eraKey(t)
+	if e, ok := x.mux.eras.get(key); ok {
+		return e, nil
+	}
+	v, err, _ := x.mux.flights.Do("era\x00"+key.digest+"\x00"+key.principal, func() (any, error) {
+		ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
+		defer cancel()
+		e, err := x.probe(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		e.probed = time.Now()
+		x.mux.eras.put(key, e, 1, e.probed.Add(probeAge))
+		return e, nil
+	})
+	if err != nil {
+		return eras{}, x.readdress(err)
+	}
+	return v.(eras), nil
+}
+
+// eraKey: under passthrough what a target answers depends on who asks.
+func (x *Request) eraKey(t *snapshot.Target) eraKey {
+	key := eraKey{digest: t.Digest}
+	if t.Policy.Passthrough() {
+		key.principal = x.Scope.Principal
+	}
+	return key
+}
+
+// contradicted forgets what a target was found to speak, after an answer that no MCP server of that era gives.
+func (x *Request) contradicted(t *snapshot.Target) {
+	key := x.eraKey(t)
+	if e, ok := x.mux.eras.get(key); ok && time.Since(e.probed) > reprobe {
+		x.mux.eras.drop(key)
+	}
+}
+
+var discoverProbe = []byte(`{"jsonrpc":"2.0","id":"sluice-probe","method":"server/discover","params":{"_meta":{` +
+	`"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"sluice","version":"1"},` +
+	`"io.modelcontextprotocol/clientCapabilities":{}}}}`)
+
+// probe asks once, at 2026-07-28. A result or -32022 that lists only versions with sessions is a server with sessions
+// (go-sdk); one that refuses 2026-07-28 yet lists it too (go-sdk again), so nothing is asked twice. What else is
+// answered comes from a server that never heard of server/discover: no answer of it is worth keying on, but one that
+// the proxy's credentials are refused or that there is no MCP at all would hide the cause, so initialize tells.
+func (x *Request) probe(ctx context.Context, t *snapshot.Target) (eras, error) {
+	h := make(http.Header, 8)
+	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
+	x.pass(t, h)
+	mcp.SetHeaders(h, mcp.V20260728, "server/discover", "")
+	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Principal: x.Principal, Safe: true}, session.Target{})
+	if err != nil {
+		return eras{}, err
+	}
+	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
+		defer resp.Body.Close()
+		return eras{}, x.unauthorized(t, resp)
+	}
+	if msg, err := x.readMessage(t, resp); err == nil {
+		e := eras{versions: discovered(msg)}
+		if len(e.versions) > 0 && (msg.Result.Present() || !e.have(mcp.Stateless)) {
+			return e, nil
+		}
+	}
+	return x.probeSessions(ctx, t)
+}
+
+// probeSessions begins a session to see whether the target has them, and ends it.
+func (x *Request) probeSessions(ctx context.Context, t *snapshot.Target) (eras, error) {
+	own := *x
+	own.Session = &session.State{Version: string(mcp.V20251125), Capabilities: "{}", ClientInfo: `{"name":"sluice","version":"1"}`}
+	own.Verdict.Era = mcp.Sessions
+	leg, hs, err := own.handshake(ctx, t, own.initializeAgain(session.Target{Version: string(mcp.V20251125)}))
+	if err != nil {
+		return eras{}, err
+	}
+	if hs.msg.Error.Present() {
+		return eras{}, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q speaks no protocol version that this proxy knows: %s", t.Name, errorMessage(hs.msg))
+	}
+	go own.quit(t, leg)
+	e := eras{}
+	for _, r := range mcp.Revisions() {
+		if r.HasSessions() && r <= max(mcp.Revision(leg.Version), mcp.V20250326) {
+			e.versions = append(e.versions, r)
+		}
+	}
+	return e, nil
+}
+
+// discovered are the known versions that an answer to server/discover lists.
+func discovered(msg *mcp.Message) []mcp.Revision {
+	var listed struct {
+		SupportedVersions []mcp.Revision
+		Data              struct{ Supported []mcp.Revision }
+	}
+	raw := msg.Result
+	if !raw.Present() {
+		raw = msg.Error
+	}
+	if err := json.Unmarshal(raw.Of(msg.Body), &listed); err != nil {
+		return nil
+	}
+	var known []mcp.Revision
+	for _, r := range append(listed.SupportedVersions, listed.Data.Supported...) {
+		if r.Known() {
+			known = append(known, r)
+		}
+	}
+	return known
+}
+
+// readdress makes an error that several requests share the answer to this one.
+func (x *Request) readdress(err error) error {
+	own, ok := errors.AsType[*mcp.Error](err)
+	if !ok || x.Message == nil {
+		return err
+	}
+	e := *own
+	e.ID = x.Message.RawID()
+	if wrapped, ok := errors.AsType[*Error](err); ok {
+		return &Error{&e, wrapped.Header}
+	}
+	return &e
+}

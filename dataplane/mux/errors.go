@@ -1,0 +1,96 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
+)
+
+// Error is a refusal with headers of its own, such as Retry-After.
+type Error struct {
+	Refusal *mcp.Error
+	Header  http.Header
+}
+
+func (e *Error) Error() string { return e.Refusal.Error() }
+
+// Unwrap makes errors.As find the [mcp.Error].
+func (e *Error) Unwrap() error { return e.Refusal }
+
+// fail is a refusal of the request at hand.
+func (x *Request) fail(status, code int, format string, args ...any) *mcp.Error {
+	e := &mcp.Error{Status: status, Code: code, Message: fmt.Sprintf(format, args...)}
+	if x.Message != nil {
+		e.ID = x.Message.RawID()
+	}
+	return e
+}
+
+// unreachable says that a target brought no answer, without what only operators may know.
+func (x *Request) unreachable(t *snapshot.Target, err error) error {
+	x.Record.Err = err
+	switch {
+	case errors.Is(err, upstream.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
+		return x.fail(http.StatusGatewayTimeout, mcp.CodeInternal, "target %q did not answer in time", t.Name)
+	case errors.Is(err, upstream.ErrBusy):
+		return &Error{x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "target %q takes no more connections now", t.Name), retryAfter("1")}
+	case upstream.NotSent(err):
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q cannot be reached", t.Name)
+	default:
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q broke off its answer; it may have processed the request", t.Name)
+	}
+}
+
+// refusedConfig says that a target has no configuration that builds.
+func (x *Request) refusedConfig(t *snapshot.Target) error {
+	x.Record.Err = t.Refused
+	return x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "target %q cannot be served: this proxy refused its configuration", t.Name)
+}
+
+// sessionGone makes the client begin anew.
+func (x *Request) sessionGone() error {
+	return x.fail(http.StatusNotFound, -32001, "Session not found")
+}
+
+func retryAfter(v string) http.Header { return http.Header{"Retry-After": {v}} }
+
+// notFound answers for an item that does not exist, and for one that a policy refuses: byte for byte the same, and
+// with the name as the client wrote it.
+func (x *Request) notFound(kind policy.ItemKind, name string) error {
+	switch kind {
+	case policy.Tool:
+		return x.fail(http.StatusOK, mcp.CodeInvalidParams, "Unknown tool: %s", name)
+	case policy.Prompt:
+		return x.fail(http.StatusOK, mcp.CodeInvalidParams, "Unknown prompt: %s", name)
+	case policy.Task:
+		return x.fail(http.StatusOK, mcp.CodeInvalidParams, "Unknown task: %s", name)
+	case policy.Resource, policy.Template:
+		e := x.fail(http.StatusOK, x.revision().ResourceNotFound(), "Resource not found")
+		e.Data = append(mcp.AppendString([]byte(`{"uri":`), name), '}')
+		return e
+	default:
+		return x.unknownMethod()
+	}
+}
+
+func (x *Request) unknownMethod() error {
+	status := http.StatusOK
+	if x.stateless() {
+		status = http.StatusNotFound // 2026-07-28 ties the status to the code
+	}
+	return x.fail(status, mcp.CodeMethodNotFound, "Method not found: %s", x.Message.Method)
+}
+
+// asError is any error as one that can be answered.
+func (x *Request) asError(err error) *mcp.Error {
+	if e, ok := errors.AsType[*mcp.Error](err); ok {
+		return e
+	}
+	return x.fail(http.StatusInternalServerError, mcp.CodeInternal, "the proxy met an error that it has no words for")
+}

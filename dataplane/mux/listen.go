@@ -1,0 +1,331 @@
+package mux
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
+)
+
+// filter is what a subscriptions/listen asks for.
+type filter struct {
+	Tools     bool     `json:"toolsListChanged,omitempty"`
+	Prompts   bool     `json:"promptsListChanged,omitempty"`
+	Resources bool     `json:"resourcesListChanged,omitempty"`
+	URIs      []string `json:"resourceSubscriptions,omitempty"`
+}
+
+func (f filter) wants(l mcp.List) bool {
+	return l == mcp.Tools && f.Tools || l == mcp.Prompts && f.Prompts || l == mcp.Resources && f.Resources
+}
+
+func (f filter) empty() bool { return !f.Tools && !f.Prompts && !f.Resources && len(f.URIs) == 0 }
+
+// metaSubscription names, in _meta, the listen that a message belongs to.
+const metaSubscription = "io.modelcontextprotocol/subscriptionId"
+
+// listenTag is an object with the tag in its _meta.
+func listenTag(id []byte) []byte {
+	return append(append([]byte(`{"_meta":{"`+metaSubscription+`":`), id...), "}}"...)
+}
+
+// listen serves subscriptions/listen: one stream of what changes, until the client leaves.
+func (m *Mux) listen(w http.ResponseWriter, x *Request) error {
+	var f filter
+	raw := x.Message.Filter.Of(x.Message.Body)
+	if raw == nil || json.Unmarshal(raw, &f) != nil {
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidParams, "subscriptions/listen needs params.notifications, an object")
+	}
+	if t := x.alone(); t != nil && !(t.Policy.Authorizes() && len(f.URIs) > 0) {
+		return m.listenOne(w, x, t, f)
+	}
+	return m.listenAll(w, x, f)
+}
+
+// listenOne passes the only target's stream through.
+func (m *Mux) listenOne(w http.ResponseWriter, x *Request, t *snapshot.Target, f filter) error {
+	ctx, cancel := context.WithCancelCause(x.HTTP.Context())
+	defer cancel(nil)
+	x.Record.Target = t.Name
+	resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method})
+	if err != nil {
+		return err
+	}
+	if contentType(resp.Header) != streamType {
+		return x.relay(ctx, w, t, resp, policy.None, "")
+	}
+	defer resp.Body.Close()
+	x.head(w, t, resp)
+	out := newSink(w, m.cfg.KeepAlive)
+	out.hold() // nothing may come before the target's acknowledgement
+	defer out.close()
+	open := m.streams.addListen(x, out, cancel, x.Message.RawID(), f.wants)
+	defer m.streams.remove(open)
+	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
+	defer stop()
+	if x.watches(t) || t.Config.GetListCache() != nil || x.stateless() {
+		_ = x.follow(t, resp.Body, out, nil)
+	} else {
+		out.copy(resp.Body)
+	}
+	x.goodbye(ctx, out)
+	return nil
+}
+
+// goodbye ends a listen politely where the proxy ends it.
+func (x *Request) goodbye(ctx context.Context, out *sink) {
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errDrained), errors.Is(cause, errMoved), errors.Is(cause, errRevoked):
+		result := append([]byte(`{"resultType":"complete",`), listenTag(x.Message.RawID())[1:]...)
+		out.message(mcp.AppendResult(nil, x.Message.RawID(), result))
+	}
+}
+
+// listenAll splits the filter by target, and merges what the targets say. The lists' flags are always honoured, since
+// the proxy's own configuration changes them; of the URIs, those that a target honours.
+func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
+	ctx, cancel := context.WithCancelCause(x.HTTP.Context())
+	defer cancel(nil)
+	shares := x.split(ctx, f)
+	acks := make([]filter, len(x.Backend.Targets))
+	bodies := make([]*listening, len(x.Backend.Targets))
+	errs := x.each(ctx, func(wait context.Context, own *Request, t *snapshot.Target) error {
+		i := own.order(t)
+		if shares[i].empty() {
+			return nil
+		}
+		// The stream outlives the time that its beginning may take.
+		l, err := own.listenAt(ctx, wait, t, shares[i])
+		if err == nil && l != nil {
+			bodies[i], acks[i] = l, l.honoured
+		}
+		return err
+	})
+	defer func() {
+		for _, l := range bodies {
+			if l != nil {
+				l.close()
+			}
+		}
+	}()
+	var missing missing
+	asked := 0
+	for i, t := range x.Backend.Targets {
+		if !shares[i].empty() {
+			asked++
+		}
+		if errs[i] != nil {
+			missing.add(t, errs[i])
+		}
+	}
+	if err := missing.refuse(x, asked, errs); err != nil {
+		return err
+	}
+	h := w.Header()
+	h["Content-Type"] = []string{streamType}
+	h["X-Accel-Buffering"] = []string{"no"}
+	h["Cache-Control"] = []string{"no-cache"}
+	w.WriteHeader(http.StatusOK)
+	out := newSink(w, m.cfg.KeepAlive)
+	defer out.close()
+	out.message(x.acknowledge(f, acks))
+	open := m.streams.addListen(x, out, cancel, x.Message.RawID(), f.wants)
+	defer m.streams.remove(open)
+
+	var wg sync.WaitGroup
+	for i, t := range x.Backend.Targets {
+		if bodies[i] == nil {
+			continue
+		}
+		own := *x
+		own.Record = &Record{}
+		wg.Go(func() { own.relisten(ctx, t, bodies[i], shares[i], out) })
+	}
+	<-ctx.Done()
+	for _, l := range bodies {
+		if l != nil {
+			l.close()
+		}
+	}
+	wg.Wait()
+	x.goodbye(ctx, out)
+	return nil
+}
+
+// split is each target's share of the filter, in its own URIs, less what its rules refuse.
+func (x *Request) split(ctx context.Context, f filter) []filter {
+	shares := make([]filter, len(x.Backend.Targets))
+	for i := range shares {
+		shares[i] = filter{Tools: f.Tools, Prompts: f.Prompts, Resources: f.Resources}
+	}
+	for _, uri := range f.URIs {
+		t, own := x.byURI(uri)
+		if t == nil {
+			continue
+		}
+		asking := *x
+		asking.Record = &Record{}
+		if asking.admit(ctx, t, policy.Resource, own, uri) == nil {
+			i := x.order(t)
+			shares[i].URIs = append(shares[i].URIs, own)
+		}
+	}
+	return shares
+}
+
+// listening is one target's part of a listen.
+type listening struct {
+	body     io.ReadCloser
+	events   *mcp.EventReader
+	honoured filter
+	cancel   context.CancelFunc
+}
+
+func (l *listening) close() {
+	l.cancel()
+	_ = l.body.Close()
+}
+
+// listenAt begins to listen at a target and reads its acknowledgement. A target that has no listen honours nothing,
+// which is nil.
+func (x *Request) listenAt(ctx, wait context.Context, t *snapshot.Target, f filter) (*listening, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(wait, cancel)
+	resp, err := x.send(ctx, t, outgoing{body: x.listenRequest(f), method: "subscriptions/listen"})
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	l := &listening{body: resp.Body, cancel: cancel}
+	if contentType(resp.Header) == streamType {
+		l.events = mcp.NewEventReader(resp.Body, x.mux.maxBytes())
+		err = l.acknowledged(x.mux.cfg.Limits)
+	} else {
+		err = errNoStream
+	}
+	if !stop() && err == nil {
+		err = upstream.ErrTimeout
+	}
+	switch {
+	case errors.Is(err, errNoStream):
+		l.close()
+		return nil, nil
+	case err != nil:
+		l.close()
+		return nil, x.unreachable(t, err)
+	}
+	return l, nil
+}
+
+// acknowledged reads the first message.
+func (l *listening) acknowledged(lim mcp.Limits) error {
+	for {
+		ev, err := l.events.Next()
+		if err == io.EOF {
+			return errNoStream
+		}
+		if err != nil {
+			return err
+		}
+		if len(ev.Data) == 0 {
+			continue
+		}
+		msg, err := mcp.Scan(ev.Data, lim)
+		if err != nil {
+			return err
+		}
+		if msg.Method != "notifications/subscriptions/acknowledged" {
+			return errNoStream
+		}
+		return json.Unmarshal(msg.Filter.Of(msg.Body), &l.honoured)
+	}
+}
+
+func (x *Request) listenRequest(f filter) []byte {
+	params := append([]byte(`{"notifications":`), marshal(f)...)
+	params = append(append(params, `,"_meta":`...), x.ownMeta()...)
+	return mcp.AppendRequest(nil, x.Message.RawID(), "subscriptions/listen", append(params, '}'))
+}
+
+// acknowledge is the merged acknowledgement: the client's own filter, less URIs that no target honours.
+func (x *Request) acknowledge(f filter, acks []filter) []byte {
+	honoured := filter{Tools: f.Tools, Prompts: f.Prompts, Resources: f.Resources}
+	for _, uri := range f.URIs {
+		if t, own := x.byURI(uri); t != nil && slices.Contains(acks[x.order(t)].URIs, own) {
+			honoured.URIs = append(honoured.URIs, uri)
+		}
+	}
+	params := append([]byte(`{"notifications":`), marshal(honoured)...)
+	params = append(append(append(params, `,"_meta":{"`+metaSubscription+`":`...), x.Message.RawID()...), "}}"...)
+	return mcp.AppendNotification(nil, "notifications/subscriptions/acknowledged", params)
+}
+
+// relisten passes a target's events on, and opens the stream again when it breaks: what changed meanwhile was missed,
+// so the client is told that everything may have.
+func (x *Request) relisten(ctx context.Context, t *snapshot.Target, l *listening, f filter, out *sink) {
+	wait := time.Second
+	for {
+		x.followListen(t, l, out)
+		l.close()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait):
+			}
+			wait = min(2*wait, 30*time.Second)
+			again, cancel := x.mux.fanOut(ctx, t)
+			next, err := x.listenAt(ctx, again, t, f)
+			cancel()
+			if err == nil && next == nil {
+				return // it has no listen any more
+			}
+			if err == nil {
+				l = next
+				break
+			}
+		}
+		stop := context.AfterFunc(ctx, l.close)
+		for list, method := range map[mcp.List]string{
+			mcp.Tools: "notifications/tools/list_changed", mcp.Prompts: "notifications/prompts/list_changed", mcp.Resources: "notifications/resources/list_changed",
+		} {
+			if l.honoured.wants(list) {
+				out.message(mcp.AppendNotification(nil, method, listenTag(x.Message.RawID())))
+			}
+		}
+		defer stop()
+	}
+}
+
+// followListen passes notifications on. The target's own end of the stream is not the client's.
+func (x *Request) followListen(t *snapshot.Target, l *listening, out *sink) {
+	for {
+		ev, err := l.events.Next()
+		if err != nil {
+			return
+		}
+		if len(ev.Data) == 0 {
+			continue
+		}
+		msg, err := mcp.Scan(ev.Data, x.mux.cfg.Limits)
+		if err != nil || msg.Kind == mcp.Response {
+			return
+		}
+		if msg.Kind != mcp.Notification {
+			continue
+		}
+		if err := x.translate(t, &ev, nil); err != nil {
+			return
+		}
+		out.message(ev.Data)
+	}
+}

@@ -1,0 +1,205 @@
+package mux
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/session"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
+)
+
+// Config of a [Mux].
+type Config struct {
+	// Transport reaches a target, e.g. upstream.Manager.Transport.
+	Transport func(*snapshot.Target) upstream.Transport
+	// ProxyID names this proxy in sessions of which a part lives here alone.
+	ProxyID string
+	// Log gets what no answer tells. If nil, slog.Default().
+	Log *slog.Logger
+	// Limits of messages of clients and targets. The zero value means mcp's.
+	Limits mcp.Limits
+	// FanOut bounds one target's part of a fan-out, unless the target has a timeout of its own. If zero, 30 s.
+	FanOut time.Duration
+	// Linger bounds how long a session's call goes on after its client has left. If zero, 5 min.
+	Linger time.Duration
+	// KeepAlive is the interval of comments on idle streams. If zero, 15 s.
+	KeepAlive time.Duration
+	// Draining returns the channel that is closed when the socket of a request is drained, e.g. listener.Draining.
+	// If nil, streams end with their clients alone.
+	Draining func(context.Context) <-chan struct{}
+}
+
+// Mux serves all backends of a proxy. It is safe for concurrent use.
+type Mux struct {
+	cfg Config
+	log *slog.Logger
+
+	graves   session.Tombstones
+	soft     *lru[softKey, session.Target]
+	eras     *lru[eraKey, eras]
+	pages    *lru[pageKey, *page]
+	catalogs *lru[catalogKey, *catalog]
+	changed  *lru[changeKey, *atomic.Uint64]
+	reported *lru[string, struct{}]
+	flights  singleflight.Group
+	streams  streams
+}
+
+// New returns a Mux that remembers nothing yet.
+func New(cfg Config) *Mux {
+	m := &Mux{
+		cfg:      cfg,
+		log:      cfg.Log,
+		soft:     newLRU[softKey, session.Target](1 << 18),
+		eras:     newLRU[eraKey, eras](1 << 16),
+		pages:    newLRU[pageKey, *page](128 << 20),
+		catalogs: newLRU[catalogKey, *catalog](64 << 20),
+		changed:  newLRU[changeKey, *atomic.Uint64](1 << 14),
+		reported: newLRU[string, struct{}](1 << 14),
+	}
+	if m.log == nil {
+		m.log = slog.Default()
+	}
+	if m.cfg.Draining == nil {
+		m.cfg.Draining = func(context.Context) <-chan struct{} { return nil }
+	}
+	m.cfg.FanOut = or(cfg.FanOut, 30*time.Second)
+	m.cfg.Linger = or(cfg.Linger, 5*time.Minute)
+	m.cfg.KeepAlive = or(cfg.KeepAlive, 15*time.Second)
+	return m
+}
+
+func or(d, zero time.Duration) time.Duration {
+	if d == 0 {
+		return zero
+	}
+	return d
+}
+
+// Request is one HTTP request for an MCP endpoint, known as far as the path before targets goes.
+type Request struct {
+	HTTP *http.Request
+	// Port that the request came to, to find its route again when the configuration changes under a stream.
+	Port      uint16
+	Route     *snapshot.Route
+	Backend   *snapshot.Backend
+	Principal *policy.Principal // nil: anonymous
+	Verdict   mcp.Verdict
+	Message   *mcp.Message  // of a POST
+	Batch     []mcp.Message // where Message is a batch: its elements
+	// Codec and Scope of what is sealed for this caller. Codec is nil if the tenant has no keys yet.
+	Codec *session.Codec
+	Scope session.Scope
+	// Session is set in the session era, but for initialize.
+	Session *session.State
+	// Record is filled in for the log line. Not nil.
+	Record *Record
+
+	mux   *Mux
+	kind  policy.ItemKind // what is asked for
+	shown string          // its name as the client wrote it
+}
+
+// Record is what became of a request, for the log line and the metrics.
+type Record struct {
+	// Target's own name; several are joined by commas. Empty: none was asked.
+	Target string
+	// Name is the item's, as the target knows it.
+	Name string
+	// Refused is true, and Rule set, if a policy refused.
+	Refused bool
+	Rule    string
+	// Status is the target's HTTP status, 0 if it did not answer.
+	Status int
+	// Failed is true for an answer that is an error of JSON-RPC.
+	Failed bool
+	// Err is what went wrong between proxy and target. Not for clients: it may name addresses.
+	Err error
+}
+
+// Serve answers one request. An error was not answered yet: it is an [*Error] or an [*mcp.Error].
+func (m *Mux) Serve(w http.ResponseWriter, x *Request) error {
+	x.mux = m
+	switch x.Verdict.Action {
+	case mcp.Initialize:
+		return m.initialize(w, x)
+	case mcp.SessionGet:
+		return m.stream(w, x)
+	case mcp.SessionEnd:
+		return m.end(w, x)
+	}
+	if x.Message.Kind == mcp.Batch {
+		return m.batch(w, x)
+	}
+	return m.message(w, x)
+}
+
+// Deleted reports whether a session was ended by its client, as far as this proxy knows.
+func (m *Mux) Deleted(s *session.State) bool { return m.graves.Has(s.Nonce) }
+
+// message serves one message of a POST.
+func (m *Mux) message(w http.ResponseWriter, x *Request) error {
+	switch x.Message.Kind {
+	case mcp.Request:
+		return m.request(w, x)
+	case mcp.Notification:
+		return m.notification(w, x)
+	default:
+		return m.response(w, x)
+	}
+}
+
+// request finds the way of one request. What no revision has goes on where there is one target alone.
+func (m *Mux) request(w http.ResponseWriter, x *Request) error {
+	msg := x.Message
+	switch msg.Info().Routing {
+	case mcp.Lifecycle:
+		switch {
+		case msg.Method == "server/discover" && x.stateless():
+			return m.discover(w, x)
+		case msg.Method == "ping" && !x.stateless():
+			return x.answer(w, nil) // liveness is a matter of each leg
+		}
+	case mcp.FanList:
+		return m.list(w, x)
+	case mcp.ByName:
+		return m.byName(w, x)
+	case mcp.ByURI:
+		return m.byURI(w, x)
+	case mcp.ByRef:
+		return m.complete(w, x)
+	case mcp.Broadcast:
+		return m.setLevel(w, x)
+	case mcp.Listen:
+		return m.listen(w, x)
+	}
+	return m.other(w, x)
+}
+
+// stateless reports whether the request stands alone.
+func (x *Request) stateless() bool { return x.Verdict.Era == mcp.Stateless }
+
+// revision is the protocol of the client's leg.
+func (x *Request) revision() mcp.Revision {
+	if x.Session != nil {
+		return mcp.Revision(x.Session.Version)
+	}
+	return x.Verdict.Revision
+}
+
+// fanOut bounds what one target may take in a fan-out.
+func (m *Mux) fanOut(ctx context.Context, t *snapshot.Target) (context.Context, context.CancelFunc) {
+	d := m.cfg.FanOut
+	if own := t.Config.GetTimeout(); own != nil {
+		d = own.AsDuration()
+	}
+	return context.WithTimeoutCause(ctx, d, upstream.ErrTimeout)
+}

@@ -1,0 +1,113 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+)
+
+// errNoResponse: the stream ended before it held the response.
+var errNoResponse = errors.New("the answer holds no response")
+
+// readResponse reads an answer up to its response message and closes it. Notifications on the way are dropped, and
+// requests of the target are declined: who calls this has no stream to pass them on by.
+func (x *Request) readResponse(t *snapshot.Target, resp *upstream.Response) (*mcp.Message, error) {
+	msg, err := x.readMessage(t, resp)
+	if err != nil {
+		x.Record.Err = err
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, upstream.ErrTimeout) {
+			return nil, x.unreachable(t, err)
+		}
+		return nil, x.fail(502, mcp.CodeInternal, "target %q gave an answer that cannot be read", t.Name)
+	}
+	return msg, nil
+}
+
+func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response) (*mcp.Message, error) {
+	if contentType(resp.Header) != streamType {
+		defer resp.Body.Close()
+		body, err := readAll(resp.Body, x.mux.maxBytes())
+		if err != nil {
+			return nil, err
+		}
+		msg, err := mcp.Scan(body, x.mux.cfg.Limits)
+		if err == nil && msg.Kind != mcp.Response {
+			err = errNoResponse
+		}
+		return &msg, err
+	}
+	events := mcp.NewEventReader(resp.Body, x.mux.maxBytes())
+	for {
+		ev, err := events.Next()
+		if err == io.EOF {
+			err = errNoResponse
+		}
+		if err != nil {
+			_ = resp.Body.Close()
+			return nil, err
+		}
+		if len(ev.Data) == 0 {
+			continue
+		}
+		msg, err := mcp.Scan(append([]byte(nil), ev.Data...), x.mux.cfg.Limits)
+		switch {
+		case err != nil:
+			_ = resp.Body.Close()
+			return nil, err
+		case msg.Kind == mcp.Response:
+			finish(resp.Body)
+			return &msg, nil
+		case msg.Kind == mcp.Request:
+			go x.decline(t, msg.RawID())
+		}
+	}
+}
+
+// finish closes a stream whose end is expected at once; waiting for it keeps the connection fit for use.
+func finish(body io.ReadCloser) {
+	timer := time.AfterFunc(50*time.Millisecond, func() { _ = body.Close() })
+	go func() {
+		_, _ = io.CopyN(io.Discard, body, 4<<10)
+		timer.Stop()
+		_ = body.Close()
+	}()
+}
+
+// decline answers a target's request that no client can be asked.
+func (x *Request) decline(t *snapshot.Target, id []byte) {
+	if x.Session == nil {
+		return
+	}
+	ctx, cancel := x.mux.fanOut(context.WithoutCancel(x.HTTP.Context()), t)
+	defer cancel()
+	own := *x
+	own.Record = &Record{}
+	body := mcp.AppendError(nil, id, mcp.CodeMethodNotFound, "the client cannot be asked during this request", nil)
+	if resp, err := own.send(ctx, t, outgoing{body: body}); err == nil {
+		_ = resp.Body.Close()
+	}
+}
+
+func (m *Mux) maxBytes() int {
+	if m.cfg.Limits.Bytes > 0 {
+		return m.cfg.Limits.Bytes
+	}
+	return 16 << 20
+}
+
+func readAll(r io.Reader, limit int) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > limit {
+		return nil, fmt.Errorf("the answer has more than %d bytes", limit)
+	}
+	return b, nil
+}

@@ -1,0 +1,396 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/session"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
+)
+
+// answer gives the client a result of the proxy's own; nil is the empty one.
+func (x *Request) answer(w http.ResponseWriter, result []byte) error {
+	body := mcp.AppendResult(make([]byte, 0, 64+len(result)), x.Message.RawID(), result)
+	w.Header()["Content-Type"] = typeJSON
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(body) // the client is gone: nobody to tell
+	return nil
+}
+
+// accepted ends a notification or response.
+func accepted(w http.ResponseWriter) error {
+	w.WriteHeader(http.StatusAccepted)
+	return nil
+}
+
+// toClient are the headers of a target's answer that are the client's business.
+var toClient = []string{"Content-Type", "Retry-After", "Cache-Control", "Expires", "Etag", "Last-Modified", "Age", "Vary", "Content-Language"}
+
+// head writes status and headers of a target's answer.
+func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream.Response) {
+	h := w.Header()
+	for _, key := range toClient {
+		if values, ok := resp.Header[key]; ok {
+			h[key] = values
+		}
+	}
+	if contentType(resp.Header) == streamType {
+		h["X-Accel-Buffering"] = []string{"no"}
+	}
+	t.Policy.Response(h)
+	w.WriteHeader(resp.Status)
+}
+
+// relay brings a target's answer to the client, and closes it: byte for byte, but for what several targets behind one
+// endpoint make necessary. kind is what was asked for, shown its name as the client wrote it.
+func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.Target, resp *upstream.Response, kind policy.ItemKind, shown string) error {
+	defer resp.Body.Close()
+	x.kind, x.shown = kind, shown
+	if x.masks(t, kind) {
+		if err := x.mask(resp); err != nil {
+			return err
+		}
+	}
+	stream := contentType(resp.Header) == streamType
+	length := resp.Header["Content-Length"]
+	if !stream && len(length) == 1 && !x.wraps(t) {
+		w.Header()["Content-Length"] = length
+	}
+	x.head(w, t, resp)
+	switch {
+	case stream:
+		x.relayStream(ctx, w, t, resp.Body)
+	case x.wraps(t):
+		uris := mcp.NewURIWriter(w, x.rewriteURI(t))
+		if err := copyPooled(uris, resp.Body); err != nil {
+			x.broke(err)
+		}
+		_ = uris.Close()
+	default:
+		if err := copyPooled(w, resp.Body); err != nil {
+			x.broke(err)
+		}
+	}
+	return nil
+}
+
+// broke ends an answer that has begun and cannot be completed: the client must not take it for a whole one.
+func (x *Request) broke(err error) {
+	x.Record.Err = err
+	if x.HTTP.Context().Err() == nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// mask replaces a target's "not found" by ours, see [Request.masks]. Answers that are too long for that are no errors.
+func (x *Request) mask(resp *upstream.Response) error {
+	var head []byte
+	if contentType(resp.Header) == streamType {
+		return nil // done event by event
+	}
+	head, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorPage))
+	if err == nil && len(head) < maxErrorPage {
+		msg, err := mcp.Scan(head, x.mux.cfg.Limits)
+		if code, ok := errorCode(&msg); err == nil && ok && masked(code) {
+			return x.notFound(x.kind, x.shown)
+		}
+	}
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), resp.Body), resp.Body}
+	return nil
+}
+
+// errorCode is the code of an error response.
+func errorCode(msg *mcp.Message) (code int, ok bool) {
+	if msg.Kind != mcp.Response || !msg.Error.Present() {
+		return 0, false
+	}
+	var e struct{ Code *int }
+	if err := json.Unmarshal(msg.Error.Of(msg.Body), &e); err != nil || e.Code == nil {
+		return 0, false
+	}
+	return *e.Code, true
+}
+
+// relayStream passes an event stream on. A client of the session era that leaves has not cancelled: what the target
+// still does is waited for, within bounds, so that the client finds it done when it comes back.
+func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *snapshot.Target, body io.ReadCloser) {
+	out := newSink(w, x.mux.cfg.KeepAlive)
+	defer out.close()
+	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
+	defer stop()
+	if !x.wraps(t) && !x.watches(t) {
+		out.copy(body)
+		return
+	}
+	events := mcp.NewEventReader(body, x.mux.maxBytes())
+	for {
+		ev, err := events.Next()
+		if err != nil {
+			x.ended(ctx, t, out, err)
+			return
+		}
+		if err := x.translate(t, &ev, nil); err != nil {
+			x.Record.Err = err
+			return
+		}
+		out.event(ev)
+	}
+}
+
+// ended tells the client why a stream is over before its response came, if that is the target's deadline.
+func (x *Request) ended(ctx context.Context, t *snapshot.Target, out *sink, err error) {
+	if errors.Is(context.Cause(ctx), upstream.ErrTimeout) {
+		out.message(x.asError(x.unreachable(t, upstream.ErrTimeout)).Append(nil))
+	} else if err != io.EOF {
+		x.Record.Err = err
+	}
+}
+
+// watches reports whether the proxy itself has to read what a target's streams say: its lists are remembered here, or it
+// has a deadline that the client is told of.
+func (x *Request) watches(t *snapshot.Target) bool {
+	return t.Policy.Authorizes() || t.Config.GetListCache() != nil || t.Config.GetTimeout() != nil
+}
+
+// translate makes a target's event one of the client's: URIs carry the target's name, ids that come back are sealed.
+// position is nil for the stream of a POST, else it makes the event's id.
+func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id string) string) error {
+	if ev.HasID && len(ev.ID) > 0 && x.Session != nil && x.Codec != nil {
+		switch {
+		case position != nil:
+			ev.ID = []byte(position(string(ev.ID)))
+		case x.wraps(t):
+			ev.ID = []byte(x.Codec.SealPosition(x.Scope, x.Session.Nonce, session.Position{Events: []session.Event{{Target: t.Name, ID: string(ev.ID)}}}))
+		}
+	}
+	if len(ev.Data) == 0 {
+		return nil
+	}
+	msg, err := mcp.Scan(ev.Data, x.mux.cfg.Limits)
+	if err != nil {
+		return err
+	}
+	x.noteChange(t, &msg)
+	if msg.Kind == mcp.Response && x.masks(t, x.kind) {
+		if code, ok := errorCode(&msg); ok && masked(code) {
+			ev.Data = x.asError(x.notFound(x.kind, x.shown)).Append(nil)
+			return nil
+		}
+	}
+	if !x.wraps(t) {
+		return nil
+	}
+	ev.Data, err = x.translateMessage(t, &msg)
+	return err
+}
+
+func (x *Request) translateMessage(t *snapshot.Target, msg *mcp.Message) ([]byte, error) {
+	var e mcp.Edits
+	switch msg.Kind {
+	case mcp.Response:
+		return mcp.RewriteURIs(nil, msg.Body, x.rewriteURI(t))
+	case mcp.Request:
+		e.String(msg.ID, []byte(x.sealRequest(t, msg.RawID())))
+	case mcp.Notification:
+		switch {
+		case msg.Method == "notifications/cancelled" && msg.RequestID.Present():
+			// Sealing gives one request always the same id, so the client finds what is cancelled.
+			e.String(msg.RequestID, []byte(x.sealRequest(t, msg.RequestID.Of(msg.Body))))
+		case msg.URI.IsString():
+			e.String(msg.URI.Span, []byte(joinURI(t.Name, msg.URI.String())))
+		}
+	}
+	if e.Len() == 0 {
+		return msg.Body, nil
+	}
+	return e.Apply(nil, msg.Body), nil
+}
+
+func (x *Request) sealRequest(t *snapshot.Target, id []byte) string {
+	if x.Session == nil {
+		return string(id)
+	}
+	leg := x.known(t)
+	return x.Codec.SealRequest(x.Scope, x.Session.Nonce, session.Request{Target: t.Name, Session: leg.ID, ID: string(id)})
+}
+
+// known is the session at a target, without making one.
+func (x *Request) known(t *snapshot.Target) session.Target {
+	if s, ok := x.mux.soft.get(softKey{x.Session.Nonce, t.Name}); ok {
+		return s
+	}
+	s, _ := x.Session.Target(t.Name)
+	return s
+}
+
+func (x *Request) rewriteURI(t *snapshot.Target) func([]byte) []byte {
+	return func(uri []byte) []byte { return []byte(joinURI(t.Name, string(uri))) }
+}
+
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+// copyPooled copies without io.Copy's way through ReadFrom, which would take a buffer of its own.
+func copyPooled(w io.Writer, r io.Reader) error {
+	buf := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	for {
+		n, err := r.Read(*buf)
+		if n > 0 {
+			if _, werr := w.Write((*buf)[:n]); werr != nil {
+				return werr
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// A sink is a client's event stream. Several may write to it; between events it keeps itself alive by comments.
+type sink struct {
+	mu       sync.Mutex
+	w        http.ResponseWriter // guarded by mu
+	flush    func() error        // guarded by mu
+	events   *mcp.EventWriter    // guarded by mu
+	tail     [4]byte             // guarded by mu; the last bytes written, to know where an event ends
+	waiting  [][]byte            // guarded by mu; messages of ours that came while another event was under way
+	held     bool                // guarded by mu; nothing of ours before the first that passes through
+	last     time.Time           // guarded by mu
+	gone     bool                // guarded by mu; the client is not there any more
+	done     bool                // guarded by mu
+	timer    *time.Timer
+	interval time.Duration
+}
+
+func newSink(w http.ResponseWriter, interval time.Duration) *sink {
+	rc := http.NewResponseController(w)
+	s := &sink{w: w, flush: rc.Flush, tail: [4]byte{0, 0, '\n', '\n'}, last: time.Now(), interval: interval}
+	s.events = mcp.NewEventWriter(w, rc.Flush)
+	s.gone = rc.Flush() != nil
+	s.timer = time.AfterFunc(interval, s.keepAlive)
+	return s
+}
+
+// hold makes what the proxy itself has to say wait for the first event that passes through.
+func (s *sink) hold() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = true
+}
+
+// keepAlive writes a comment if nothing was written for long, between events alone.
+func (s *sink) keepAlive() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done || s.gone {
+		return
+	}
+	idle := time.Since(s.last)
+	if idle >= s.interval && s.betweenLocked() {
+		s.wroteLocked(s.events.Comment("keep-alive"))
+		idle = 0
+	}
+	s.timer.Reset(max(s.interval-idle, time.Second))
+}
+
+// event passes one of a target's events on.
+func (s *sink) event(ev mcp.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done || s.gone {
+		return
+	}
+	s.held = false
+	s.wroteLocked(s.events.Write(ev))
+	s.flushLocked()
+}
+
+// message writes one JSON-RPC message of the proxy's own, as soon as the event under way is over. raw must not change
+// afterwards.
+func (s *sink) message(raw []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting = append(s.waiting, raw)
+	s.flushLocked()
+}
+
+// flushLocked writes what waits, if it may be written now.
+func (s *sink) flushLocked() {
+	for len(s.waiting) > 0 && !s.done && !s.gone && s.betweenLocked() {
+		s.wroteLocked(s.events.Message(s.waiting[0]))
+		s.waiting = s.waiting[1:]
+	}
+}
+
+// copy passes bytes on as they come, and returns when r ends. When the client is gone it reads on.
+func (s *sink) copy(r io.Reader) {
+	buf := make([]byte, 2<<10) // a parked stream keeps no more than this
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			s.raw(buf[:n])
+		}
+		if err != nil {
+			return
+		}
+		if n == len(buf) && n < 32<<10 {
+			buf = make([]byte, 2*n)
+		}
+	}
+}
+
+func (s *sink) raw(b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done || s.gone {
+		return
+	}
+	s.held = false
+	_, err := s.w.Write(b)
+	if err == nil {
+		err = s.flush()
+	}
+	if len(b) >= len(s.tail) {
+		copy(s.tail[:], b[len(b)-len(s.tail):])
+	} else {
+		copy(s.tail[:], s.tail[len(b):])
+		copy(s.tail[len(s.tail)-len(b):], b)
+	}
+	s.wroteLocked(err)
+	s.flushLocked()
+}
+
+// betweenLocked reports whether the stream stands between two events: an empty line came last, whatever ends lines.
+func (s *sink) betweenLocked() bool {
+	end := string(s.tail[:])
+	return !s.held && (strings.HasSuffix(end, "\n\n") || strings.HasSuffix(end, "\r\r") || end == "\r\n\r\n")
+}
+
+func (s *sink) wroteLocked(err error) {
+	s.last = time.Now()
+	s.gone = s.gone || err != nil
+}
+
+// close ends all writing; the handler may return.
+func (s *sink) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.done = true
+	s.timer.Stop()
+}

@@ -1,0 +1,232 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/textproto"
+	"strings"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/session"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+)
+
+// outgoing is one message on its way to a target.
+type outgoing struct {
+	body []byte
+	// method and name stand in the headers of the stateless era; name is the target's own.
+	method, name string
+	// safe: the target may see it twice.
+	safe bool
+	// session to send it to, where that is not the client's own at this target.
+	session *session.Target
+}
+
+// Header values that all requests share; whoever changes one makes a new slice.
+var (
+	acceptBoth   = []string{"application/json, text/event-stream"}
+	acceptStream = []string{"text/event-stream"}
+	typeJSON     = []string{"application/json"}
+	passedOn     = []string{"Accept-Language", "Traceparent", "Tracestate"}
+)
+
+// send brings one message to a target and returns its answer, which is MCP: JSON, an event stream or nothing, with a
+// status of success or one that its JSON-RPC error explains. All else is an error that names the target. The caller
+// closes the answer's body.
+//
+// A target that has lost the client's session there is sent the message once more in a new one, if it may be; it has
+// processed nothing then.
+func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*upstream.Response, error) {
+	if t.Refused != nil {
+		return nil, x.refusedConfig(t)
+	}
+	if x.stateless() {
+		if err := x.speaks(ctx, t, mcp.Stateless); err != nil {
+			return nil, err
+		}
+		resp, err := x.do(ctx, t, session.Target{}, o)
+		if err != nil {
+			return nil, err
+		}
+		return x.check(t, resp)
+	}
+	leg := o.session
+	if leg == nil {
+		own, err := x.leg(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		leg = &own
+	}
+	resp, err := x.do(ctx, t, *leg, o)
+	if err != nil {
+		return nil, err
+	}
+	if resp.Status == http.StatusNotFound && leg.ID != "" {
+		_ = resp.Body.Close()
+		again, err := x.lost(ctx, t, *leg, o.session == nil)
+		if err != nil {
+			return nil, err
+		}
+		if resp, err = x.do(ctx, t, again, o); err != nil {
+			return nil, err
+		}
+	}
+	return x.check(t, resp)
+}
+
+// do sends without looking at the answer.
+func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target, o outgoing) (*upstream.Response, error) {
+	return x.exchange(ctx, t, &upstream.Request{
+		Method:    http.MethodPost,
+		Header:    x.header(t, leg, o.method, o.name),
+		Body:      o.body,
+		Principal: x.Principal,
+		Safe:      o.safe,
+	}, leg)
+}
+
+// exchange is the one place where a request leaves for a target.
+func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.Request, leg session.Target) (*upstream.Response, error) {
+	tr := x.mux.cfg.Transport(t)
+	if tr.Owned() && leg.ID != "" && x.renews(t) {
+		r.Initialize = x.initializeAgain(leg)
+	}
+	resp, err := tr.Do(ctx, r)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && errors.Is(cause, upstream.ErrTimeout) {
+			err = fmt.Errorf("%w: %w", upstream.ErrTimeout, err)
+		}
+		return nil, x.unreachable(t, err)
+	}
+	x.Record.Status = resp.Status
+	return resp, nil
+}
+
+// header is what goes to a target of the client's headers, and of ours.
+func (x *Request) header(t *snapshot.Target, leg session.Target, method, name string) http.Header {
+	h := make(http.Header, 8)
+	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
+	x.pass(t, h)
+	if !x.stateless() {
+		if leg.ID != "" {
+			h[mcp.HeaderSession] = []string{leg.ID}
+		}
+		if leg.Version != "" {
+			mcp.SetHeaders(h, mcp.Revision(leg.Version), method, name)
+		}
+		return h
+	}
+	for key, values := range x.HTTP.Header {
+		if strings.HasPrefix(key, mcp.HeaderParam) {
+			h[key] = values
+		}
+	}
+	mcp.SetHeaders(h, x.Verdict.Revision, method, name)
+	return h
+}
+
+// pass copies what the design lets through, and what the target asks for. Never what carries credentials or names the
+// client, unless the target's configuration says so by name.
+func (x *Request) pass(t *snapshot.Target, h http.Header) {
+	for _, key := range passedOn {
+		if values, ok := x.HTTP.Header[key]; ok {
+			h[key] = values
+		}
+	}
+	for _, name := range t.Config.GetForwardHeaders() {
+		key := textproto.CanonicalMIMEHeaderKey(name)
+		if values, ok := x.HTTP.Header[key]; ok && h[key] == nil && !strings.HasPrefix(key, "Mcp-") {
+			h[key] = values
+		}
+	}
+}
+
+const maxErrorPage = 64 << 10
+
+// check returns an answer that is MCP, or the error to give instead of it. A page that is not MCP never reaches the
+// client: it was not written for it.
+func (x *Request) check(t *snapshot.Target, resp *upstream.Response) (*upstream.Response, error) {
+	switch kind := contentType(resp.Header); {
+	case resp.Status == http.StatusAccepted, resp.Status == http.StatusNoContent:
+		return resp, nil
+	case resp.Status < 300 && (kind == jsonType || kind == streamType):
+		return resp, nil
+	case resp.Status == http.StatusOK && kind == "" && resp.Header.Get("Content-Length") == "0":
+		return resp, nil // some answer notifications so
+	}
+	defer resp.Body.Close()
+	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
+		return nil, x.unauthorized(t, resp)
+	}
+	page, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorPage+1))
+	if err == nil && len(page) <= maxErrorPage {
+		if msg, err := mcp.Scan(bytes.TrimSpace(page), x.mux.cfg.Limits); err == nil && msg.Kind == mcp.Response {
+			resp.Body = io.NopCloser(bytes.NewReader(page))
+			resp.Header["Content-Type"] = typeJSON
+			return resp, nil
+		}
+	}
+	x.contradicted(t)
+	return nil, x.notMCP(t, resp)
+}
+
+// unauthorized hides that the proxy's own credentials were refused, which the client can do nothing about. With
+// passthrough they are the client's.
+func (x *Request) unauthorized(t *snapshot.Target, resp *upstream.Response) error {
+	if !t.Policy.Passthrough() {
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused the proxy's credentials (%d)", t.Name, resp.Status)
+	}
+	e := &Error{x.fail(resp.Status, mcp.CodeInternal, "target %q refused the caller's token (%d)", t.Name, resp.Status), http.Header{}}
+	if challenge := resp.Header.Values("Www-Authenticate"); len(challenge) > 0 {
+		e.Header["Www-Authenticate"] = challenge
+	}
+	return e
+}
+
+func (x *Request) notMCP(t *snapshot.Target, resp *upstream.Response) error {
+	kind := contentType(resp.Header)
+	if kind == "" {
+		kind = "nothing"
+	}
+	hint := "is its URL that of an MCP endpoint?"
+	status := http.StatusBadGateway
+	switch {
+	case resp.Status == http.StatusTooManyRequests || resp.Status == http.StatusServiceUnavailable:
+		status, hint = resp.Status, "it is overloaded or not ready"
+	case resp.Status >= 500:
+		hint = "it has an error of its own"
+	case resp.Status/100 == 3:
+		hint = "redirects are not followed: configure the address that it points to"
+	}
+	e := x.fail(status, mcp.CodeInternal, "target %q answered %d with %s, which is no MCP: %s", t.Name, resp.Status, kind, hint)
+	if after := resp.Header.Get("Retry-After"); after != "" {
+		return &Error{e, retryAfter(after)}
+	}
+	return e
+}
+
+const (
+	jsonType   = "application/json"
+	streamType = "text/event-stream"
+)
+
+// contentType is the media type in lower case, without parameters; "" if there is none.
+func contentType(h http.Header) string {
+	v := h.Get("Content-Type")
+	if v == jsonType || v == streamType { // nearly always
+		return v
+	}
+	kind, _, err := mime.ParseMediaType(v)
+	if err != nil {
+		kind, _, _ = strings.Cut(v, ";")
+		kind = strings.ToLower(strings.TrimSpace(kind))
+	}
+	return kind
+}

@@ -1,0 +1,409 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"hash/fnv"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/listener"
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/mux"
+	"github.com/sluicegate/sluice/dataplane/route"
+	"github.com/sluicegate/sluice/dataplane/session"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/internal/policy"
+	"github.com/sluicegate/sluice/internal/telemetry"
+)
+
+// maxBody is the largest body a client may send; mcp.Limits has the same for messages.
+const maxBody = 16 << 20
+
+// proxy is the request path. It is safe for concurrent use.
+type proxy struct {
+	parts  proxyParts
+	log    *slog.Logger
+	mux    *mux.Mux
+	codecs sync.Map // tenant's name → *tenantCodec
+}
+
+// tenantCodec is made once for the keys of a snapshot's tenant.
+type tenantCodec struct {
+	tenant *snapshot.Tenant
+	codec  *session.Codec // nil: the tenant has no keys
+}
+
+// handlers is the request path for every port.
+func handlers(parts proxyParts) func(port uint16) http.Handler { return newProxy(parts).handler }
+
+// newProxy returns a proxy that serves what the store holds at the time of each request.
+func newProxy(parts proxyParts) *proxy {
+	p := &proxy{parts: parts, log: parts.Log}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	p.mux = mux.New(mux.Config{
+		Transport: parts.Upstreams.Transport,
+		ProxyID:   parts.ProxyID,
+		Log:       p.log,
+		Limits:    mcp.Limits{Bytes: maxBody},
+		Draining:  listener.Draining,
+	})
+	parts.Store.Subscribe(p.mux.Changed)
+	return p
+}
+
+// handler serves one port.
+func (p *proxy) handler(port uint16) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		x := exchange{proxy: p, port: port, w: answering{ResponseWriter: w}, r: r, started: time.Now()}
+		defer x.tell()
+		if err := x.serve(); err != nil {
+			x.refuse(err)
+		}
+	})
+}
+
+// exchange is one HTTP request and what becomes of it.
+type exchange struct {
+	proxy   *proxy
+	port    uint16
+	w       answering
+	r       *http.Request
+	started time.Time
+
+	route     *snapshot.Route
+	backend   *snapshot.Backend
+	principal *policy.Principal
+	message   *mcp.Message
+	batch     []mcp.Message
+	record    mux.Record
+	err       error
+}
+
+// serve is the request path. Its error has not been answered yet.
+func (x *exchange) serve() error {
+	index := x.proxy.parts.Store.Load() // one view for the whole request, whatever is pushed meanwhile
+	var err error
+	if x.route, err = index.Route(x.port, x.r); err != nil {
+		return &httpError{http.StatusNotFound, err.Error()}
+	}
+	if x.route.Refused != nil {
+		x.record.Err = x.route.Refused
+		return &httpError{http.StatusServiceUnavailable, "this proxy refused the route's configuration"}
+	}
+	if !x.hostAllowed() {
+		return &httpError{http.StatusForbidden, "the Host header is no name of this listener: a page of another site may have sent the request"}
+	}
+	if !x.route.Policy.AllowOrigin(x.r, x.proxy.parts.Loopback) {
+		return &httpError{http.StatusForbidden, "the Origin is not allowed: add it to cors.allowOrigins of the route"}
+	}
+	if x.route.Policy.Preflight(&x.w, x.r, x.proxy.parts.Loopback) { // before authentication: browsers show no credentials
+		return nil
+	}
+	x.route.Policy.ResponseHeaders(x.w.Header(), x.r, x.proxy.parts.Loopback)
+	if x.principal, err = x.route.Policy.Authenticate(x.r); err != nil {
+		return err
+	}
+	if err := x.read(); err != nil {
+		return err
+	}
+	verdict, err := mcp.Classify(mcp.Exchange{HTTPMethod: x.r.Method, Header: x.r.Header, Message: x.message, Batch: x.batch})
+	if err != nil {
+		return err
+	}
+	codec := x.proxy.codec(x.route.Tenant)
+	state, scope, err := x.session(verdict, codec)
+	if err != nil {
+		return err
+	}
+	return x.proxy.mux.Serve(&x.w, &mux.Request{ // admission → target → upstream → response policies
+		HTTP: x.r, Port: x.port, Route: x.route, Backend: x.backend, Principal: x.principal, Verdict: verdict,
+		Message: x.message, Batch: x.batch, Codec: codec, Scope: scope, Session: state, Record: &x.record,
+	})
+}
+
+// hostAllowed checks Host where no listener or route names the hosts it serves: on a loopback address only loopback
+// names can be meant, and any other is a page that rebinds its own name to this machine.
+func (x *exchange) hostAllowed() bool {
+	if len(x.route.Listener.Hostnames) > 0 || !x.proxy.parts.Loopback {
+		return true
+	}
+	name := route.Hostname(x.r.Host)
+	if addr, err := netip.ParseAddr(name); err == nil {
+		return addr.Unmap().IsLoopback()
+	}
+	return name == "localhost" || strings.HasSuffix(name, ".localhost")
+}
+
+// read takes the body of a POST apart.
+func (x *exchange) read() error {
+	if x.r.Method != http.MethodPost {
+		return nil
+	}
+	if kind, _, _ := strings.Cut(x.r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(kind), "application/json") {
+		return &httpError{http.StatusUnsupportedMediaType, "a POST needs Content-Type: application/json"}
+	}
+	if !mcp.Accepts(x.r.Header, "application/json") || !mcp.Accepts(x.r.Header, "text/event-stream") {
+		return &mcp.Error{Status: http.StatusNotAcceptable, Code: mcp.CodeInvalidRequest, Message: "Accept must list application/json and text/event-stream"}
+	}
+	body, err := x.body()
+	if err != nil {
+		return err
+	}
+	msg, err := mcp.Scan(body, mcp.Limits{Bytes: maxBody})
+	if err != nil {
+		return err
+	}
+	if msg.Kind == mcp.Batch {
+		if x.batch, err = mcp.ScanBatch(body, mcp.Limits{Bytes: maxBody}); err != nil {
+			return err
+		}
+	}
+	x.message = &msg
+	return nil
+}
+
+// body reads into one buffer of the right size, where the client says how long it is.
+func (x *exchange) body() ([]byte, error) {
+	tooLarge := &mcp.Error{Status: http.StatusRequestEntityTooLarge, Code: mcp.CodeInvalidRequest, Message: "the body is larger than 16 MiB"}
+	if x.r.ContentLength > maxBody {
+		return nil, tooLarge
+	}
+	if n := x.r.ContentLength; n >= 0 && n <= 64<<10 { // more is not made room for on a client's word alone
+		body := make([]byte, n)
+		if _, err := io.ReadFull(x.r.Body, body); err != nil {
+			return nil, x.brokeOff(err)
+		}
+		return body, nil
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(&x.w, x.r.Body, maxBody))
+	if _, over := errors.AsType[*http.MaxBytesError](err); over {
+		return nil, tooLarge
+	}
+	if err != nil {
+		return nil, x.brokeOff(err)
+	}
+	return body, nil
+}
+
+func (x *exchange) brokeOff(err error) error {
+	x.record.Err = err
+	return &mcp.Error{Status: http.StatusBadRequest, Code: mcp.CodeParse, Message: "the body broke off"}
+}
+
+// session opens the session of a request and finds the backend it belongs to. Without one, it chooses a backend.
+func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State, session.Scope, error) {
+	scope := session.Scope{Tenant: x.route.Tenant.Name}
+	if x.principal != nil {
+		scope.Principal = x.principal.ID
+	}
+	if len(x.route.Backends) == 0 {
+		return nil, scope, &httpError{http.StatusServiceUnavailable, "the route has no backend"}
+	}
+	if v.Action == mcp.Call || v.Action == mcp.Initialize {
+		x.backend = x.choose(v)
+		scope.Backend = x.backend.Resource
+		return nil, scope, nil
+	}
+	var id []byte
+	if x.message != nil {
+		id = x.message.RawID()
+	}
+	if codec != nil {
+		for _, b := range x.route.Backends {
+			scope.Backend = b.Resource
+			state, err := codec.Decode(scope, v.Session)
+			if err != nil || x.proxy.mux.Deleted(state) {
+				continue
+			}
+			x.backend = b
+			if state.Owner != "" && state.Owner != x.proxy.parts.ProxyID {
+				return nil, scope, &mcp.Error{Status: http.StatusServiceUnavailable, Code: mcp.CodeInternal, ID: id,
+					Message: "the session lives on another proxy of the fleet (" + state.Owner + "), for one of its targets runs there; send the request to that proxy, or begin a new session here"}
+			}
+			return state, scope, nil
+		}
+	}
+	return nil, scope, &mcp.Error{Status: http.StatusNotFound, Code: -32001, ID: id, Message: "Session not found"}
+}
+
+// choose spreads new sessions by weight. Requests that stand alone must find the backend where the same caller's
+// cursors and subscriptions are, so who calls decides.
+func (x *exchange) choose(v mcp.Verdict) *snapshot.Backend {
+	backends := x.route.Backends
+	if len(backends) == 1 {
+		return backends[0]
+	}
+	var total uint64
+	for _, b := range backends {
+		total += uint64(b.Weight)
+	}
+	weight := func(b *snapshot.Backend) uint64 { return uint64(b.Weight) }
+	if total == 0 {
+		total, weight = uint64(len(backends)), func(*snapshot.Backend) uint64 { return 1 }
+	}
+	at := rand.Uint64N(total)
+	if v.Era == mcp.Stateless {
+		who, _, _ := net.SplitHostPort(x.r.RemoteAddr)
+		if x.principal != nil {
+			who = x.principal.ID
+		}
+		at = steady(who) % total
+	}
+	for _, b := range backends {
+		if w := weight(b); at < w {
+			return b
+		} else {
+			at -= w
+		}
+	}
+	return backends[0]
+}
+
+// steady is the same for the same caller on every proxy.
+func steady(who string) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(who))
+	return h.Sum64()
+}
+
+// codec returns the tenant's, made anew when its snapshot changes.
+func (p *proxy) codec(t *snapshot.Tenant) *session.Codec {
+	if v, ok := p.codecs.Load(t.Name); ok {
+		if c := v.(*tenantCodec); c.tenant == t {
+			return c.codec
+		}
+	}
+	keys := make([]session.Key, 0, len(t.Keys))
+	for _, k := range t.Keys {
+		if len(k.ID) == 4 && len(k.Key) == 32 {
+			keys = append(keys, session.Key{ID: [4]byte(k.ID), Secret: [32]byte(k.Key)})
+		}
+	}
+	c := &tenantCodec{tenant: t}
+	if len(keys) > 0 {
+		var err error
+		if c.codec, err = session.New(keys); err != nil {
+			p.log.Error("session keys cannot be used", "tenant", t.Name, "err", err)
+		}
+	}
+	p.codecs.Store(t.Name, c)
+	return c.codec
+}
+
+// httpError is a refusal before the request is known to be MCP.
+type httpError struct {
+	status int
+	text   string
+}
+
+func (e *httpError) Error() string { return e.text }
+
+// refuse answers an error, once.
+func (x *exchange) refuse(err error) {
+	x.err = err
+	if x.w.status != 0 {
+		return // too late: the answer has begun
+	}
+	if auth, ok := errors.AsType[*policy.AuthError](err); ok {
+		if auth.Challenge != "" {
+			x.w.Header()["Www-Authenticate"] = []string{auth.Challenge}
+		}
+		http.Error(&x.w, auth.Reason, auth.Status)
+		return
+	}
+	if plain, ok := errors.AsType[*httpError](err); ok {
+		http.Error(&x.w, plain.text, plain.status)
+		return
+	}
+	mux.Answer(&x.w, err)
+}
+
+// tell counts the exchange and writes its line.
+func (x *exchange) tell() {
+	if x.proxy.parts.Calls == nil {
+		return
+	}
+	c := telemetry.Call{
+		Start: x.started, Duration: time.Since(x.started), Method: x.r.Method, Source: x.r.RemoteAddr,
+		Target: x.record.Target, Name: x.record.Name, Rule: x.record.Rule, Status: x.w.status, Upstream: x.record.Status, Verdict: "allow",
+	}
+	if x.route != nil {
+		c.Tenant, c.Route, c.Revision = x.route.Tenant.Name, x.route.Name, x.route.Tenant.Revision
+	}
+	if x.backend != nil {
+		c.Backend = x.backend.Name
+	}
+	if x.principal != nil {
+		c.Principal = x.principal.Name
+	}
+	if x.message != nil {
+		switch {
+		case x.message.Method != "":
+			c.Method = x.message.Method
+		default:
+			c.Method = x.message.Kind.String()
+		}
+	}
+	if x.record.Refused {
+		c.Verdict = "deny"
+	}
+	if x.record.Err != nil {
+		c.Err = x.record.Err.Error()
+	} else if x.err != nil {
+		c.Err = x.err.Error()
+	}
+	c.Outcome = x.outcome()
+	x.proxy.parts.Calls.Done(&c)
+}
+
+func (x *exchange) outcome() string {
+	_, auth := errors.AsType[*policy.AuthError](x.err)
+	switch {
+	case x.record.Refused:
+		return telemetry.OutcomeDenied
+	case auth:
+		return telemetry.OutcomeUnauth
+	case x.err == nil && x.r.Context().Err() != nil && errors.Is(context.Cause(x.r.Context()), context.Canceled) && x.message != nil && x.w.status == 0:
+		return telemetry.OutcomeCanceled
+	case x.w.status == http.StatusServiceUnavailable:
+		return telemetry.OutcomeUnavailable
+	case x.w.status >= 500, x.record.Failed:
+		return telemetry.OutcomeError
+	case x.w.status >= 400, x.err != nil:
+		return telemetry.OutcomeInvalid
+	}
+	return telemetry.OutcomeOK
+}
+
+// answering remembers the status of an answer.
+type answering struct {
+	http.ResponseWriter
+	status int
+}
+
+func (a *answering) WriteHeader(status int) {
+	if a.status == 0 && status >= 200 {
+		a.status = status
+	}
+	a.ResponseWriter.WriteHeader(status)
+}
+
+func (a *answering) Write(p []byte) (int, error) {
+	if a.status == 0 {
+		a.status = http.StatusOK
+	}
+	return a.ResponseWriter.Write(p)
+}
+
+// Unwrap lets http.ResponseController find what the server's own writer can do.
+func (a *answering) Unwrap() http.ResponseWriter { return a.ResponseWriter }
