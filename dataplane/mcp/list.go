@@ -107,23 +107,23 @@ func ReadList(l List, result []byte, lim Limits, f func(*Item) error) (Page, err
 			break
 		}
 		switch name {
-		case 1:
+		case l.Member():
 			var err error
 			if i, err = s.items(at, l, &page, f); err != nil {
 				return page, err
 			}
-		case 2:
+		case "nextCursor":
 			page.NextCursor, i = s.text(at)
-		case 3:
+		case "ttlMs":
 			var v Span
 			if v, i = s.raw(at); i >= 0 {
 				page.TTL, page.HasTTL = milliseconds(v.Of(result))
 			}
-		case 4:
+		case "cacheScope":
 			var t Text
 			t, i = s.text(at)
 			page.CacheScope = string(t.Value)
-		case 5:
+		case "_meta":
 			var v Span
 			v, i = s.raw(at)
 			page.Meta = v.Of(result)
@@ -213,18 +213,18 @@ func (s *scanner) item(i int, l List, it *Item) int {
 			i = at
 			break
 		}
-		switch {
-		case name == 1:
+		switch name {
+		case "name":
 			it.Name, i = s.text(at)
-		case name == 2 && l == Tools:
-			it.Annotations, i = s.raw(at)
-		case name == 3 && l == Tools:
-			it.InputSchema, i = s.raw(at)
-		case name == 2 && l == Resources:
+		case "uri":
 			it.URI, i = s.text(at)
-		case name == 2 && l == Templates:
+		case "uriTemplate":
 			it.URITemplate, i = s.text(at)
-		case name > 0: // the last one
+		case "annotations":
+			it.Annotations, i = s.raw(at)
+		case "inputSchema":
+			it.InputSchema, i = s.raw(at)
+		case "_meta":
 			i = s.itemMeta(at, it)
 		default:
 			i = s.skip(at)
@@ -250,15 +250,15 @@ func (s *scanner) checkItem(l List, it *Item) {
 // itemMeta reads _meta, in it ui, and in that resourceUri.
 func (s *scanner) itemMeta(at int, it *Item) int {
 	start := at
-	i := s.within(at, "an item's _meta", itemMetaNames, func(name, at int) (i int) {
-		if name == 2 {
+	i := s.within(at, "an item's _meta", itemMetaNames, func(name string, at int) (i int) {
+		if name == "ui/resourceUri" {
 			if it.UI.Present() {
 				return s.skip(at)
 			}
 			it.UI, i = s.text(at)
 			return i
 		}
-		return s.within(at, "an item's _meta.ui", uiNames, func(_, at int) (i int) {
+		return s.within(at, "an item's _meta.ui", uiNames, func(_ string, at int) (i int) {
 			it.UI, i = s.text(at)
 			return i
 		})
@@ -268,7 +268,7 @@ func (s *scanner) itemMeta(at int, it *Item) int {
 }
 
 // within calls f at the members of the object at i that names has; a value of another type is skipped.
-func (s *scanner) within(i int, what string, names *names, f func(name, at int) int) int {
+func (s *scanner) within(i int, what string, names *names, f func(name string, at int) int) int {
 	if i >= len(s.b) || s.b[i] != '{' {
 		return s.skip(i)
 	}
@@ -279,7 +279,7 @@ func (s *scanner) within(i int, what string, names *names, f func(name, at int) 
 		switch {
 		case done:
 			return at
-		case name > 0:
+		case name != "":
 			i = f(name, at)
 		default:
 			i = s.skip(at)

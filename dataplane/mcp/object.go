@@ -15,7 +15,7 @@ type object struct {
 	more  map[string]struct{} // those beyond
 }
 
-// names are those that are read in one sort of object: at most 31.
+// names are those that are read in one sort of object: at most 32.
 type names struct {
 	list   []string
 	folded map[string]string // folded name → name
@@ -56,39 +56,39 @@ func (o *object) begin(s *scanner, i int, what string, names *names) int {
 	return s.open(i, true)
 }
 
-// next scans up to the next member's value and returns which of the names it has (0: none of them). At the
-// object's end, done is true and i is past it.
-func (o *object) next(s *scanner, i int) (name int, key []byte, at int, done bool) {
+// next scans up to the next member's value and returns its name: key as decoded, name if it is one of those that
+// are read, else "". At the object's end, done is true and at is past it.
+func (o *object) next(s *scanner, i int) (name string, key []byte, at int, done bool) {
 	if i = s.ws(i); i < len(s.b) && s.b[i] == '}' {
 		s.depth--
-		return 0, nil, i + 1, true
+		return "", nil, i + 1, true
 	}
 	if !o.first {
 		if i >= len(s.b) || s.b[i] != ',' {
-			return 0, nil, s.fail(i, "',' or '}' is missing"), true
+			return "", nil, s.fail(i, "',' or '}' is missing"), true
 		}
 		i = s.ws(i + 1)
 	}
 	o.first = false
 	if i >= len(s.b) || s.b[i] != '"' {
-		return 0, nil, s.fail(i, "a member's name is missing"), true
+		return "", nil, s.fail(i, "a member's name is missing"), true
 	}
 	end, escaped := s.str(i + 1)
 	if end < 0 {
-		return 0, nil, end, true
+		return "", nil, end, true
 	}
 	key, ok := s.decode(s.b[i+1:end-1], escaped)
 	if !ok {
 		s.refuse("a member's name in %s holds half a surrogate pair", o.what)
 	}
 	if i = s.colon(end); i < 0 {
-		return 0, nil, i, true
+		return "", nil, i, true
 	}
 	return o.check(s, key), key, i, false
 }
 
-// check notes a name, and returns which of those we read it is, counted from 1; 0: none.
-func (o *object) check(s *scanner, key []byte) int {
+// check notes a name, and returns it if it is one that we read.
+func (o *object) check(s *scanner, key []byte) string {
 	for i, name := range o.names.list {
 		if name != string(key) {
 			continue
@@ -97,7 +97,7 @@ func (o *object) check(s *scanner, key []byte) int {
 			s.refuse("%s holds %q twice", o.what, name)
 		}
 		o.mask |= 1 << i
-		return i + 1
+		return name
 	}
 	if len(key) <= 3*o.names.max {
 		var buf [128]byte
@@ -108,7 +108,7 @@ func (o *object) check(s *scanner, key []byte) int {
 	if o.seen(key) {
 		s.refuse("%s holds %q twice", o.what, clip(key))
 	}
-	return 0
+	return ""
 }
 
 // seen notes a name that we do not read.

@@ -1,6 +1,6 @@
 package mcp
 
-// Names that are read, in the order of the cases below.
+// Names that are read.
 var (
 	envelopeNames = readNames("jsonrpc", "id", "method", "params", "result", "error")
 	paramsNames   = readNames("name", "uri", "arguments", "_meta", "cursor", "ref", "level", "taskId", "requestState",
@@ -170,7 +170,7 @@ func idOf(m *Message) []byte {
 func (s *scanner) envelope(i int, m *Message) int {
 	var o object
 	i = o.begin(s, i, "the message", envelopeNames)
-	version := false
+	version, ids := false, 0
 	for i >= 0 {
 		name, _, at, done := o.next(s, i)
 		if done {
@@ -179,29 +179,28 @@ func (s *scanner) envelope(i int, m *Message) int {
 		}
 		var t Text
 		switch name {
-		case 1: // jsonrpc
+		case "jsonrpc":
 			t, i = s.text(at)
 			if version = string(t.Value) == "2.0"; !version {
 				s.refuse(`jsonrpc has to be "2.0"`)
 			}
-		case 2: // id
-			var id Span
-			id, i = s.raw(at)
-			if i >= 0 {
-				m.ID = s.id(id, m.ID)
+		case "id":
+			m.ID, i = s.id(at)
+			if ids++; ids > 1 {
+				m.ID = Span{} // of two ids neither is one to answer with
 			}
-		case 3: // method
+		case "method":
 			t, i = s.text(at)
 			m.MethodSpan = t.Span
 			if i >= 0 && !t.IsString() {
 				s.refuse("method has to be a string")
 			}
 			m.Method = methodName(t.Value)
-		case 4: // params
+		case "params":
 			m.Params, i = s.params(at, m)
-		case 5: // result
+		case "result":
 			m.Result, i = s.raw(at)
-		case 6: // error
+		case "error":
 			m.Error, i = s.raw(at)
 			if i >= 0 && s.b[at] != '{' {
 				s.refuse("error has to be an object")
@@ -216,17 +215,17 @@ func (s *scanner) envelope(i int, m *Message) int {
 	return i
 }
 
-// id checks an id's type. Of two ids neither is one to answer with.
-func (s *scanner) id(id, before Span) Span {
-	switch s.b[id.Start] {
-	case '{', '[', 't', 'f':
-		s.refuse("an id is a string or a number")
-		return Span{}
+// id scans an id; of another type than ids have, it is none.
+func (s *scanner) id(at int) (Span, int) {
+	v, i := s.raw(at)
+	if i >= 0 {
+		switch s.b[at] {
+		case '{', '[', 't', 'f':
+			s.refuse("an id is a string or a number")
+			return Span{}, i
+		}
 	}
-	if before.Present() {
-		return Span{}
-	}
-	return id
+	return v, i
 }
 
 func (s *scanner) params(at int, m *Message) (Span, int) {
@@ -247,39 +246,39 @@ func (s *scanner) params(at int, m *Message) (Span, int) {
 			break
 		}
 		switch name {
-		case 1:
+		case "name":
 			m.Name, i = s.text(at)
-		case 2:
+		case "uri":
 			m.URI, i = s.text(at)
-		case 3:
+		case "arguments":
 			m.Arguments, i = s.raw(at)
-		case 4:
+		case "_meta":
 			i = s.meta(at, m)
-		case 5:
+		case "cursor":
 			m.Cursor, i = s.text(at)
-		case 6:
+		case "ref":
 			i = s.ref(at, m)
-		case 7:
+		case "level":
 			m.Level, i = s.text(at)
-		case 8:
+		case "taskId":
 			m.TaskID, i = s.text(at)
-		case 9:
+		case "requestState":
 			m.RequestState, i = s.text(at)
-		case 10:
+		case "inputResponses":
 			m.InputResponses, i = s.raw(at)
-		case 11:
+		case "task":
 			m.Task, i = s.raw(at)
-		case 12:
+		case "notifications":
 			m.Filter, i = s.raw(at)
-		case 13:
+		case "protocolVersion":
 			m.Version, i = s.text(at)
-		case 14:
+		case "capabilities":
 			m.Capabilities, i = s.raw(at)
-		case 15:
+		case "clientInfo":
 			m.ClientInfo, i = s.raw(at)
-		case 16:
+		case "progressToken":
 			m.ProgressToken, i = s.raw(at)
-		case 17:
+		case "requestId":
 			m.RequestID, i = s.raw(at)
 		default:
 			i = s.skip(at)
@@ -307,17 +306,17 @@ func (s *scanner) meta(at int, m *Message) int {
 			break
 		}
 		switch name {
-		case 1:
+		case "progressToken":
 			m.Meta.ProgressToken, i = s.raw(at)
-		case 2:
+		case MetaVersion:
 			m.Meta.Version, i = s.text(at)
-		case 3:
+		case MetaClientInfo:
 			m.Meta.ClientInfo, i = s.raw(at)
-		case 4:
+		case MetaClientCapabilities:
 			m.Meta.ClientCapabilities, i = s.raw(at)
-		case 5:
+		case MetaLogLevel:
 			m.Meta.LogLevel, i = s.text(at)
-		case 6:
+		case MetaSubscriptionID:
 			m.Meta.SubscriptionID, i = s.raw(at)
 		default:
 			i = s.skip(at)
@@ -343,11 +342,11 @@ func (s *scanner) ref(at int, m *Message) int {
 			break
 		}
 		switch name {
-		case 1:
+		case "type":
 			m.Ref.Type, i = s.text(at)
-		case 2:
+		case "name":
 			m.Ref.Name, i = s.text(at)
-		case 3:
+		case "uri":
 			m.Ref.URI, i = s.text(at)
 		default:
 			i = s.skip(at)

@@ -8,7 +8,7 @@ import (
 // Members calls f with each member of the object that raw is, in order: its decoded name, and its raw value.
 // Both alias raw or are only valid during the call. It refuses what Scan refuses in an object that it reads,
 // where read names the members that the caller reads (for the check of case); f's error ends the walk and is
-// returned as it is.
+// returned as it is. What is wrong is met on the way, so forget what f was shown if the error is not nil.
 func Members(raw []byte, lim Limits, read []string, f func(name, value []byte) error) error {
 	s := &scanner{b: raw, maxDepth: lim.depth()}
 	i := s.ws(0)
