@@ -74,8 +74,12 @@ func Run(ctx context.Context, c Config) error {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	if _, err := policy.ParseGrants(c.Allow); err != nil {
+	grants, err := policy.ParseGrants(c.Allow)
+	if err != nil {
 		return fmt.Errorf("--allow: %w", err)
+	}
+	if c.Allow != nil {
+		c.Allow = append([]string{}, grants.Words()...)
 	}
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return err

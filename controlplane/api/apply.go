@@ -334,8 +334,11 @@ func powers(view *View, objects []*adminv1.Object) []*adminv1.Diagnostic {
 	var found []*adminv1.Diagnostic
 	for _, o := range objects {
 		for _, need := range needs(o, grants) {
-			found = append(found, resource.Diagnose(o, severityError, need.field, need.what+" is not granted to tenant "+view.Name,
-				fmt.Sprintf("the platform's admin may allow it: `sluice tenant allow %s %s`", view.Name, quote(append(slices.Clone(view.Grants), need.grant)))))
+			hint := ""
+			if need.grant != "" {
+				hint = fmt.Sprintf("the platform's admin may allow it: `sluice tenant allow %s %s`", view.Name, quote(append(slices.Clone(view.Grants), need.grant)))
+			}
+			found = append(found, resource.Diagnose(o, severityError, need.field, need.what+" is not granted to tenant "+view.Name, hint))
 		}
 	}
 	return found

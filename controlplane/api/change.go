@@ -130,19 +130,21 @@ func (a admin) CreateTenant(ctx context.Context, r *adminv1.CreateTenantRequest)
 	if err := tenant.CheckName("tenant", r.GetName()); err != nil {
 		return nil, invalidArgument("%v", err)
 	}
-	if _, err := policy.ParseGrants(r.GetGrants()); err != nil {
+	parsed, err := policy.ParseGrants(r.GetGrants())
+	if err != nil {
 		return nil, invalidArgument("%v", err)
 	}
-	grants := slices.Clone(r.GetGrants())
+	grants := parsed.Words()
 	return a.changeTenant(ctx, Change{Tenant: r.GetName(), Create: true, Grants: &grants}, "tenant create")
 }
 
 // AllowTenant replaces a tenant's grants. What they no longer cover is refused by proxies from then on.
 func (a admin) AllowTenant(ctx context.Context, r *adminv1.AllowTenantRequest) (*adminv1.TenantResponse, error) {
-	if _, err := policy.ParseGrants(r.GetGrants()); err != nil {
+	parsed, err := policy.ParseGrants(r.GetGrants())
+	if err != nil {
 		return nil, invalidArgument("%v", err)
 	}
-	grants := slices.Clone(r.GetGrants())
+	grants := parsed.Words()
 	return a.changeTenant(ctx, Change{Tenant: r.GetName(), Grants: &grants}, "tenant allow "+strings.Join(grants, ","))
 }
 

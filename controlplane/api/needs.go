@@ -1,9 +1,13 @@
 package api
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/sluicegate/sluice/internal/policy"
 	"github.com/sluicegate/sluice/internal/resource"
@@ -15,7 +19,7 @@ import (
 type need struct {
 	field string // path in the object's spec
 	what  string
-	grant string // that would allow it
+	grant string // that would allow it; empty: nothing would
 }
 
 // needs lists the local powers that an object uses beyond the grants. What only shows at use, such as the address
@@ -25,9 +29,7 @@ func needs(o *adminv1.Object, grants policy.Grants) []need {
 	for path, c := range resource.Credentials(o) {
 		switch source := c.GetSource().(type) {
 		case *policyv1.Credential_File:
-			if !grants.File(source.File) {
-				all = append(all, need{path, fmt.Sprintf("reading the proxies' file %q", source.File), "file=" + source.File})
-			}
+			all = append(all, fileNeeds(path, source.File, grants)...)
 		case *policyv1.Credential_Env:
 			if !grants.Env(source.Env) {
 				all = append(all, need{path, fmt.Sprintf("reading the proxies' environment variable %q", source.Env), "env=" + source.Env})
@@ -37,19 +39,29 @@ func needs(o *adminv1.Object, grants policy.Grants) []need {
 	if t := o.GetTarget(); t != nil {
 		all = append(all, targetNeeds(t, grants)...)
 	}
-	for field, j := range Jwks(o) {
-		switch source := j.GetSource().(type) {
+	sets := Jwks(o)
+	for _, field := range slices.Sorted(maps.Keys(sets)) {
+		switch source := sets[field].GetSource().(type) {
 		case *policyv1.Jwks_File:
-			if !grants.File(source.File) {
-				all = append(all, need{field, fmt.Sprintf("reading the proxies' file %q", source.File), "file=" + source.File})
-			}
+			all = append(all, fileNeeds(field, source.File, grants)...)
 		case *policyv1.Jwks_Url:
-			if u, err := url.Parse(source.Url); err == nil && !mayDial(grants, u.Hostname()) {
-				all = append(all, need{field, fmt.Sprintf("the private address %s", u.Hostname()), "private-network"})
+			if u, err := url.Parse(source.Url); err == nil {
+				all = append(all, hostNeeds(field, u.Hostname(), grants)...)
 			}
 		}
 	}
 	return all
+}
+
+func fileNeeds(field, file string, grants policy.Grants) []need {
+	if grants.File(file) {
+		return nil
+	}
+	grant := "file=" + file
+	if _, err := policy.ParseGrants([]string{grant}); err != nil || strings.Contains(file, ",") {
+		grant = "file" // any: a relative path depends on where a proxy was started
+	}
+	return []need{{field, fmt.Sprintf("reading the proxies' file %q", file), grant}}
 }
 
 func targetNeeds(t *adminv1.Target, grants policy.Grants) []need {
@@ -59,27 +71,27 @@ func targetNeeds(t *adminv1.Target, grants policy.Grants) []need {
 			return []need{{"stdio.cmd", fmt.Sprintf("running %q on the proxies", cmd), "stdio=" + cmd}}
 		}
 	case *adminv1.Target_Mcp:
-		return hostNeeds("mcp.host", transport.Mcp, grants)
+		return hostNeeds("mcp.host", transport.Mcp.GetHost(), grants)
 	case *adminv1.Target_Sse:
-		return hostNeeds("sse.host", transport.Sse, grants)
+		return hostNeeds("sse.host", transport.Sse.GetHost(), grants)
 	}
 	return nil
 }
 
-func hostNeeds(field string, t *adminv1.HttpTransport, grants policy.Grants) []need {
-	if mayDial(grants, t.GetHost()) {
-		return nil
-	}
-	return []need{{field, fmt.Sprintf("the private address %s", t.GetHost()), "private-network"}}
-}
-
-// mayDial checks an address that is written as such. Any other name is checked when it has been resolved.
-func mayDial(grants policy.Grants, host string) bool {
-	if host == "localhost" {
+// hostNeeds checks an address that is written as such. Any other name is checked when it has been resolved.
+func hostNeeds(field, host string, grants policy.Grants) []need {
+	if strings.EqualFold(host, "localhost") {
 		host = "127.0.0.1"
 	}
 	addr, err := netip.ParseAddr(host)
-	return err != nil || grants.Dial(addr) == nil
+	if err != nil {
+		return nil
+	}
+	var refused *policy.AddressError
+	if !errors.As(grants.Dial(addr), &refused) {
+		return nil
+	}
+	return []need{{field, fmt.Sprintf("%s, %s,", host, refused.Class), refused.Grant}}
 }
 
 // Jwks returns the key sets that an object's policies name, by the path of each.
