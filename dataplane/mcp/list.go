@@ -28,6 +28,11 @@ func (l List) Member() string {
 	return [...]string{"", "tools", "prompts", "resources", "resourceTemplates"}[l]
 }
 
+// itemOf is how errors call an item.
+func (l List) itemOf() string {
+	return [...]string{"", "an item of tools", "an item of prompts", "an item of resources", "an item of resourceTemplates"}[l]
+}
+
 // An Item of a list. Spans index Raw, which aliases the result that it came from. It is only valid during the
 // callback that it is shown to.
 type Item struct {
@@ -67,8 +72,8 @@ type Page struct {
 }
 
 var (
-	resultNames = map[List]*names{}
-	itemNames   = map[List]*names{
+	resultNames [Templates + 1]*names
+	itemNames   = [...]*names{
 		Tools:     readNames("name", "annotations", "inputSchema", "_meta"),
 		Prompts:   readNames("name", "_meta"),
 		Resources: readNames("name", "uri", "_meta"),
@@ -201,12 +206,12 @@ func (s *scanner) item(i int, l List, it *Item) int {
 	*it = Item{Edits: Edits{edits: it.Edits.edits, buf: it.Edits.buf}}
 	if i >= len(s.b) || s.b[i] != '{' {
 		if i = s.skip(i); i >= 0 {
-			s.refuse("an item of %s is no object", l.Member())
+			s.refuse("%s is no object", l.itemOf())
 		}
 		return i
 	}
 	var o object
-	i = o.begin(s, i, "an item of "+l.Member(), itemNames[l])
+	i = o.begin(s, i, l.itemOf(), itemNames[l])
 	for i >= 0 {
 		name, _, at, done := o.next(s, i)
 		if done {
@@ -239,11 +244,11 @@ func (s *scanner) item(i int, l List, it *Item) int {
 func (s *scanner) checkItem(l List, it *Item) {
 	switch {
 	case (l == Tools || l == Prompts) && !it.Name.IsString():
-		s.refuse("an item of %s has no name", l.Member())
+		s.refuse("%s has no name", l.itemOf())
 	case l == Resources && !it.URI.IsString():
-		s.refuse("an item of %s has no uri", l.Member())
+		s.refuse("%s has no uri", l.itemOf())
 	case l == Templates && !it.URITemplate.IsString():
-		s.refuse("an item of %s has no uriTemplate", l.Member())
+		s.refuse("%s has no uriTemplate", l.itemOf())
 	}
 }
 

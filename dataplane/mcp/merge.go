@@ -1,6 +1,7 @@
 package mcp
 
 import (
+	"slices"
 	"strconv"
 	"time"
 )
@@ -9,8 +10,9 @@ import (
 type Merge struct {
 	list  List
 	lim   Limits
-	items []byte
-	n     int
+	parts [][]byte // the items of each result that had some, with commas between them
+	bytes int      // of all parts
+	n     int      // items
 
 	ttl     time.Duration
 	private bool
@@ -23,17 +25,17 @@ func NewMerge(l List, lim Limits) *Merge { return &Merge{list: l, lim: lim} }
 // Add appends the items of one result for which keep returns true, with the edits that keep made; keep nil keeps
 // all. If the result is bad, nothing of it is added.
 func (m *Merge) Add(result []byte, keep func(*Item) bool) (Page, error) {
-	items, n := m.items, m.n
+	part, n := make([]byte, 0, len(result)+len(result)/16), 0
 	page, err := ReadList(m.list, result, m.lim, func(it *Item) error {
 		if keep != nil && !keep(it) {
 			return nil
 		}
 		if n > 0 {
-			items = append(items, ',')
+			part = append(part, ',')
 		}
-		items = it.Edits.Apply(items, it.Raw)
+		part = it.Edits.Apply(part, it.Raw)
 		n++
-		if len(items) > m.lim.bytes() {
+		if m.bytes+len(part) > m.lim.bytes() {
 			return refusal(413, CodeInternal, "the merged %s result has more than %d bytes", m.list.Method(), m.lim.bytes())
 		}
 		return nil
@@ -41,7 +43,11 @@ func (m *Merge) Add(result []byte, keep func(*Item) bool) (Page, error) {
 	if err != nil {
 		return page, err
 	}
-	m.items, m.n = items, n
+	if n > 0 {
+		m.parts = append(m.parts, part)
+		m.bytes += len(part)
+		m.n += n
+	}
 	m.Hint(page)
 	return page, nil
 }
@@ -74,8 +80,15 @@ type Tail struct {
 
 // AppendResult appends the result object. In the stateless era it says resultType, ttlMs and cacheScope.
 func (m *Merge) AppendResult(dst []byte, t Tail) []byte {
-	dst = AppendString(append(dst, '{'), m.list.Member())
-	dst = append(append(append(dst, ":["...), m.items...), ']')
+	dst = slices.Grow(dst, m.bytes+len(m.parts)+len(t.NextCursor)+len(t.Meta)+128)
+	dst = append(AppendString(append(dst, '{'), m.list.Member()), ":["...)
+	for i, part := range m.parts {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, part...)
+	}
+	dst = append(dst, ']')
 	if t.NextCursor != nil {
 		dst = AppendString(append(dst, `,"nextCursor":`...), t.NextCursor)
 	}

@@ -107,11 +107,13 @@ func (e *Edits) Apply(dst, body []byte) []byte {
 	if len(e.edits) > 1 {
 		slices.SortStableFunc(e.edits, func(a, b edit) int { return int(a.span.Start) - int(b.span.Start) })
 	}
-	size := len(body)
-	for _, x := range e.edits {
-		size += len(x.with) + x.to - x.from
+	if dst == nil {
+		size := len(body)
+		for _, x := range e.edits {
+			size += len(x.with) + x.to - x.from
+		}
+		dst = make([]byte, 0, size)
 	}
-	dst = slices.Grow(dst, size)
 	at := int32(0)
 	for _, x := range e.edits {
 		dst = append(dst, body[at:x.span.Start]...)

@@ -23,10 +23,11 @@ type URIWriter struct {
 	rewrite func(uri []byte) []byte
 
 	state state
-	after state   // where the end of a string that passes leads
-	next  node    // what the coming value is, by its name or its place
-	path  []frame // open containers that are followed; no more than the automaton is deep
-	depth int     // open containers below them
+	after state    // where the end of a string that passes leads
+	next  node     // what the coming value is, by its name or its place
+	path  []frame  // open containers that are followed
+	deep  [8]frame // … no more than the automaton is deep
+	depth int      // open containers below them
 
 	held   []byte // the name or URI that is being read, with its quotes
 	escape bool   // held ends in a backslash that escapes what comes
@@ -369,6 +370,9 @@ func (u *URIWriter) push(follow, object bool, then state) {
 	if !follow {
 		u.state, u.depth = inDead, 1
 		return
+	}
+	if u.path == nil {
+		u.path = u.deep[:0]
 	}
 	u.path = append(u.path, frame{u.next, object})
 	u.state = then
