@@ -65,6 +65,7 @@ func TestBad(t *testing.T) {
 		{"key and credentials", target("backendAuth: {key: x, credentials: []}"), `6:21: mcp.targets[0].policies.backendAuth: "credentials" and "key" cannot both be set; move the key into credentials`},
 		{"two sources", target("backendAuth: {key: {file: a, env: b}}"), `6:36: mcp.targets[0].policies.backendAuth.key: "file" and "env" cannot both be set; remove one`},
 		{"redacted", target("backendAuth: {key: '[redacted]'}"), `6:26: mcp.targets[0].policies.backendAuth.key: this is what stands for a credential where it is shown, not its value; give the value, or {sealed: …} as it was shown`},
+		{"redacted in a map", target("backendAuth: {azure: {explicitConfig: {a: ['[redacted]']}}}"), `6:50: mcp.targets[0].policies.backendAuth.azure.explicitConfig.a[0]: this is what stands for a credential where it is shown, not its value; give the value, or {sealed: …} as it was shown`},
 		{"empty key", target("backendAuth: {key: ''}"), `6:26: mcp.targets[0].policies.backendAuth.key: the credential is empty`},
 		{"deny and rules", target("ai: {promptGuard: [{regex: {deny: [], rules: []}}]}"), `6:45: mcp.targets[0].policies.ai.promptGuard[0].regex: "deny" and "rules" cannot both be set; deny is short for action: reject with rules`},
 		{"octal in JSON", "mcp: {policies: {jwtAuth: {jwks: {keys: [007]}}}, targets: []}\n", `1:42: mcp.policies.jwtAuth.jwks.keys[0]: 007 is no plain decimal number`},

@@ -387,6 +387,7 @@ func (s scope) structure(n *node) *structpb.Struct {
 func (s scope) value(n *node) *structpb.Value {
 	switch n.kind {
 	case stringNode:
+		s.redacted(n)
 		text, _ := s.string(n)
 		return structpb.NewStringValue(text)
 	case boolNode:

@@ -106,7 +106,8 @@ func Place(o *adminv1.Object, field string) string {
 	return fmt.Sprintf("%s:%d", src.GetFile(), p.GetLine())
 }
 
-// sortDiagnostics brings diagnostics into the order of their files, errors of one place first.
+// sortDiagnostics brings diagnostics into the order of their files and places, errors of one place
+// first. The order is the same each time.
 func sortDiagnostics(diagnostics []*adminv1.Diagnostic, files []File) {
 	order := map[string]int{}
 	for i, f := range files {
@@ -119,6 +120,8 @@ func sortDiagnostics(diagnostics []*adminv1.Diagnostic, files []File) {
 			cmp.Compare(a.GetPosition().GetLine(), b.GetPosition().GetLine()),
 			cmp.Compare(a.GetPosition().GetColumn(), b.GetPosition().GetColumn()),
 			cmp.Compare(a.GetSeverity(), b.GetSeverity()),
+			cmp.Compare(a.GetPath(), b.GetPath()),
+			cmp.Compare(a.GetMessage(), b.GetMessage()),
 		)
 	})
 }

@@ -2,6 +2,7 @@ package resource
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -40,6 +41,53 @@ func Diff(old, new []*adminv1.Object) []*adminv1.Change {
 	})
 	findRenames(changes, before, after)
 	return changes
+}
+
+// Flips warns of what a change does to the names that clients see: with prefixMode conditional, a second
+// target gives the names of the first a prefix, and taking it away removes them. Only sessions that begin
+// after the change notice.
+func Flips(old, new []*adminv1.Object) []*adminv1.Diagnostic {
+	var out []*adminv1.Diagnostic
+	before, was, is := byKey(old), targetCounts(old), targetCounts(new)
+	for _, o := range new {
+		b := o.GetBackend()
+		if b == nil || before[Key(o)] == nil || was[o.GetName()] == 0 || is[o.GetName()] == 0 {
+			continue // nobody knows names of it
+		}
+		had, has := prefixed(before[Key(o)].GetBackend(), was[o.GetName()]), prefixed(b, is[o.GetName()])
+		if had == has {
+			continue
+		}
+		message := fmt.Sprintf("the names of %d targets lose their prefixes: TARGET_NAME becomes NAME", is[o.GetName()])
+		if has {
+			message = fmt.Sprintf("the names of %d targets get prefixes: NAME becomes TARGET_NAME", was[o.GetName()])
+		}
+		out = append(out, Diagnose(o, severityWarning, "prefixMode", fmt.Sprintf("backend %q: %s", o.GetName(), message),
+			"set prefixMode to always or never to keep names as they are"))
+	}
+	sortDiagnostics(out, nil)
+	return out
+}
+
+func prefixed(b *adminv1.Backend, targets int) bool {
+	switch b.GetPrefixMode() {
+	case adminv1.Backend_PREFIX_MODE_ALWAYS:
+		return true
+	case adminv1.Backend_PREFIX_MODE_NEVER:
+		return false
+	}
+	return targets > 1
+}
+
+// targetCounts is how many targets each backend has.
+func targetCounts(objects []*adminv1.Object) map[string]int {
+	counts := map[string]int{}
+	for _, o := range objects {
+		if t := o.GetTarget(); t != nil {
+			counts[t.GetBackend()]++
+		}
+	}
+	return counts
 }
 
 func byKey(objects []*adminv1.Object) map[string]*adminv1.Object {

@@ -290,7 +290,7 @@ func FuzzLoad(f *testing.F) {
 			}
 			seal(o)
 		}
-		if Failed(Validate(set.Objects, Context{Offline: true})) || strings.Contains(fmt.Sprint(set.Objects), "azure") {
+		if len(set.Objects) == 0 || Failed(Validate(set.Objects, Context{Offline: true})) || strings.Contains(fmt.Sprint(set.Objects), "azure") {
 			return
 		}
 		readBack(t, set.Objects)

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/sluicegate/sluice/internal/policy"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
@@ -69,7 +71,7 @@ func (v *validator) block(o *adminv1.Object, block string, p *policyv1.Policies)
 	}
 	// A credential of the form {secret: name} or {sealed: …} is not known here; what it is checked for
 	// happens where its value is.
-	for _, e := range policy.FieldErrors(policy.Check(p, policy.Resolver{})) {
+	for _, e := range v.check(p) {
 		if !meaningless[e.Field] && !isCredentialError(p, e.Field) {
 			v.fail(o, at(e.Field), e.Reason, "")
 		}
@@ -79,6 +81,24 @@ func (v *validator) block(o *adminv1.Object, block string, p *policyv1.Policies)
 		v.tell(severityWarning, o, block+".backendAuth.passthrough", "sends the client's token to the target, which can use it elsewhere as the client",
 			"use it only where the target is the token's audience, and name its URL in jwtAuth's audiences")
 	}
+}
+
+// blockErrors is what is wrong with one block by itself.
+type blockErrors = []*policy.FieldError
+
+// check compiles a block once, however many objects hold the same: thousands of targets tend to share few
+// policies, and expressions are what takes time.
+func (v *validator) check(p *policyv1.Policies) blockErrors {
+	key, err := proto.MarshalOptions{Deterministic: true}.Marshal(p)
+	if err != nil { // a string that is not UTF-8, which no decoded message has
+		return policy.FieldErrors(err)
+	}
+	errs, ok := v.checked[string(key)]
+	if !ok {
+		errs = policy.FieldErrors(policy.Check(p, policy.Resolver{}))
+		v.checked[string(key)] = errs
+	}
+	return slices.Clip(errs)
 }
 
 // isCredentialError tells whether a field is, or is around, a credential without a usable source:
@@ -221,7 +241,7 @@ func (v *validator) authOnTarget(o *adminv1.Object, p policyAt, transport policy
 	auth, _ := p.message.Interface().(*policyv1.BackendAuth)
 	policies := &policyv1.Policies{BackendAuth: auth}
 	known := map[string]bool{}
-	for _, e := range append(policy.FieldErrors(policy.Check(policies, policy.Resolver{})), unenforced(policies)...) {
+	for _, e := range append(v.check(policies), unenforced(policies)...) {
 		known[e.Error()] = true
 	}
 	_, err := policy.CompileTarget(&xdsv1.EffectivePolicy{Policies: policies}, transport, policy.Resolver{})
@@ -250,9 +270,9 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 	if v.Partial {
 		return
 	}
-	for variable, kind := range map[string]string{"jwt": "jwtAuth", "apiKey": "apiKey"} {
-		for i, rule := range p.GetMcpAuthorization().GetRules() {
-			if !readsVariable(ruleText(rule), variable) {
+	for i, rule := range p.GetMcpAuthorization().GetRules() {
+		for variable, kind := range map[string]string{"jwt": "jwtAuth", "apiKey": "apiKey"} {
+			if !v.reads(ruleText(rule), variable) {
 				continue
 			}
 			for _, route := range v.chains.through(o) {

@@ -116,11 +116,19 @@ const Redacted = "[redacted]"
 
 func credential(d *decoder, n *node) *node {
 	n = short("value")(d, n)
-	if v := n.get("value"); v != nil && v.text == Redacted {
-		d.failNode(v, "this is what stands for a credential where it is shown, not its value", "give the value, or {sealed: …} as it was shown")
+	if v := n.get("value"); v != nil && d.redacted(v) {
 		return nil
 	}
 	return n
+}
+
+// redacted reports a value that was shown instead of the one that is.
+func (d *decoder) redacted(n *node) bool {
+	if n.text != Redacted {
+		return false
+	}
+	d.failNode(n, "this is what stands for a credential where it is shown, not its value", "give the value, or {sealed: …} as it was shown")
+	return true
 }
 
 // sources are the fields of a Credential.

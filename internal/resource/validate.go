@@ -30,7 +30,7 @@ type Context struct {
 // values, and policies at their levels. It needs no store, file or network, and finds everything at once.
 // Diagnostics stand in the order of the objects' places. Objects are not changed.
 func Validate(objects []*adminv1.Object, whole Context) []*adminv1.Diagnostic {
-	v := &validator{Context: whole, objects: objects, byKey: map[string]*adminv1.Object{}}
+	v := &validator{Context: whole, objects: objects, byKey: map[string]*adminv1.Object{}, checked: map[string]blockErrors{}, variables: map[string]map[string]bool{}}
 	for _, o := range objects {
 		key := Key(o)
 		if first, twice := v.byKey[key]; twice {
@@ -58,6 +58,8 @@ type validator struct {
 	objects     []*adminv1.Object
 	byKey       map[string]*adminv1.Object // the first of each key
 	chains      *chains
+	checked     map[string]blockErrors     // by the bytes of a policy block
+	variables   map[string]map[string]bool // by expression: what it reads
 	diagnostics []*adminv1.Diagnostic
 }
 
