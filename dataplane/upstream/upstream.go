@@ -39,6 +39,8 @@ type Request struct {
 	// the session named in Header is gone (idle, restarted, crashed), the session is made anew under the same id
 	// before the request is sent, with [Response.Renewed] set. If nil, a session that is gone is answered with 404.
 	Initialize []byte
+
+	via *owned // the transport that took it, inside adapters
 }
 
 // Response is the head of an answer, and its body.

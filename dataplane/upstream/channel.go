@@ -1,0 +1,324 @@
+package upstream
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+)
+
+// pipe carries messages to the peer of a channel. What comes from the peer goes to channel.receive, and its end to
+// channel.fail.
+type pipe interface {
+	// send hands over one message. An answer of the transport itself that is no plain acceptance is returned, for
+	// the caller to see (an HTTP status); nil otherwise.
+	send(ctx context.Context, msg []byte, r *Request) (*Response, error)
+	// post hands over a message of our own without waiting.
+	post(msg []byte)
+	// close ends the connection politely, and returns when it is over or ctx is.
+	close(ctx context.Context)
+}
+
+const (
+	backlogMessages = 256 // that wait for the GET stream to open
+	backlogBytes    = 1 << 20
+	maxForgotten    = 4096
+)
+
+// channel tells the messages apart that share one duplex connection: which answer belongs to which call, and where
+// goes what the peer says on its own.
+//
+// Ids and progress tokens pass byte for byte where they are plain and unique among the open ones; others, and all on
+// a shared channel, are replaced on the way there and put back on the way here.
+type channel struct {
+	pipe    pipe
+	shared  bool // several sessions use it, so nothing may reach a session but what is certainly its own
+	lim     mcp.Limits
+	queue   int // bytes that may wait for one reader
+	log     *slog.Logger
+	started time.Time
+
+	mu         sync.Mutex // guards what is below
+	calls      map[string]*call
+	tokens     map[string]*call
+	forgotten  map[string]bool // calls whose caller left: their ids are taken until the peer answers
+	seq        int64
+	err        error // why the connection ended; nil: it lives
+	standalone *stream
+	listeners  map[*stream]string         // shared: the GET streams, by session
+	subscribed map[string]map[string]bool // shared: resources by session
+	backlog    [][]byte
+	backlogged int
+	used       time.Time // when a caller last came or went
+	done       chan struct{}
+}
+
+// call is one request that the peer has not answered.
+type call struct {
+	key      string // of its id, as the peer has it
+	caller   string // key of the id that the caller gave it
+	id       []byte // the caller's own bytes, if they were replaced
+	tokenKey string
+	token    []byte
+	listen   bool
+	from     string // session, on a shared channel
+	seq      int64
+	out      *stream
+}
+
+func newChannel(cfg *Config, log *slog.Logger, shared bool) *channel {
+	return &channel{
+		shared: shared, queue: cfg.MaxQueued, lim: mcp.Limits{Bytes: cfg.MaxMessage}, log: log, started: time.Now(),
+		calls: map[string]*call{}, tokens: map[string]*call{}, forgotten: map[string]bool{},
+		listeners: map[*stream]string{}, subscribed: map[string]map[string]bool{}, used: time.Now(), done: make(chan struct{}),
+	}
+}
+
+// open registers a request and returns it with the message to send.
+func (c *channel) open(m *mcp.Message, from string) (*call, []byte, error) {
+	k := &call{from: from, listen: m.Method == "subscriptions/listen", out: newStream(c.queue)}
+	var plain, tokenPlain bool
+	k.key, plain = idKey(m.RawID())
+	k.caller = k.key
+	token := m.Meta.ProgressToken.Of(m.Body)
+	if len(token) > 0 {
+		k.tokenKey, tokenPlain = idKey(token)
+	}
+	var edits mcp.Edits
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return nil, nil, c.err
+	}
+	c.seq++
+	c.used = time.Now()
+	k.seq = c.seq
+	if c.shared || !plain || c.takenLocked(k.key) {
+		k.id = append([]byte(nil), m.RawID()...)
+		own := c.freshLocked(c.takenLocked)
+		k.key, _ = idKey(own)
+		edits.Replace(m.ID, own)
+	}
+	if k.tokenKey != "" {
+		taken := func(key string) bool { return c.tokens[key] != nil }
+		if c.shared || !tokenPlain || taken(k.tokenKey) {
+			k.token = append([]byte(nil), token...)
+			own := c.freshLocked(taken)
+			k.tokenKey, _ = idKey(own)
+			edits.Replace(m.Meta.ProgressToken, own)
+		}
+		c.tokens[k.tokenKey] = k
+	}
+	c.calls[k.key] = k
+	return k, edits.Apply(nil, m.Body), nil
+}
+
+func (c *channel) takenLocked(key string) bool { return c.calls[key] != nil || c.forgotten[key] }
+
+// freshLocked makes an id that is not taken. On a shared channel all are ours, so that numbers do, which are what
+// peers are used to.
+func (c *channel) freshLocked(taken func(key string) bool) []byte {
+	for n := c.seq; ; n++ {
+		raw := strconv.AppendInt(nil, n, 10)
+		if !c.shared {
+			raw = []byte(`"sluice-` + string(raw) + `"`)
+		}
+		if key, _ := idKey(raw); !taken(key) {
+			return raw
+		}
+	}
+}
+
+// finishLocked takes a call off the books.
+func (c *channel) finishLocked(k *call) {
+	delete(c.calls, k.key)
+	if k.tokenKey != "" && c.tokens[k.tokenKey] == k {
+		delete(c.tokens, k.tokenKey)
+	}
+	c.used = time.Now()
+}
+
+// leave is called when nobody waits for a call any more. If it has no answer yet, a stateless one is cancelled; an
+// answer that still comes is dropped.
+func (c *channel) leave(k *call) {
+	c.mu.Lock()
+	if c.calls[k.key] != k {
+		c.mu.Unlock()
+		return
+	}
+	c.finishLocked(k)
+	if len(c.forgotten) >= maxForgotten {
+		clear(c.forgotten) // a peer that answers nothing; its ids are ours or the caller's problem
+	}
+	c.forgotten[k.key] = true
+	cancel := c.shared && c.err == nil
+	c.mu.Unlock()
+	if cancel {
+		c.pipe.post(mcp.AppendNotification(nil, "notifications/cancelled", append(append([]byte(`{"requestId":`), k.rawKey()...), '}')))
+	}
+}
+
+// unsent takes back a call whose message never left.
+func (c *channel) unsent(k *call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.calls[k.key] == k {
+		c.finishLocked(k)
+	}
+}
+
+// rawKey is the id as the peer has it.
+func (k *call) rawKey() []byte {
+	if k.key[0] == 's' {
+		return mcp.AppendString(nil, k.key[1:])
+	}
+	return []byte(k.key[1:])
+}
+
+// cancelled rewrites a caller's notifications/cancelled to the id that the peer knows. Nil: nothing to send.
+func (c *channel) cancelled(m *mcp.Message, from string) []byte {
+	key, _ := idKey(m.RequestID.Of(m.Body))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.calls {
+		if k.caller == key && k.from == from {
+			if k.id == nil {
+				return m.Body
+			}
+			var edits mcp.Edits
+			edits.Replace(m.RequestID, k.rawKey())
+			return edits.Apply(nil, m.Body)
+		}
+	}
+	if c.shared {
+		return nil // it could only be another session's
+	}
+	return m.Body
+}
+
+// attach opens the GET stream. An older one of the same session ends: its client has come back.
+func (c *channel) attach(from string) (*stream, error) {
+	s := newStream(c.queue)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return nil, c.err
+	}
+	c.used = time.Now()
+	if c.shared {
+		c.listeners[s] = from
+		return s, nil
+	}
+	if c.standalone != nil {
+		c.standalone.fail(ErrClosed)
+	}
+	c.standalone = s
+	for _, msg := range c.backlog {
+		s.push(msg, false)
+	}
+	c.backlog, c.backlogged = nil, 0
+	return s, nil
+}
+
+// detach ends the GET stream; what its reader did not take waits for the next one.
+func (c *channel) detach(s *stream) {
+	rest := s.close()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.used = time.Now()
+	delete(c.listeners, s)
+	if c.standalone != s {
+		return
+	}
+	c.standalone = nil
+	for _, msg := range rest {
+		c.keepLocked(msg)
+	}
+}
+
+// keepLocked keeps a message until a GET stream opens; the oldest go first where there are too many.
+func (c *channel) keepLocked(msg []byte) {
+	c.backlog = append(c.backlog, msg)
+	c.backlogged += len(msg)
+	for len(c.backlog) > backlogMessages || c.backlogged > backlogBytes {
+		c.backlogged -= len(c.backlog[0])
+		c.backlog = c.backlog[1:]
+	}
+}
+
+// fail ends the channel: all who wait are told err.
+func (c *channel) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return
+	}
+	c.err = err
+	for _, k := range c.calls {
+		k.out.fail(err)
+	}
+	clear(c.calls)
+	clear(c.tokens)
+	if c.standalone != nil {
+		c.standalone.fail(err)
+	}
+	for s := range c.listeners {
+		s.fail(err)
+	}
+	close(c.done)
+}
+
+// ended tells why the channel ended; nil: it lives.
+func (c *channel) ended() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// idleFor is how long nothing was under way; 0 while something is.
+func (c *channel) idleFor() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.calls) > 0 || c.standalone != nil || len(c.listeners) > 0 {
+		return 0
+	}
+	return time.Since(c.used)
+}
+
+// subscribe notes a session's resources/subscribe or unsubscribe on a shared channel. It reports whether the peer
+// must hear of it: not, if another session still wants what this one leaves.
+func (c *channel) subscribe(m *mcp.Message, from string) (tell bool) {
+	uri := m.URI.String()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m.Method == "resources/subscribe" {
+		if c.subscribed[from] == nil {
+			c.subscribed[from] = map[string]bool{}
+		}
+		c.subscribed[from][uri] = true
+		return true
+	}
+	delete(c.subscribed[from], uri)
+	for _, uris := range c.subscribed {
+		if uris[uri] {
+			return false
+		}
+	}
+	return true
+}
+
+// forget drops what is known of a session of a shared channel.
+func (c *channel) forget(from string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.subscribed, from)
+	for s, session := range c.listeners {
+		if session == from {
+			s.fail(ErrClosed)
+		}
+	}
+}

@@ -1,0 +1,151 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/internal/policy"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
+)
+
+// wire is what requests to one endpoint go over, whatever the version of HTTP.
+type wire interface {
+	do(ctx context.Context, call *h1call) (*Response, error)
+	drain()
+	close()
+	conns() int
+}
+
+// endpoint is an HTTP target as one snapshot has it: the wire outlives it.
+type endpoint struct {
+	t       *snapshot.Target
+	wire    wire
+	health  *health
+	base    url.URL
+	host    string // of the Host header
+	lines   string // requestLine of base
+	timeout time.Duration
+}
+
+func newEndpoint(t *snapshot.Target, cfg *xdsv1.HttpTransport, w wire, h *health) *endpoint {
+	base := baseURL(cfg, useTLS(cfg, t.Policy))
+	e := &endpoint{t: t, wire: w, health: h, base: *base, host: base.Host, timeout: t.Config.GetTimeout().AsDuration()}
+	e.lines = requestLine(base.RequestURI(), base.Host)
+	return e
+}
+
+func useTLS(cfg *xdsv1.HttpTransport, p *policy.Target) bool { return cfg.GetTls() || p.TLS() != nil }
+
+func baseURL(cfg *xdsv1.HttpTransport, secure bool) *url.URL {
+	u, err := url.Parse(cfg.GetPath())
+	if err != nil || !strings.HasPrefix(cfg.GetPath(), "/") || u.Host != "" { // validated long before
+		u = &url.URL{Path: cfg.GetPath()}
+	}
+	u.Scheme, u.Host, u.Fragment = "http", cfg.GetHost(), ""
+	standard := uint32(80)
+	if secure {
+		u.Scheme, standard = "https", 443
+	}
+	if strings.Contains(u.Host, ":") {
+		u.Host = "[" + u.Host + "]"
+	}
+	if cfg.GetPort() != standard {
+		u.Host += ":" + strconv.Itoa(int(cfg.GetPort()))
+	}
+	return u
+}
+
+func dialAddress(cfg *xdsv1.HttpTransport) string {
+	return net.JoinHostPort(cfg.GetHost(), strconv.Itoa(int(cfg.GetPort())))
+}
+
+// tlsConfig is how to speak TLS to a target, nil: not at all.
+func tlsConfig(cfg *xdsv1.HttpTransport, p *policy.Target) *tls.Config {
+	if !useTLS(cfg, p) {
+		return nil
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if own := p.TLS(); own != nil {
+		c = own.Clone()
+	}
+	if c.ServerName == "" {
+		c.ServerName = cfg.GetHost()
+	}
+	if c.ClientSessionCache == nil {
+		c.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+	}
+	return c
+}
+
+func wantsHTTP2(c *tls.Config) bool { return c != nil && slices.Contains(c.NextProtos, "h2") }
+
+// Do sends a request to the target's own URL.
+func (e *endpoint) Do(ctx context.Context, r *Request) (*Response, error) {
+	return e.send(ctx, r, &e.base, e.lines)
+}
+
+// Owned is false: any proxy can go on with the session.
+func (e *endpoint) Owned() bool { return false }
+
+// send sends a request to a URL of the target; line is its requestLine.
+func (e *endpoint) send(ctx context.Context, r *Request, to *url.URL, line string) (*Response, error) {
+	if e.t.Refused != nil && e.t.Policy == nil {
+		return nil, e.error(&Error{Op: "configure", Err: e.t.Refused})
+	}
+	if r.Header == nil {
+		r.Header = http.Header{}
+	}
+	u := *to
+	if err := e.t.Policy.Outgoing(r.Header, &u, r.Principal); err != nil {
+		return nil, e.error(&Error{Op: "authenticate", Err: err})
+	}
+	if u.RawQuery != to.RawQuery || u.Path != to.Path || u.RawPath != to.RawPath {
+		line = requestLine(u.RequestURI(), e.host)
+	}
+	call := h1call{method: r.Method, line: line, header: r.Header, body: r.Body, grants: e.t.Tenant.Grants,
+		safe: r.Safe || r.Method == http.MethodGet || r.Method == http.MethodDelete}
+	if r.Method != http.MethodGet { // an event stream may keep its head until there is an event
+		call.timeout = e.timeout
+	}
+	res, err := e.wire.do(ctx, &call)
+	if err != nil {
+		err = e.error(err)
+		if ctx.Err() == nil {
+			e.health.failed(err)
+		}
+		return nil, err
+	}
+	if x, ok := res.Body.(*exchange); ok {
+		x.target = e.t
+	}
+	if res.Status >= 500 {
+		e.health.failed(errors.New("answered with status " + strconv.Itoa(res.Status)))
+	} else {
+		e.health.ok()
+	}
+	return res, nil
+}
+
+// error puts the target's name into an error of the wire.
+func (e *endpoint) error(err error) error { return named(e.t, err) }
+
+func named(t *snapshot.Target, err error) error {
+	var own *Error
+	if !errors.As(err, &own) {
+		own = &Error{Op: "send", Sent: true, Err: err}
+	}
+	own.Target = t.Resource
+	if t.Tenant != nil {
+		own.Tenant = t.Tenant.Name
+	}
+	return own
+}

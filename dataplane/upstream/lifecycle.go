@@ -1,0 +1,478 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+)
+
+const (
+	handshakeTime = 60 * time.Second // of our own initialize; a package runner may have to download first
+	settled       = 30 * time.Second // a channel that lived so long did not fail at its start
+	deadKept      = time.Minute      // a dead session's backoff is remembered
+	maxBackoff    = 30 * time.Second
+)
+
+func newSession(s *sessions, id string) *session {
+	return &session{s: s, id: id, turn: make(chan struct{}, 1)}
+}
+
+// session returns a session by id; if it is not known, a new one without a channel, where make allows it.
+func (s *sessions) session(id string, make bool) *session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sn := s.byID[id]
+	if sn == nil && make && !s.closed {
+		sn = newSession(s, id)
+		s.byID[id] = sn
+	}
+	return sn
+}
+
+func (s *sessions) sharedSession() *session { return s.single(&s.one, true) }
+func (s *sessions) looseSession() *session  { return s.single(&s.outside, true) }
+
+func (s *sessions) single(at **session, shared bool) *session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if *at == nil {
+		*at = newSession(s, "")
+		(*at).shared = shared
+	}
+	return *at
+}
+
+// forgetEmpty drops a session that never had a channel.
+func (s *sessions) forgetEmpty(sn *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byID[sn.id] == sn && sn.channel() == nil {
+		delete(s.byID, sn.id)
+	}
+}
+
+// end ends a session for good, and reports whether there was one.
+func (s *sessions) end(id string) bool {
+	s.mu.Lock()
+	sn := s.byID[id]
+	delete(s.byID, id)
+	one := s.one
+	s.mu.Unlock()
+	if sn == nil {
+		return false
+	}
+	if one != nil {
+		if ch := one.channel(); ch != nil {
+			ch.forget(id)
+		}
+	}
+	sn.discard(ErrClosed)
+	return true
+}
+
+// channel is the session's channel if there is one, living or dead.
+func (sn *session) channel() *channel {
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	return sn.ch
+}
+
+// live returns the session's living channel, and makes it if it can: renewed then says so. A nil channel without an
+// answer means that the session is gone.
+func (sn *session) live(ctx context.Context, o *owned, r *Request) (ch *channel, renewed bool, res *Response, err error) {
+	if sn.s.shared && !sn.shared {
+		return sn.s.sharedSession().live(ctx, o, r)
+	}
+	if ch := sn.channel(); ch != nil && ch.ended() == nil {
+		return ch, false, nil, nil
+	}
+	init := r.Initialize
+	sn.mu.Lock()
+	first := sn.init == nil
+	sn.mu.Unlock()
+	loose := sn == sn.s.loosePeek()
+	switch {
+	case loose:
+		init = nil
+	case sn.shared:
+		if init, err = sharedInitialize(r.Initialize); err != nil {
+			return nil, false, nil, &Error{Op: "start", Err: err}
+		}
+	case init == nil:
+		return nil, false, nil, nil
+	}
+	handshake := func(ch *channel) error { return sn.greet(ctx, ch, init, r) }
+	if loose {
+		handshake = func(*channel) error { return nil }
+	}
+	ch, res, err = sn.start(ctx, o, r, handshake)
+	if ch == nil {
+		sn.s.forgetEmpty(sn)
+	}
+	var own *Error
+	if errors.As(err, &own) {
+		own.Sent = false // the session was being made; the request itself never left
+	}
+	return ch, ch != nil && !loose && !(sn.shared && first), res, err
+}
+
+func (s *sessions) loosePeek() *session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.outside
+}
+
+// sharedInitialize is what a shared process is told: nobody's capabilities, for it can ask nobody.
+func sharedInitialize(client []byte) ([]byte, error) {
+	version := string(mcp.V20251125)
+	if m, err := mcp.Scan(client, mcp.Limits{}); err == nil && m.Version.IsString() {
+		version = m.Version.String()
+	}
+	params := append([]byte(`{"protocolVersion":`), mcp.AppendString(nil, version)...)
+	params = append(params, `,"capabilities":{},"clientInfo":{"name":"sluice","version":"1"}}`...)
+	return mcp.AppendRequest(nil, []byte("0"), "initialize", params), nil
+}
+
+// greet says initialize in the session's name and keeps the result.
+func (sn *session) greet(ctx context.Context, ch *channel, init []byte, r *Request) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTime, ErrTimeout)
+	defer cancel()
+	m, err := mcp.Scan(init, mcp.Limits{})
+	if err != nil || m.Method != "initialize" || m.Kind != mcp.Request {
+		return errors.New("the session's initialize request cannot be read")
+	}
+	k, msg, err := ch.open(&m, sn.id)
+	if err != nil {
+		return err
+	}
+	if res, err := ch.pipe.send(ctx, msg, r); err != nil {
+		return err
+	} else if res != nil {
+		res.Body.Close()
+		return errors.New("the target answered initialize with status " + http.StatusText(res.Status))
+	}
+	for {
+		msg, last, err := k.out.next(ctx)
+		if err != nil {
+			ch.leave(k)
+			return err
+		}
+		if !last {
+			continue // what it says before it is asked for anything
+		}
+		answer, err := mcp.Scan(msg, ch.lim)
+		if err != nil || !answer.Result.Present() {
+			return errors.New("the target refused to initialize")
+		}
+		sn.mu.Lock()
+		sn.init = append([]byte(nil), answer.Result.Of(msg)...)
+		sn.mu.Unlock()
+		break
+	}
+	_, err = ch.pipe.send(ctx, mcp.AppendNotification(nil, "notifications/initialized", nil), r)
+	return err
+}
+
+// start makes the session's channel, one caller at a time. handshake is said over it before others may use it.
+func (sn *session) start(ctx context.Context, o *owned, r *Request, handshake func(*channel) error) (*channel, *Response, error) {
+	select {
+	case sn.turn <- struct{}{}:
+		defer func() { <-sn.turn }()
+	case <-ctx.Done():
+		return nil, nil, &Error{Op: "start", Err: context.Cause(ctx)}
+	}
+	if ch := sn.channel(); ch != nil {
+		why := ch.ended()
+		if why == nil {
+			return ch, nil, nil // another caller was first
+		}
+		sn.back.note(ch.started, why)
+	}
+	id := requestID(r)
+	if wait, why := sn.back.wait(); wait > 0 {
+		return nil, unavailable(id, wait, "the target ended (%v); the next start is in %s", why, wait.Round(time.Millisecond)), nil
+	}
+	if wait, why := sn.s.starts.wait(); wait > 0 {
+		return nil, unavailable(id, wait, "the target does not start (%v); the next attempt is in %s", why, wait.Round(time.Millisecond)), nil
+	}
+	ch := newChannel(sn.s.cfg, sn.s.log, sn.shared)
+	if err := sn.s.open(ctx, o, r, ch); err != nil {
+		var full *slotsError
+		if errors.As(err, &full) {
+			return nil, unavailable(id, 5*time.Second, "%s", full.Error()), nil
+		}
+		sn.failed(ctx, err)
+		return nil, nil, startError(err)
+	}
+	err := handshake(ch)
+	if err == nil {
+		err = ch.ended()
+	}
+	if err == nil {
+		err = sn.adopt(ch)
+	}
+	if err != nil {
+		if why := ch.ended(); why != nil {
+			err = why // better than "closed"
+		}
+		sn.s.goClose(ch)
+		sn.failed(ctx, err)
+		return nil, nil, startError(err)
+	}
+	sn.s.starts.ok()
+	return ch, nil, nil
+}
+
+// startError keeps an error's own kind. What a request asks for was not done: only the session was being made.
+func startError(err error) error {
+	var own *Error
+	if errors.As(err, &own) {
+		return own
+	}
+	return &Error{Op: "start", Err: err}
+}
+
+// failed counts a start that did not work out, unless its caller left.
+func (sn *session) failed(ctx context.Context, err error) {
+	if ctx.Err() == nil {
+		sn.s.starts.failed(err)
+	}
+}
+
+// adopt makes ch the session's channel.
+func (sn *session) adopt(ch *channel) error {
+	s := sn.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known := sn.shared || s.byID[sn.id] == sn
+	if s.closed || !known {
+		return ErrClosed // deleted, or all is over, while it started
+	}
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	sn.ch = ch
+	if sn.stop == nil {
+		sn.stop = time.AfterFunc(s.idle, sn.check)
+	} else {
+		sn.stop.Reset(s.idle)
+	}
+	return nil
+}
+
+// check stops a channel with nothing to do, and forgets a session whose channel died long ago.
+func (sn *session) check() {
+	s := sn.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sn.mu.Lock()
+	defer sn.mu.Unlock()
+	if sn.ch == nil || sn.stop == nil {
+		return
+	}
+	idle, quiet := s.idle, sn.ch.idleFor()
+	if s.draining {
+		idle = 0
+	}
+	if sn.ch.ended() != nil {
+		if idle = min(s.idle, deadKept); quiet < idle {
+			sn.stop.Reset(max(idle-quiet, time.Second))
+			return
+		}
+	} else if quiet == 0 || quiet < idle {
+		sn.stop.Reset(max(idle-quiet, time.Second))
+		return
+	}
+	if s.byID[sn.id] == sn {
+		delete(s.byID, sn.id)
+	}
+	s.goClose(sn.ch)
+	sn.ch, sn.stop = nil, nil
+}
+
+// drop gives up a channel that is of no more use.
+func (sn *session) drop(ch *channel, why error) {
+	ch.fail(why)
+	sn.s.goClose(ch)
+}
+
+// discard ends a session that is off the books.
+func (sn *session) discard(why error) {
+	sn.mu.Lock()
+	ch := sn.ch
+	sn.ch = nil
+	if sn.stop != nil {
+		sn.stop.Stop()
+		sn.stop = nil
+	}
+	sn.mu.Unlock()
+	if ch != nil {
+		sn.drop(ch, why)
+	}
+}
+
+// goClose closes a channel's connection in the background; close waits for it.
+func (s *sessions) goClose(ch *channel) {
+	s.closing.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*s.cfg.StopGrace)
+		defer cancel()
+		ch.pipe.close(ctx)
+		ch.fail(ErrClosed)
+	})
+}
+
+// drain stops what has nothing to do now, and the rest as soon as it has not.
+func (s *sessions) drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draining = true
+	for _, sn := range s.allLocked() {
+		sn.mu.Lock()
+		if sn.stop != nil {
+			sn.stop.Reset(time.Millisecond)
+		}
+		sn.mu.Unlock()
+	}
+}
+
+func (s *sessions) allLocked() []*session {
+	var all []*session
+	for _, sn := range s.byID {
+		all = append(all, sn)
+	}
+	for _, sn := range []*session{s.one, s.outside} {
+		if sn != nil {
+			all = append(all, sn)
+		}
+	}
+	return all
+}
+
+// close ends all sessions and waits until their connections are closed, or ctx is done.
+func (s *sessions) close(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	all := s.allLocked()
+	clear(s.byID)
+	s.mu.Unlock()
+	for _, sn := range all {
+		sn.discard(ErrClosed)
+	}
+	done := make(chan struct{})
+	go func() { s.closing.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// slotsUsed tells how many processes the target has, of this and other configurations.
+func (s *sessions) slotsUsed() int {
+	if s.slots == nil {
+		return 0
+	}
+	return s.slots.count()
+}
+
+// count tells how many sessions there are.
+func (s *sessions) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.byID)
+}
+
+// requestID is the id of a request's body, nil if there is none.
+func requestID(r *Request) []byte {
+	m, err := mcp.Scan(r.Body, mcp.Limits{Bytes: len(r.Body)})
+	if err != nil {
+		return nil
+	}
+	return m.RawID()
+}
+
+// slots bounds the processes of a target of a tenant, whatever snapshots and policies they are from.
+type slots struct {
+	mu   sync.Mutex // guards used
+	used int
+}
+
+// slotsError says that there is no room for one more process.
+type slotsError struct{ most int }
+
+func (e *slotsError) Error() string {
+	return "all " + strconv.Itoa(e.most) + " processes of the target are in use"
+}
+
+// take takes a place of at most most.
+func (s *slots) take(most int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.used >= most {
+		return &slotsError{most}
+	}
+	s.used++
+	return nil
+}
+
+func (s *slots) give() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used--
+}
+
+func (s *slots) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
+}
+
+// backoff spaces out starts that fail: full jitter, so that many proxies do not start in step.
+type backoff struct {
+	mu    sync.Mutex // guards what is below
+	fails int
+	until time.Time
+	why   error
+}
+
+// wait is how long to leave it alone, and why.
+func (b *backoff) wait() (time.Duration, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return time.Until(b.until), b.why
+}
+
+func (b *backoff) failed(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	most := min(maxBackoff, 250*time.Millisecond<<min(b.fails, 10))
+	b.fails++
+	b.until, b.why = time.Now().Add(rand.N(most)), err
+}
+
+func (b *backoff) ok() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fails, b.until, b.why = 0, time.Time{}, nil
+}
+
+// note counts the end of a channel, once: soon after its start it is a failure.
+func (b *backoff) note(started time.Time, why error) {
+	b.mu.Lock()
+	counted := b.why == why
+	b.mu.Unlock()
+	if counted {
+		return
+	}
+	if time.Since(started) > settled {
+		b.ok()
+		return
+	}
+	b.failed(why)
+}
