@@ -3,9 +3,7 @@ package mux
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -162,14 +160,11 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	if resp, err = x.check(t, resp); err != nil {
 		return session.Target{}, hs, err
 	}
-	rec := &recorded{Reader: resp.Body, Closer: resp.Body}
-	read := *resp
-	read.Body = rec
-	msg, err := x.readResponse(t, &read)
+	msg, raw, err := x.readWhole(t, resp)
 	if err != nil {
 		return session.Target{}, hs, err
 	}
-	hs = shook{resp: resp, raw: rec.stop(), msg: msg}
+	hs = shook{resp: resp, raw: raw, msg: msg}
 	if msg.Error.Present() {
 		return session.Target{}, hs, nil
 	}
@@ -199,32 +194,6 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 		return session.Target{}, hs, x.otherEra(t, e)
 	}
 	return leg, hs, err
-}
-
-// recorded keeps a copy of what was read of a stream until stop.
-type recorded struct {
-	io.Reader
-	io.Closer
-	mu   sync.Mutex
-	to   []byte // guarded by mu
-	over bool   // guarded by mu
-}
-
-func (r *recorded) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.over {
-		r.to = append(r.to, p[:n]...)
-	}
-	return n, err
-}
-
-func (r *recorded) stop() []byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.over = true
-	return r.to
 }
 
 // quit ends a session at a target, as far as the target lets it.

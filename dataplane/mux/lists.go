@@ -3,6 +3,7 @@ package mux
 import (
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"net/http"
 	"strconv"
 	"sync/atomic"
@@ -11,14 +12,15 @@ import (
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // list serves the four lists: one page of each target that has one, merged, admitted and renamed.
 func (m *Mux) list(w http.ResponseWriter, x *Request) error {
 	list := x.Message.Info().List
-	if t := x.alone(); t != nil && !x.prefixed() && !x.watches(t) && (!x.stateless() || t.Refused != nil) {
-		return x.forward(w, t, item{lifecycle: true}) // nothing to add or to take away
+	if t := x.alone(); t != nil && !x.prefixed() && !t.Policy.Authorizes() {
+		return x.listThrough(w, t, list) // nothing to rename or to take away
 	}
 	parts, err := x.parts()
 	if err != nil {
@@ -254,48 +256,117 @@ type pageKey struct {
 	changes   uint64
 }
 
-// page returns one page, from the cache if the target lets it be cached. Admission comes after.
-func (x *Request) page(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string) (*page, error) {
-	key := pageKey{digest: t.Digest, caps: x.capabilities(), era: x.Verdict.Era, list: list, first: cursor == nil, changes: x.mux.changes(t, list)}
+// listThrough passes the only target's answer on in the form that it has, unless the list is cached.
+func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mcp.List) error {
+	var cursor *string
+	if x.Message.Cursor.IsString() {
+		own := x.Message.Cursor.String()
+		cursor = &own
+	}
+	key := x.pageKey(t, list, cursor)
+	if t.Refused != nil || !x.caches(t) {
+		return x.forward(w, t, item{lifecycle: true})
+	}
+	x.Record.Target = t.Name
+	if p := x.cached(key); p != nil {
+		return x.answer(w, p.result)
+	}
+	f, own, err := x.fetchShared(x.HTTP.Context(), t, list, cursor, key)
+	if err != nil {
+		return err
+	}
+	if !own {
+		if f.page == nil {
+			return f.failure(x, t, list)
+		}
+		return x.answer(w, f.page.result)
+	}
+	x.head(w, t, f.resp)
+	_, _ = w.Write(f.raw)
+	return nil
+}
+
+// caches reports whether the target's lists may be kept at all.
+func (x *Request) caches(t *snapshot.Target) bool {
+	return x.stateless() || t.Config.GetListCache() != nil
+}
+
+func (x *Request) pageKey(t *snapshot.Target, list mcp.List, cursor *string) pageKey {
+	key := pageKey{digest: t.Digest, principal: "=" + x.Scope.Principal, caps: x.capabilities(), era: x.Verdict.Era, list: list,
+		first: cursor == nil, changes: x.mux.changes(t, list)}
 	if cursor != nil {
 		key.cursor = *cursor
 	}
-	own := key
-	own.principal = "=" + x.Scope.Principal
-	if !x.mux.pages.empty() {
-		for _, k := range []pageKey{own, key} {
-			if p, ok := x.mux.pages.get(k); ok {
-				return p, nil
-			}
+	return key
+}
+
+// public is the key of a page that all callers share.
+func (k pageKey) public() pageKey {
+	k.principal = ""
+	return k
+}
+
+// cached is a page that is still good, nil if there is none.
+func (x *Request) cached(key pageKey) *page {
+	if x.mux.pages.empty() {
+		return nil
+	}
+	if p, ok := x.mux.pages.get(key); ok {
+		return p
+	}
+	p, _ := x.mux.pages.get(key.public())
+	return p
+}
+
+// page returns one page, from the cache if the target lets it be cached. Admission comes after.
+func (x *Request) page(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string) (*page, error) {
+	var f *fetched
+	var err error
+	if !x.caches(t) {
+		f, err = x.fetch(ctx, t, list, cursor)
+	} else {
+		key := x.pageKey(t, list, cursor)
+		if p := x.cached(key); p != nil {
+			return p, nil
 		}
+		f, _, err = x.fetchShared(ctx, t, list, cursor, key)
 	}
-	if !x.stateless() && t.Config.GetListCache() == nil {
-		p, _, err := x.fetch(ctx, t, list, cursor)
-		return p, err
+	if err != nil {
+		return nil, err
 	}
-	// Until the answer is there nobody knows whether it is public, so only requests of one caller share it.
-	v, err, _ := x.mux.flights.Do("page\x00"+own.flight(), func() (any, error) {
+	if f.page == nil {
+		return nil, f.failure(x, t, list)
+	}
+	return f.page, nil
+}
+
+// fetchShared fetches a page for all requests of one caller that need it at the same time, and keeps it as long as the
+// target says. Until the answer is there nobody knows whether other callers may share it. own is true for the request
+// that was sent.
+func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string, key pageKey) (f *fetched, own bool, err error) {
+	v, err, _ := x.mux.flights.Do("page\x00"+key.flight(), func() (any, error) {
+		own = true
 		ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
 		defer cancel()
-		p, read, err := x.fetch(ctx, t, list, cursor)
-		if err != nil {
-			return nil, err
+		f, err := x.fetch(ctx, t, list, cursor)
+		if err != nil || f.page == nil {
+			return f, err
 		}
-		ttl, k := read.TTL, own
+		ttl, k := f.hints.TTL, key
 		if !x.stateless() {
 			ttl = t.Config.GetListCache().AsDuration()
-		} else if read.CacheScope == "public" && !t.Policy.Passthrough() {
-			k = key
+		} else if f.hints.CacheScope == "public" && !t.Policy.Passthrough() {
+			k = key.public()
 		}
 		if ttl = min(ttl, maxTTL); ttl > 0 {
-			x.mux.pages.put(k, p, 512+len(p.result), time.Now().Add(ttl))
+			x.mux.pages.put(k, f.page, 512+len(f.page.result), time.Now().Add(ttl))
 		}
-		return p, nil
+		return f, nil
 	})
 	if err != nil {
-		return nil, x.readdress(err)
+		return nil, own, x.readdress(err)
 	}
-	return v.(*page), nil
+	return v.(*fetched), own, nil
 }
 
 // maxTTL bounds what targets ask for: the proxy would hold what it cannot be told to drop.
@@ -311,38 +382,62 @@ func (k pageKey) flight() string {
 	return string(append(b, k.principal...))
 }
 
+// fetched is a target's answer to a list request.
+type fetched struct {
+	page  *page // nil: the answer is an error
+	hints mcp.Page
+	resp  *upstream.Response // its body is read
+	raw   []byte             // the body as it came
+	msg   *mcp.Message
+}
+
 // fetch asks the target for one page. A target without the capability has an empty list.
-func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string) (*page, mcp.Page, error) {
+func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string) (*fetched, error) {
 	resp, err := x.send(ctx, t, outgoing{body: x.listRequest(list, cursor), method: list.Method(), safe: true})
 	if err != nil {
-		return nil, mcp.Page{}, err
+		return nil, err
 	}
-	msg, err := x.readResponse(t, resp)
+	msg, raw, err := x.readWhole(t, resp)
 	if err != nil {
-		return nil, mcp.Page{}, err
+		return nil, err
 	}
+	f := &fetched{resp: resp, raw: raw, msg: msg}
 	if msg.Error.Present() {
-		code, _ := errorCode(msg)
-		if code == mcp.CodeMethodNotFound {
-			return &page{result: []byte("{}")}, mcp.Page{}, nil
+		if code, _ := errorCode(msg); code == mcp.CodeMethodNotFound && x.alone() == nil {
+			f.page = &page{result: []byte("{}")}
 		}
-		if x.alone() != nil || code == mcp.CodeInvalidParams {
-			e := x.fail(resp.Status, code, "%s", errorMessage(msg))
-			return nil, mcp.Page{}, e
-		}
-		return nil, mcp.Page{}, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused %s: %s", t.Name, list.Method(), errorMessage(msg))
+		return f, nil
 	}
 	p := &page{result: msg.Result.Of(msg.Body)}
-	read, err := mcp.ReadList(list, p.result, x.mux.cfg.Limits, func(*mcp.Item) error { return nil })
+	f.hints, err = mcp.ReadList(list, p.result, x.mux.cfg.Limits, func(*mcp.Item) error { return nil })
 	if err != nil {
 		x.Record.Err = err
-		return nil, read, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q gave a %s result that cannot be read", t.Name, list.Method())
+		return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q gave a %s result that cannot be read", t.Name, list.Method())
 	}
-	if read.NextCursor.IsString() {
-		next := read.NextCursor.String()
+	if f.hints.NextCursor.IsString() {
+		next := f.hints.NextCursor.String()
 		p.next = &next
 	}
-	return p, read, nil
+	f.page = p
+	return f, nil
+}
+
+// failure is a target's error as the client's: the only target's in its own words.
+func (f *fetched) failure(x *Request, t *snapshot.Target, list mcp.List) error {
+	var e struct {
+		Code    int
+		Message string
+		Data    json.RawMessage
+	}
+	if err := json.Unmarshal(f.msg.Error.Of(f.msg.Body), &e); err != nil {
+		e.Code = mcp.CodeInternal
+	}
+	if x.alone() == nil && e.Code != mcp.CodeInvalidParams { // a bad cursor is the client's to know
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused %s: %s", t.Name, list.Method(), errorMessage(f.msg))
+	}
+	fail := x.fail(f.resp.Status, e.Code, "%s", e.Message)
+	fail.Data = e.Data
+	return fail
 }
 
 // listRequest is the client's own request with a target's cursor, or one of the proxy's in the client's name.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -67,6 +68,44 @@ func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response) (*mcp
 			go x.decline(t, msg.RawID())
 		}
 	}
+}
+
+// readWhole is readResponse for an answer that is passed on: raw is all of the body up to the response, at least.
+func (x *Request) readWhole(t *snapshot.Target, resp *upstream.Response) (msg *mcp.Message, raw []byte, err error) {
+	rec := &recorded{body: resp.Body}
+	read := *resp
+	read.Body = rec
+	if msg, err = x.readResponse(t, &read); err != nil {
+		return nil, nil, err
+	}
+	return msg, rec.stop(), nil
+}
+
+// recorded keeps a copy of what was read of a body until stop; finish may read on then.
+type recorded struct {
+	body io.ReadCloser
+	mu   sync.Mutex
+	to   []byte // guarded by mu
+	over bool   // guarded by mu
+}
+
+func (r *recorded) Close() error { return r.body.Close() }
+
+func (r *recorded) Read(p []byte) (int, error) {
+	n, err := r.body.Read(p)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.over {
+		r.to = append(r.to, p[:n]...)
+	}
+	return n, err
+}
+
+func (r *recorded) stop() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+	return r.to
 }
 
 // finish closes a stream whose end is expected at once; waiting for it keeps the connection fit for use.
