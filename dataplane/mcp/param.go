@@ -135,7 +135,7 @@ func isToken(name []byte) bool {
 }
 
 // Check compares the headers with the arguments of a call (raw; nil: none). The error is nil or an [*Error]
-// with 400 and -32020. Other Mcp-Param-* headers are not judged.
+// with 400 and -32020, whose ID the caller sets. Other Mcp-Param-* headers are not judged.
 func (p ParamHeaders) Check(h http.Header, arguments []byte) error {
 	for _, b := range p {
 		value, err := b.value(arguments)
