@@ -143,28 +143,27 @@ func (c *cursor) namedLocked(set int, names map[string]bool) ([][]byte, bool) {
 
 // departLocked queues the removal of all that the client may hold, the Commit last, and nothing that it never had.
 func (c *cursor) departLocked() {
-	t := c.tenant
+	t, seen := c.tenant, c.seen
 	for _, set := range sendOrder {
 		sub, ch := &c.stream.subscribed[set], chunker{set: set}
-		for _, name := range c.heldLocked(set) {
+		for _, name := range c.heldLocked(set, max(c.sent[set], seen)) {
 			if (sub.wildcard || sub.names[name]) && name != t.commit.Name {
 				ch.removed(name)
 			}
 		}
-		if set == configs && (sub.names[t.commit.Name] || sub.wildcard && (c.seen > 0 || len(ch.bodies) > 0)) {
+		if set == configs && (sub.names[t.commit.Name] || sub.wildcard && (seen > 0 || len(ch.bodies) > 0)) {
 			ch.removed(t.commit.Name)
 		}
-		c.queueLocked(set, max(c.sent[set], c.seen), ch.bodies)
+		c.queueLocked(set, c.sent[set], ch.bodies)
 	}
 	c.departed, c.complete = true, true
 	c.first = [2]*opening{}
 	c.closeLocked()
 }
 
-// heldLocked lists the names of a type that the client may hold, sorted.
-func (c *cursor) heldLocked(set int) []string {
+// heldLocked lists the names of a type that the client may hold, sorted: none that came after revision limit.
+func (c *cursor) heldLocked(set int, limit int64) []string {
 	s, o := &c.tenant.sets[set], c.first[set]
-	limit := max(c.sent[set], c.seen)
 	var names []string
 	if o != nil {
 		names = append(names, o.removed...)
@@ -179,7 +178,7 @@ func (c *cursor) heldLocked(set int) []string {
 	}
 	entries, _ := s.since(c.sent[set]) // if the log is cut, the Commit's removal still ends the tenant
 	for _, e := range entries {
-		if e.existed && s.get(e.name) == nil {
+		if e.existed { // removed since; perhaps there again, which is another incarnation
 			names = append(names, e.name)
 		}
 	}

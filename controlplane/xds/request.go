@@ -3,6 +3,7 @@ package xds
 import (
 	"bytes"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 
@@ -92,17 +93,6 @@ func (s *stream) open(set int, claims []claim) {
 		byTenant[string(tenant)] = append(byTenant[string(tenant)], claims[start:end]...)
 		start = end
 	}
-	_, assigned := s.server.serving(s.peer.Group)
-	strangers := chunker{set: set}
-	for tenant, claims := range byTenant {
-		if _, serves := slices.BinarySearch(assigned, tenant); !serves {
-			for _, cl := range claims {
-				strangers.removed(string(cl.name))
-			}
-			delete(byTenant, tenant)
-		}
-	}
-	s.replyWith(&strangers)
 	s.claims[set] = byTenant
 	for name, c := range s.cursors {
 		c.begin(set, byTenant[name])
@@ -110,6 +100,24 @@ func (s *stream) open(set int, claims []claim) {
 		s.turn(c)
 	}
 	s.reconcile()
+}
+
+// disown tells the client to remove what it claims of tenants that it is not to serve. Those that are assigned and
+// not published (yet) stay as they are.
+func (s *stream) disown(assigned []string) {
+	for set := range s.claims {
+		strangers := chunker{set: set}
+		for _, tenant := range slices.Sorted(maps.Keys(s.claims[set])) {
+			if _, serves := slices.BinarySearch(assigned, tenant); serves {
+				continue
+			}
+			for _, cl := range s.claims[set][tenant] {
+				strangers.removed(string(cl.name))
+			}
+			delete(s.claims[set], tenant)
+		}
+		s.replyWith(&strangers)
+	}
 }
 
 // tenantOf is the part of a resource's name before the first slash, or the name.

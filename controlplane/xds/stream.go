@@ -248,7 +248,8 @@ func (s *stream) reconcile() {
 	if !s.subscribed[configs].asked && !s.subscribed[secrets].asked {
 		return
 	}
-	tenants, _ := s.server.serving(s.peer.Group)
+	tenants, assigned := s.server.serving(s.peer.Group)
+	s.disown(assigned)
 	for name, c := range s.cursors {
 		if leaving := tenants[name] != c.tenant; leaving != c.leaving && !c.departed {
 			c.tenant.mu.Lock()

@@ -69,7 +69,9 @@ type frame struct {
 
 func (f *frame) trailer() []byte {
 	b := make([]byte, 0, 128)
-	b = appendString(b, 1, strconv.FormatInt(f.revision, 10)) // system_version_info: for people
+	if f.revision > 0 {
+		b = appendString(b, 1, strconv.FormatInt(f.revision, 10)) // system_version_info: for people
+	}
 	b = appendString(b, 4, typeURLs[f.set])
 	return appendString(b, 5, f.nonce)
 }
