@@ -292,7 +292,10 @@ func (e *evaluation) run() error {
 	if err := e.places(); err != nil {
 		return err
 	}
-	if after := e.layer.tenant(e.edit.Tenant); after != nil {
+	switch after := e.layer.tenant(e.edit.Tenant); {
+	case e.edit.DryRun && before != nil:
+		e.outcome.Revision = before.view.Revision
+	case after != nil:
 		e.outcome.Revision = after.view.Revision
 	}
 	return nil

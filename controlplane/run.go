@@ -243,8 +243,8 @@ func (p *plane) serve(ctx context.Context, c Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return admin.Serve(p.admin) })
-	group.Go(func() error { return fleet.Serve(p.xds) })
+	group.Go(func() error { return accept(admin, p.admin) })
+	group.Go(func() error { return accept(fleet, p.xds) })
 	group.Go(func() error { return telemetry.Ops{Ready: ready, Registry: registry}.Serve(ctx, p.ops) })
 	group.Go(func() error { p.publisher.refreshKeys(ctx); return nil })
 	group.Go(func() error {
@@ -256,6 +256,7 @@ func (p *plane) serve(ctx context.Context, c Config) error {
 	})
 	group.Go(func() error {
 		<-ctx.Done()
+		p.server.Close()
 		drain(admin, fleet)
 		return nil
 	})
@@ -265,6 +266,14 @@ func (p *plane) serve(ctx context.Context, c Config) error {
 		c.Ready(addresses)
 	}
 	return group.Wait()
+}
+
+// accept serves until the server is stopped, which may be before it began.
+func accept(g *grpc.Server, l net.Listener) error {
+	if err := g.Serve(l); !errors.Is(err, grpc.ErrServerStopped) {
+		return err
+	}
+	return nil
 }
 
 // ready is asked once the ports are open, and they open when all is loaded.

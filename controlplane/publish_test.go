@@ -1,0 +1,371 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/sluicegate/sluice/controlplane/api"
+	"github.com/sluicegate/sluice/controlplane/store"
+	"github.com/sluicegate/sluice/controlplane/tenant"
+	"github.com/sluicegate/sluice/controlplane/xds"
+	"github.com/sluicegate/sluice/internal/resource"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+)
+
+// slowStore is a real store whose commits tests delay or make fail, as a full disk does.
+type slowStore struct {
+	store.Store
+	fail    atomic.Bool
+	commits atomic.Int64
+	gate    func()
+}
+
+var errDisk = errors.New("no space left on device")
+
+func (s *slowStore) Commit(ctx context.Context, txn store.Txn) error {
+	s.commits.Add(1)
+	if s.gate != nil {
+		s.gate()
+	}
+	if s.fail.Load() {
+		return errDisk
+	}
+	return s.Store.Commit(ctx, txn)
+}
+
+// newLoop runs a publisher over a store of its own, with the tenant acme.
+func newLoop(t *testing.T) (*publisher, *slowStore) {
+	t.Helper()
+	dir := t.TempDir()
+	bolt, err := store.OpenBolt(filepath.Join(dir, "store.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &slowStore{Store: bolt}
+	vault, err := tenant.OpenVault(t.Context(), s, filepath.Join(dir, "k"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	p := &publisher{store: s, vault: vault, server: xds.New(xds.Config{}), keys: newKeyFetcher(log, time.Now), log: log, now: time.Now,
+		meter: newMeter(nil), requests: make(chan *request), done: make(chan struct{})}
+	if err := p.load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go p.run(ctx)
+	t.Cleanup(func() { cancel(); <-p.done; bolt.Close() })
+	create := api.Edit{Tenant: "acme", Plan: func(context.Context, api.World) ([]api.Change, error) {
+		return []api.Change{{Tenant: "acme", Create: true}}, nil
+	}}
+	if _, err := p.Submit(t.Context(), create); err != nil {
+		t.Fatal(err)
+	}
+	return p, s
+}
+
+func put(objects ...*adminv1.Object) api.Edit {
+	return api.Edit{Tenant: "acme", Actor: "tester", Plan: func(context.Context, api.World) ([]api.Change, error) {
+		return []api.Change{{Tenant: "acme", Put: objects}}, nil
+	}}
+}
+
+func listener(name string, port uint32) *adminv1.Object {
+	return &adminv1.Object{Name: name, Spec: &adminv1.Object_Listener{Listener: &adminv1.Listener{Port: port}}}
+}
+
+// What could not be stored is neither published nor seen, and the loop goes on.
+func TestNothingIsPublishedThatIsNotStored(t *testing.T) {
+	p, s := newLoop(t)
+	s.fail.Store(true)
+	if _, err := p.Submit(t.Context(), put(listener("a", 1))); !errors.Is(err, errDisk) {
+		t.Fatalf("Submit: %v", err)
+	}
+	view, _ := p.View("acme")
+	if head := p.server.Progress("acme", 1).Head; head != 1 || view.Revision != 1 || len(view.Objects) != 0 {
+		t.Errorf("after a failed commit: head %d, view %d with %d objects", head, view.Revision, len(view.Objects))
+	}
+	s.fail.Store(false)
+	out, err := p.Submit(t.Context(), put(listener("b", 2)))
+	if err != nil || out.Revision != 2 {
+		t.Fatalf("Submit: %v, %v", out, err)
+	}
+	view, _ = p.View("acme")
+	if head := p.server.Progress("acme", 1).Head; head != 2 || view.Objects["listener/a"] != nil || view.Objects["listener/b"] == nil {
+		t.Errorf("after a good commit: head %d, objects %v", head, view.Objects)
+	}
+}
+
+// At the moment of the commit nobody has been given anything; edits that came meanwhile share the next commit.
+func TestPublishFollowsCommitAndBatches(t *testing.T) {
+	p, s := newLoop(t)
+	entered, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	s.gate = func() {
+		once.Do(func() {
+			if head := p.server.Progress("acme", 1).Head; head != 1 {
+				t.Errorf("published before it was stored: head %d", head)
+			}
+			close(entered)
+			<-release
+		})
+	}
+	before := s.commits.Load()
+	var wg sync.WaitGroup
+	submit := func(i int) {
+		wg.Go(func() {
+			if _, err := p.Submit(context.Background(), put(listener(fmt.Sprint("l", i), uint32(i+1)))); err != nil {
+				t.Errorf("edit %d: %v", i, err)
+			}
+		})
+	}
+	submit(0)
+	<-entered
+	for i := 1; i <= 40; i++ {
+		submit(i)
+	}
+	time.Sleep(50 * time.Millisecond) // until they queue; with fewer in the queue the test is only weaker
+	close(release)
+	wg.Wait()
+	if commits := s.commits.Load() - before; commits > 20 {
+		t.Errorf("41 edits took %d commits: they shared none", commits)
+	}
+	if view, _ := p.View("acme"); view.Revision != 42 || len(view.Objects) != 41 {
+		t.Errorf("revision %d with %d objects", view.Revision, len(view.Objects))
+	}
+	if head := p.server.Progress("acme", 1).Head; head != 42 {
+		t.Errorf("published up to %d", head)
+	}
+}
+
+// A plan that panics costs its own caller an answer and nobody else anything.
+func TestPanicIsOneEditsOwn(t *testing.T) {
+	p, _ := newLoop(t)
+	bad := api.Edit{Tenant: "acme", Plan: func(context.Context, api.World) ([]api.Change, error) { panic("bug") }}
+	if _, err := p.Submit(t.Context(), bad); err == nil || strings.Contains(err.Error(), "bug") {
+		t.Errorf("Submit: %v", err)
+	}
+	if _, err := p.Submit(t.Context(), put(listener("a", 1))); err != nil {
+		t.Errorf("the next edit: %v", err)
+	}
+}
+
+func TestStoppedLoopAnswers(t *testing.T) {
+	p := &publisher{requests: make(chan *request), done: make(chan struct{})}
+	close(p.done)
+	if _, err := p.Submit(t.Context(), put()); !errors.Is(err, errStopping) {
+		t.Errorf("Submit: %v", err)
+	}
+}
+
+const keySetText = `{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"%s","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}`
+
+const guarded = `
+binds:
+- port: 3000
+  listeners:
+  - routes:
+    - policies:
+        jwtAuth: {mode: strict, issuer: https://issuer.example, audiences: [mcp], jwks: {url: "%s/keys"}}
+      backends:
+      - mcp: {targets: [{name: one, mcp: {host: https://one.example.com}}]}
+`
+
+func TestKeySets(t *testing.T) {
+	var kid atomic.Value
+	kid.Store("first")
+	var down atomic.Bool
+	issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if down.Load() {
+			http.Error(w, "down", http.StatusBadGateway)
+			return
+		}
+		fmt.Fprintf(w, keySetText, kid.Load())
+	}))
+	defer issuer.Close()
+	config := fmt.Sprintf(guarded, issuer.URL)
+	dir := t.TempDir()
+
+	r := start(t, dir)
+	_, err := r.Apply(t.Context(), applyRequest(t, config))
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(diagnosticsOf(err), "private-network") {
+		t.Fatalf("a private URL without a grant: %v%s", err, diagnosticsOf(err))
+	}
+	// The literal check is not all: a name that resolves to a private address is refused when it is dialled.
+	named := strings.ReplaceAll(config, "127.0.0.1", "localhost.")
+	if _, err = r.Apply(t.Context(), applyRequest(t, named)); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a name of a private address without a grant: %v%s", err, diagnosticsOf(err))
+	}
+	r.stop()
+
+	r = start(t, dir, "private-network")
+	down.Store(true)
+	_, err = r.Apply(t.Context(), applyRequest(t, config))
+	if told := diagnosticsOf(err); status.Code(err) != codes.InvalidArgument || !strings.Contains(told, issuer.URL+"/keys: the answer is 502") || !strings.Contains(told, "test.yaml:7:") {
+		t.Fatalf("keys that cannot be fetched: %v%s", err, told)
+	}
+	down.Store(false)
+	applied := r.apply(config)
+	e := r.join("", "e").connect(r.at.XDS)
+	e.serving("default", applied.GetRevision())
+	name := ""
+	for _, n := range e.holds("default") {
+		if strings.HasPrefix(n, "default/jwks/") {
+			name = n
+		}
+	}
+	if name == "" {
+		t.Fatalf("the proxy holds no keys: %v", e.holds("default"))
+	}
+
+	// A restart needs no issuer.
+	r.stop()
+	down.Store(true)
+	r = start(t, dir)
+	e.connect(r.at.XDS)
+	e.serving("default", applied.GetRevision())
+	version := e.names[name]
+	if version == "" {
+		t.Fatal("after a restart the keys are gone")
+	}
+	if same := r.apply(config); len(same.GetChanges()) != 0 || same.GetRevision() != applied.GetRevision() {
+		t.Errorf("the same file after a restart: %v", same)
+	}
+}
+
+// Keys are refreshed; those that cannot be had stay, and status says so until they can.
+func TestKeySetsAreRefreshed(t *testing.T) {
+	var kid atomic.Value
+	kid.Store("first")
+	var down atomic.Bool
+	issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if down.Load() {
+			http.Error(w, "down", http.StatusBadGateway)
+			return
+		}
+		fmt.Fprintf(w, keySetText, kid.Load())
+	}))
+	defer issuer.Close()
+	p, _ := newLoop(t)
+	grants := []string{"private-network"}
+	objects := load(t, fmt.Sprintf(guarded, issuer.URL)).Objects
+	edit := put(objects...)
+	edit.Plan = func(context.Context, api.World) ([]api.Change, error) {
+		return []api.Change{{Tenant: "acme", Put: objects, Grants: &grants}}, nil
+	}
+	// The grants are those that the edit gives.
+	out, err := p.Submit(t.Context(), edit)
+	if err != nil {
+		t.Fatalf("Submit: %v", err)
+	}
+	source := keySource{"acme", issuer.URL + "/keys"}
+	held := func() keySet { return p.world.Load().tenant("acme").keys[source.url] }
+	if !strings.Contains(string(held().Keys), "first") {
+		t.Fatalf("held: %s", held().Keys)
+	}
+	named := map[keySource]keySet{source: held()}
+	if due := p.keys.due(named); len(due) != 0 {
+		t.Errorf("fresh keys are due: %v", due)
+	}
+
+	refresh := func() {
+		t.Helper()
+		p.keys.mu.Lock()
+		p.keys.schedule[source].next = time.Time{}
+		p.keys.mu.Unlock()
+		due := p.keys.due(named)
+		if len(due) != 1 || len(p.keys.due(named)) != 0 { // and not twice at a time
+			t.Fatalf("due: %v", due)
+		}
+		p.refresh(t.Context(), source, held())
+	}
+	refresh()
+	if view, _ := p.View("acme"); view.Revision != out.Revision {
+		t.Errorf("unchanged keys made revision %d", view.Revision)
+	}
+	kid.Store("second")
+	refresh()
+	view, _ := p.View("acme")
+	if !strings.Contains(string(held().Keys), "second") || view.Revision != out.Revision+1 {
+		t.Errorf("changed keys: revision %d, %s", view.Revision, held().Keys)
+	}
+	down.Store(true)
+	refresh()
+	warnings := p.Warnings("acme")
+	if len(warnings) != 1 || !strings.HasPrefix(warnings[0].GetObject(), "route/") || !strings.Contains(warnings[0].GetReason(), "502") || !strings.Contains(string(held().Keys), "second") {
+		t.Errorf("keys that cannot be had: %v, %s", warnings, held().Keys)
+	}
+	if due := p.keys.due(named); len(due) != 0 {
+		t.Errorf("a failed source is tried again at once: %v", due)
+	}
+	down.Store(false)
+	refresh()
+	if warnings := p.Warnings("acme"); len(warnings) != 0 {
+		t.Errorf("warnings after it went well: %v", warnings)
+	}
+	if due := p.keys.due(map[keySource]keySet{}); len(due) != 0 || len(p.keys.schedule) != 0 {
+		t.Error("a URL that nobody names any more is kept")
+	}
+}
+
+func TestKeySetsAreChecked(t *testing.T) {
+	for body, want := range map[string]string{
+		"nonsense": "no JSON Web Key Set", `{"keys":[]}`: "no key", `{}`: "no key", strings.Repeat(" ", maxKeySet+1): "larger",
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, body) }))
+		if _, err := fetchKeys(t.Context(), "acme", []string{"private-network"}, server.URL); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.20q: %v, want %q", body, err, want)
+		}
+		server.Close()
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://169.254.169.254/latest", http.StatusFound)
+	}))
+	defer server.Close()
+	if _, err := fetchKeys(t.Context(), "acme", []string{"private-network"}, server.URL); err == nil || !strings.Contains(err.Error(), "metadata") {
+		t.Errorf("a redirect to a metadata service: %v", err)
+	}
+}
+
+func TestClaims(t *testing.T) {
+	set, wrong := loadTry(`
+binds:
+- port: 3000
+  listeners:
+  - hostname: a.example.com
+    routes:
+    - matches: [{path: {pathPrefix: /x}}, {path: {exact: /y}}]
+      backends: [{mcp: {targets: [{name: one, mcp: {host: https://one.example.com}}]}}]
+    - hostnames: [b.example.com]
+      backends: [{mcp: {targets: [{name: one, mcp: {host: https://one.example.com}}]}}]
+`)
+	if wrong != "" {
+		t.Fatal(wrong)
+	}
+	objects := map[string]*store.Object{}
+	for _, o := range set {
+		objects[resource.Key(o)] = &store.Object{Kind: resource.Kind(o), Name: o.GetName(), Object: o}
+	}
+	got := claimsOf(objects)
+	for _, want := range []string{"3000/a.example.com/x", "3000/a.example.com/y (exact)", "3000/b.example.com/"} {
+		if got.routes[want] == nil {
+			t.Errorf("no claim of %q in %v", want, got.routes)
+		}
+	}
+	if len(got.routes) != 3 || got.ports[3000] {
+		t.Errorf("claims %v, TLS %v", got.routes, got.ports)
+	}
+}

@@ -1,0 +1,609 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	"github.com/sluicegate/sluice/controlplane/xds"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	fleetv1 "github.com/sluicegate/sluice/proto/gen/sluice/fleet/v1"
+)
+
+const tools = `
+mcp:
+  port: 3000
+  targets:
+  - name: search
+    mcp: {host: https://search.example.com/mcp}
+    policies:
+      backendAuth: {key: first-secret}
+  - name: files
+    mcp: {host: https://files.example.com/mcp}
+`
+
+func TestStart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	r := start(t, dir)
+	for file, mode := range map[string]os.FileMode{"admin.token": 0o600, "cluster.key": 0o600, "store.db": 0o600, "ca/ca.key": 0o600, "ca.pem": 0o600} {
+		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v", file, info, err)
+		}
+	}
+	tenants, err := r.ListTenants(t.Context(), &adminv1.ListTenantsRequest{})
+	if err != nil || len(tenants.GetTenants()) != 1 || tenants.GetTenants()[0].GetName() != "default" || len(tenants.GetTenants()[0].GetGrants()) != 0 {
+		t.Errorf("tenants of a new control plane: %v, %v", tenants, err)
+	}
+	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ok", "/metrics": `sluice_controlplane_revision{tenant="default"} 1`} {
+		resp, err := http.Get("http://" + r.at.Ops + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if !strings.Contains(string(body), want) {
+			t.Errorf("%s: %s", path, body)
+		}
+	}
+	line, err := json.Marshal(r.at)
+	if err != nil || !strings.HasSuffix(string(line), `"listeners":[]}`) {
+		t.Errorf("ready line %s, %v", line, err)
+	}
+	if err := Run(t.Context(), Config{DataDir: dir}); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("a second control plane on the directory: %v", err)
+	}
+}
+
+func TestAllowAtStart(t *testing.T) {
+	dir := t.TempDir()
+	grants := func(r *running) []string {
+		resp, err := r.ListTenants(t.Context(), &adminv1.ListTenantsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.GetTenants()[0].GetGrants()
+	}
+	for i, tt := range []struct{ allow, want []string }{
+		{[]string{"private-network,stdio=npx"}, []string{"private-network", "stdio=npx"}},
+		{nil, []string{"private-network", "stdio=npx"}}, // without the flag: as before
+		{[]string{}, nil},
+	} {
+		r := start(t, dir, tt.allow...)
+		if tt.allow != nil && len(tt.allow) == 0 {
+			r.stop()
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() {
+				done <- Run(ctx, Config{DataDir: dir, AdminAddr: "127.0.0.1:0", XDSAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", Allow: []string{}, Log: slog.New(slog.DiscardHandler), Ready: func(Addresses) { cancel() }})
+			}()
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			r = start(t, dir)
+		}
+		if got := grants(r); !slices.Equal(got, tt.want) {
+			t.Errorf("start %d: grants %v, want %v", i, got, tt.want)
+		}
+		r.stop()
+	}
+	if err := Run(t.Context(), Config{DataDir: t.TempDir(), Allow: []string{"nonsense"}}); err == nil || !strings.Contains(err.Error(), "--allow") {
+		t.Errorf("bad grants: %v", err)
+	}
+}
+
+// An operator's day: apply, look, change, go back; and all of it is still there after a restart.
+func TestRevisions(t *testing.T) {
+	dir := t.TempDir()
+	r := start(t, dir)
+	first := r.apply(tools, func(a *adminv1.ApplyRequest) { a.Comment = "first" })
+	if first.GetRevision() != 2 || !slices.Contains(keys(first.GetChanges()), "CREATE target/mcp/search") {
+		t.Fatalf("first apply: revision %d, %v", first.GetRevision(), keys(first.GetChanges()))
+	}
+	if again := r.apply(tools); again.GetRevision() != 2 || len(again.GetChanges()) != 0 {
+		t.Errorf("the same again: revision %d, %v", again.GetRevision(), keys(again.GetChanges()))
+	}
+	changed := strings.NewReplacer("first-secret", "second-secret", "files.example.com", "docs.example.com").Replace(tools)
+	diff, err := r.Diff(t.Context(), applyRequest(t, changed))
+	if err != nil || diff.GetRevision() != 2 || len(diff.GetChanges()) != 2 {
+		t.Errorf("diff: %v, %v", diff, err)
+	}
+	if text := fmt.Sprint(diff); strings.Contains(text, "secret") {
+		t.Errorf("diff shows a value: %s", text)
+	}
+	second := r.apply(changed)
+	if second.GetRevision() != 3 || len(second.GetChanges()) != 2 {
+		t.Errorf("a change: revision %d, %v", second.GetRevision(), keys(second.GetChanges()))
+	}
+	without := r.apply("mcp:\n  port: 3000\n  targets:\n  - name: files\n    mcp: {host: https://docs.example.com/mcp}\n")
+	if !slices.Contains(keys(without.GetChanges()), "DELETE target/mcp/search") {
+		t.Errorf("what is missing from the file: %v", keys(without.GetChanges()))
+	}
+
+	check := func(r *running) {
+		t.Helper()
+		log, err := r.Log(t.Context(), &adminv1.LogRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, e := range log.GetEntries() {
+			got = append(got, fmt.Sprintf("%d %s %q %d", e.GetRevision(), e.GetActor(), e.GetComment(), len(e.GetChanges())))
+		}
+		want := []string{`4 admin "" 2`, `3 admin "" 2`, fmt.Sprintf(`2 admin "first" %d`, len(first.GetChanges())), `1 controlplane "start with --allow" 0`}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("log (-want +got):\n%s", diff)
+		}
+		old, err := r.Get(t.Context(), &adminv1.GetRequest{Kind: "Target", Name: "files", Revision: 2})
+		if err != nil || old.GetTarget().GetMcp().GetHost() != "files.example.com" {
+			t.Errorf("files at revision 2: %v, %v", old, err)
+		}
+		now, err := r.Get(t.Context(), &adminv1.GetRequest{Kind: "target", Name: "mcp/files"})
+		if err != nil || now.GetTarget().GetMcp().GetHost() != "docs.example.com" || now.GetRevision() != 4 || now.GetSet() != "default" {
+			t.Errorf("files now: %v, %v", now, err)
+		}
+	}
+	check(r)
+	r.stop()
+	r = start(t, dir)
+	check(r)
+
+	back, err := r.Rollback(t.Context(), &adminv1.RollbackRequest{To: 2})
+	if err != nil || back.GetRevision() != 5 {
+		t.Fatalf("rollback: %v, %v", back, err)
+	}
+	restored, err := r.Get(t.Context(), &adminv1.GetRequest{Kind: "target", Name: "search"})
+	if err != nil || restored.GetTarget().GetPolicies().GetBackendAuth() == nil {
+		t.Fatalf("search after rollback: %v, %v", restored, err)
+	}
+	// The old secret is back too, for it is what the file of revision 2 says.
+	if same := r.apply(tools); len(same.GetChanges()) != 0 {
+		t.Errorf("after a rollback the old file is a change: %v", keys(same.GetChanges()))
+	}
+	if _, err := r.Rollback(t.Context(), &adminv1.RollbackRequest{To: 99}); status.Code(err) != codes.NotFound {
+		t.Errorf("rollback to what never was: %v", err)
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, "store.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, value := range []string{"first-secret", "second-secret"} {
+		if strings.Contains(string(raw), value) || strings.Contains(r.log.String(), value) {
+			t.Errorf("%s stands in the store or the log", value)
+		}
+	}
+}
+
+func TestConflicts(t *testing.T) {
+	r := start(t, t.TempDir())
+	resp := r.apply(tools)
+	stale := applyRequest(t, tools)
+	stale.IfRevision = resp.GetRevision() - 1
+	if _, err := r.Apply(t.Context(), stale); status.Code(err) != codes.Aborted || !strings.Contains(err.Error(), "revision 2, not 1") {
+		t.Errorf("an old if_revision: %v", err)
+	}
+	other := applyRequest(t, tools)
+	other.Set = "other"
+	if _, err := r.Apply(t.Context(), other); status.Code(err) != codes.Aborted || !strings.Contains(err.Error(), `"default"`) || !strings.Contains(err.Error(), `"other"`) {
+		t.Errorf("another set's objects: %v", err)
+	}
+	if _, err := r.Apply(t.Context(), &adminv1.ApplyRequest{Tenant: "nobody"}); status.Code(err) != codes.NotFound {
+		t.Errorf("a tenant that is not there: %v", err)
+	}
+	if _, err := r.Delete(t.Context(), &adminv1.DeleteRequest{Kind: "backend", Name: "mcp"}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("deleting what others name: %v%s", err, diagnosticsOf(err))
+	}
+	gone, err := r.Delete(t.Context(), &adminv1.DeleteRequest{Kind: "target", Name: "files"})
+	if err != nil || !slices.Equal(keys(gone.GetChanges()), []string{"DELETE target/mcp/files"}) || len(gone.GetDiagnostics()) == 0 {
+		t.Errorf("delete of a set's object: %v, %v", gone, err)
+	}
+}
+
+func TestRetriesAreHarmless(t *testing.T) {
+	dir := t.TempDir()
+	r := start(t, dir)
+	id := func(a *adminv1.ApplyRequest) { a.RequestId = "r1" }
+	first := r.apply(tools, id)
+	r.apply(strings.ReplaceAll(tools, "files.example.com", "docs.example.com"))
+	if again := r.apply(tools, id); again.GetRevision() != first.GetRevision() || len(again.GetChanges()) != len(first.GetChanges()) {
+		t.Errorf("a retry: revision %d with %d changes, want %d with %d", again.GetRevision(), len(again.GetChanges()), first.GetRevision(), len(first.GetChanges()))
+	}
+	r.stop()
+	r = start(t, dir)
+	if again := r.apply(tools, id); again.GetRevision() != first.GetRevision() {
+		t.Errorf("a retry after a restart: revision %d, want %d", again.GetRevision(), first.GetRevision())
+	}
+	other := applyRequest(t, strings.ReplaceAll(tools, "first-secret", "x"))
+	other.RequestId = "r1"
+	if _, err := r.Apply(t.Context(), other); status.Code(err) != codes.Aborted {
+		t.Errorf("the id for another request: %v", err)
+	}
+}
+
+func TestBadInputChangesNothing(t *testing.T) {
+	r := start(t, t.TempDir())
+	r.apply(tools)
+	bad := `
+mcp:
+  port: 3000
+  targets:
+  - name: search
+    mcp: {host: http://127.0.0.1:9/mcp}
+    policies:
+      mcpAuthorization: {rules: ['mcp.tool.name = "x"']}
+  - name: guarded
+    mcp: {host: https://files.example.com/mcp}
+    policies:
+      ai: {promptGuard: {request: [{regex: {rules: [{pattern: x}]}}]}}
+  - name: local
+    stdio: {cmd: npx}
+`
+	_, err := r.Apply(t.Context(), applyRequest(t, bad))
+	told := diagnosticsOf(err)
+	if status.Code(err) != codes.InvalidArgument {
+		t.Fatalf("apply: %v", err)
+	}
+	for _, want := range []string{"test.yaml:6:", "test.yaml:8:", "test.yaml:12:", "test.yaml:14:", "private-network", "stdio=npx", "policies.ai"} {
+		if !strings.Contains(told, want) {
+			t.Errorf("diagnostics do not hold %q:%s", want, told)
+		}
+	}
+	if list, err := r.List(t.Context(), &adminv1.ListRequest{Kind: "target"}); err != nil || list.GetRevision() != 2 || len(list.GetObjects()) != 2 {
+		t.Errorf("after a bad apply: %v, %v", list, err)
+	}
+}
+
+// Appliers of one tenant and of many come at once: each is acknowledged with a revision of its own, and commits are shared.
+func TestConcurrentAppliers(t *testing.T) {
+	r := start(t, t.TempDir())
+	for i := range 4 {
+		r.createTenant(fmt.Sprint("t", i))
+	}
+	var mu sync.Mutex
+	revisions := map[string][]int64{}
+	var wg sync.WaitGroup
+	for i := range 64 {
+		name := fmt.Sprint("t", i%4)
+		req := applyRequest(t, fmt.Sprintf("kind: Secret\nname: s%d\nspec: {value: v%d}\n", i, i))
+		req.Tenant = name
+		wg.Go(func() {
+			resp, err := r.Apply(context.Background(), req)
+			if err != nil {
+				t.Errorf("apply %d: %v%s", i, err, diagnosticsOf(err))
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			revisions[name] = append(revisions[name], resp.GetRevision())
+		})
+	}
+	wg.Wait()
+	for name, got := range revisions {
+		slices.Sort(got)
+		if len(slices.Compact(slices.Clone(got))) != 16 || got[len(got)-1] != 17 {
+			t.Errorf("revisions of %s: %v", name, got)
+		}
+		list, err := r.List(t.Context(), &adminv1.ListRequest{Tenant: name})
+		if err != nil || len(list.GetObjects()) != 16 {
+			t.Errorf("%s holds %d objects, %v", name, len(list.GetObjects()), err)
+		}
+	}
+}
+
+func TestPlacesAreClaimed(t *testing.T) {
+	dir := t.TempDir()
+	r := start(t, dir)
+	r.createTenant("acme")
+	r.createTenant("beta")
+	r.apply(tools, forTenant("acme"))
+	taken := applyRequest(t, tools)
+	taken.Tenant = "beta"
+	_, err := r.Apply(t.Context(), taken)
+	told := diagnosticsOf(err)
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(told, "is taken") || strings.Contains(told, "acme") || !strings.Contains(told, "test.yaml:") {
+		t.Fatalf("a taken place: %v%s", err, told)
+	}
+	elsewhere := strings.ReplaceAll(tools, "3000", "3001")
+	r.apply(elsewhere, forTenant("beta"))
+
+	// In a group of its own a tenant may take the same place; back in one group it may not.
+	if _, err := r.PutGroup(t.Context(), &adminv1.PutGroupRequest{Name: "edge", Tenants: []string{"beta"}}); err != nil {
+		t.Fatal(err)
+	}
+	r.apply(tools, forTenant("beta"))
+	if _, err := r.DeleteGroup(t.Context(), &adminv1.DeleteGroupRequest{Name: "edge"}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a group whose end would put two tenants in one place: %v", err)
+	}
+	r.stop()
+	r = start(t, dir)
+	taken = applyRequest(t, tools)
+	taken.Tenant = "default"
+	if _, err := r.Apply(t.Context(), taken); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a taken place after a restart: %v", err)
+	}
+	if _, err := r.DeleteTenant(t.Context(), &adminv1.DeleteTenantRequest{Name: "acme"}); err != nil {
+		t.Fatal(err)
+	}
+	r.apply(tools) // free again
+	tls := "binds: [{port: 3000, listeners: [{protocol: HTTPS, hostname: h.example.com, tls: {cert: /c, key: /k}, routes: [{backends: [{mcp: {targets: [{name: x, mcp: {host: https://x.example.com}}]}}]}]}]}]"
+	if set, found := loadTry(tls); found == "" {
+		r.createTenant("gamma", "file")
+		_, err := r.Apply(t.Context(), &adminv1.ApplyRequest{Tenant: "gamma", Objects: set})
+		if status.Code(err) != codes.InvalidArgument || !strings.Contains(diagnosticsOf(err), "with TLS by some") {
+			t.Errorf("TLS on a port that others serve without: %v%s", err, diagnosticsOf(err))
+		}
+	} else {
+		t.Errorf("load: %s", found)
+	}
+}
+
+func TestPlatformChangesAreRevisionsOfTenants(t *testing.T) {
+	r := start(t, t.TempDir())
+	r.createTenant("acme")
+	r.createTenant("empty")
+	r.apply(tools, forTenant("acme"))
+	resp := r.apply("kind: Platform\nspec:\n  enforced:\n    mcpAuthorization: {rules: [{deny: 'mcp.tool.name == \"drop\"'}]}\n",
+		func(a *adminv1.ApplyRequest) { a.Comment = "no drops" })
+	if !slices.Equal(keys(resp.GetChanges()), []string{"CREATE platform/platform"}) {
+		t.Errorf("changes: %v", keys(resp.GetChanges()))
+	}
+	log, err := r.Log(t.Context(), &adminv1.LogRequest{Tenant: "acme", Limit: 1})
+	if err != nil || log.GetEntries()[0].GetRevision() != 3 || log.GetEntries()[0].GetComment() != "no drops" {
+		t.Errorf("log of a tenant with targets: %v, %v", log, err)
+	}
+	if log, err := r.Log(t.Context(), &adminv1.LogRequest{Tenant: "empty", Limit: 1}); err != nil || log.GetEntries()[0].GetRevision() != 1 {
+		t.Errorf("log of a tenant that it means nothing for: %v, %v", log, err)
+	}
+	explained, err := r.Explain(t.Context(), &adminv1.ExplainRequest{Tenant: "acme", Target: "search"})
+	if err != nil || !strings.Contains(fmt.Sprint(explained), "platform") || explained.GetRevision() != 3 {
+		t.Errorf("explain: %v, %v", explained, err)
+	}
+	if _, err := r.Get(t.Context(), &adminv1.GetRequest{Kind: "platform"}); err != nil {
+		t.Errorf("get platform: %v", err)
+	}
+
+	token, err := r.CreateToken(t.Context(), &adminv1.CreateTokenRequest{Role: "tenant-admin", Tenant: "acme"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tenants := r.client(token.GetToken())
+	if _, err := tenants.Apply(t.Context(), applyRequest(t, "kind: Platform\nspec: {}\n")); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a tenant's admin changes the platform: %v", err)
+	}
+	if _, err := tenants.Get(t.Context(), &adminv1.GetRequest{Kind: "target", Name: "search"}); err != nil {
+		t.Errorf("a tenant's admin reads its own: %v", err)
+	}
+	if _, err := tenants.List(t.Context(), &adminv1.ListRequest{Tenant: "default"}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a tenant's admin reads another's: %v", err)
+	}
+	stream, err := tenants.Status(t.Context(), &adminv1.StatusRequest{Tenant: "default"})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a tenant's admin reads another's status: %v", err)
+	}
+	if !strings.Contains(r.log.String(), "verdict=deny") || !strings.Contains(r.log.String(), "verdict=allow") {
+		t.Error("calls are not audited")
+	}
+}
+
+func TestWaitTellsTheFleet(t *testing.T) {
+	r := start(t, t.TempDir())
+	a, b := r.join("", "edge"), r.join("", "edge")
+	if a.id != "edge" || b.id != "edge-2" {
+		t.Errorf("ids %s and %s", a.id, b.id)
+	}
+	a.connect(r.at.XDS)
+	b.connect(r.at.XDS)
+	eventually(t, "two proxies are connected", func() bool {
+		resp, err := r.ListProxies(t.Context(), &adminv1.ListProxiesRequest{})
+		return err == nil && len(resp.GetProxies()) == 2 && resp.GetProxies()[0].GetConnected() && resp.GetProxies()[1].GetConnected()
+	})
+	resp := r.apply(tools)
+	if diff := cmp.Diff([]string{"edge", "edge-2"}, resp.GetConnected()); diff != "" {
+		t.Fatalf("connected (-want +got):\n%s", diff)
+	}
+	if got := r.wait(resp, ""); got.GetServing() != 2 || got.GetTotal() != 2 || len(got.GetRefused()) != 0 {
+		t.Errorf("all serve: %v", got)
+	}
+	a.serving("default", resp.GetRevision())
+	if names := a.holds("default"); !slices.Contains(names, "default/session-keys") || !slices.Contains(names, "default/target/mcp/search") {
+		t.Errorf("the proxy holds %v", names)
+	}
+
+	b.set(func() { b.refuse = map[string]string{"default/target/mcp/files": "no such host"} })
+	resp = r.apply(strings.ReplaceAll(tools, "files.example.com", "docs.example.com"))
+	got := r.wait(resp, "")
+	if got.GetServing() != 1 || len(got.GetRefused()) != 1 || got.GetRefused()[0].GetProxy() != "edge-2" ||
+		got.GetRefused()[0].GetObject() != "target/mcp/files" || got.GetRefused()[0].GetReason() != "no such host" {
+		t.Errorf("one refuses: %v", got)
+	}
+	if len(got.GetObjects()) != 1 || got.GetObjects()[0].GetState() != "Refused" {
+		t.Errorf("objects: %v", got.GetObjects())
+	}
+
+	// One that answers late keeps the wait open until it does.
+	b.set(func() { b.refuse = nil })
+	a.set(func() { a.hold = true })
+	resp = r.apply(tools)
+	time.AfterFunc(150*time.Millisecond, a.release)
+	before := time.Now()
+	if got := r.wait(resp, ""); got.GetServing() != 2 || time.Since(before) < 100*time.Millisecond {
+		t.Errorf("one answers late: %v after %s", got, time.Since(before))
+	}
+
+	// A revoked proxy is out at once and does not come back.
+	if _, err := r.RevokeProxy(t.Context(), &adminv1.RevokeProxyRequest{Name: b.id}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-b.ended; err == nil {
+		t.Error("the stream of a revoked proxy ended well")
+	}
+	b.connect(r.at.XDS)
+	if err := <-b.ended; status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a revoked proxy connects again: %v", err)
+	}
+	if _, err := b.fleet.Renew(t.Context(), &fleetv1.RenewRequest{}); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a revoked proxy renews: %v", err)
+	}
+}
+
+func TestGroupsSeeTheirTenantsAlone(t *testing.T) {
+	r := start(t, t.TempDir())
+	r.createTenant("acme")
+	if _, err := r.PutGroup(t.Context(), &adminv1.PutGroupRequest{Name: "edge", Tenants: []string{"acme"}}); err != nil {
+		t.Fatal(err)
+	}
+	r.apply(tools)
+	r.apply(tools, forTenant("acme"))
+	edge, other := r.join("edge", "e").connect(r.at.XDS), r.join("", "d").connect(r.at.XDS)
+	edge.serving("acme", 2)
+	other.serving("default", 2)
+	for e, foreign := range map[string][]string{"edge": edge.holds("default"), "default": other.holds("acme")} {
+		if len(foreign) > 0 {
+			t.Errorf("a proxy of group %s holds %v", e, foreign)
+		}
+	}
+	// What a proxy reports of tenants that it does not serve is nobody's business.
+	report := &fleetv1.ReportRequest{Targets: []*fleetv1.TargetReport{{Target: "acme/target/mcp/search", Error: "down"}, {Target: "default/target/mcp/search", Error: "forged"}}}
+	if _, err := edge.fleet.Report(t.Context(), report); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.wait(&adminv1.ApplyResponse{Revision: 2}, "acme"); len(got.GetObjects()) != 1 || got.GetObjects()[0].GetState() != "Degraded" || got.GetObjects()[0].GetObject() != "target/mcp/search" {
+		t.Errorf("status of acme: %v", got.GetObjects())
+	}
+	if got := r.wait(&adminv1.ApplyResponse{Revision: 2}, "default"); len(got.GetObjects()) != 0 {
+		t.Errorf("status of default holds another group's report: %v", got.GetObjects())
+	}
+	// A tenant that moves to the group moves there, and leaves the other.
+	if _, err := r.PutGroup(t.Context(), &adminv1.PutGroupRequest{Name: "edge", Tenants: nil}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("both tenants in one place: %v", err)
+	}
+	r.apply(strings.ReplaceAll(tools, "3000", "3001"), forTenant("acme"))
+	if _, err := r.PutGroup(t.Context(), &adminv1.PutGroupRequest{Name: "edge", Tenants: nil}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the tenant moves", func() bool { return len(edge.holds("")) == 0 && len(other.holds("acme")) > 0 })
+	if _, err := r.DeleteTenant(t.Context(), &adminv1.DeleteTenantRequest{Name: "acme"}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a deleted tenant is gone", func() bool { return len(other.holds("acme")) == 0 })
+	if _, err := r.Log(t.Context(), &adminv1.LogRequest{Tenant: "acme"}); status.Code(err) != codes.NotFound {
+		t.Errorf("log of a deleted tenant: %v", err)
+	}
+	// One of the same name is another: other session keys, a log of its own.
+	before := other.names["default/session-keys"]
+	r.createTenant("acme")
+	eventually(t, "the new tenant is there", func() bool { return len(other.holds("acme")) > 0 })
+	if log, err := r.Log(t.Context(), &adminv1.LogRequest{Tenant: "acme"}); err != nil || len(log.GetEntries()) != 1 {
+		t.Errorf("log of the new tenant: %v, %v", log, err)
+	}
+	if before == "" || other.names["default/session-keys"] != before {
+		t.Error("another tenant's session keys changed")
+	}
+}
+
+// A proxy that comes back after a restart of the control plane holds what it held, and nothing is sent or removed for it.
+func TestRestartIsNoChange(t *testing.T) {
+	dir := t.TempDir()
+	r := start(t, dir)
+	resp := r.apply(tools)
+	e := r.join("", "e").connect(r.at.XDS)
+	e.serving("default", resp.GetRevision())
+	before := map[string]string{}
+	e.set(func() {
+		for name, version := range e.names {
+			before[name] = version
+		}
+	})
+	r.stop()
+	<-e.ended
+	r = start(t, dir)
+	e.connect(r.at.XDS)
+	e.serving("default", resp.GetRevision())
+	after := map[string]string{}
+	e.set(func() {
+		for name, version := range e.names {
+			after[name] = version
+		}
+	})
+	if diff := cmp.Diff(before, after); diff != "" {
+		t.Errorf("after a restart (-before +after):\n%s", diff)
+	}
+}
+
+func TestPortsAreGuarded(t *testing.T) {
+	r := start(t, t.TempDir())
+	e := r.join("", "e")
+	stranger := credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}) //nolint:gosec // the test is about the server's side
+	for name, creds := range map[string]credentials.TransportCredentials{"no certificate": stranger} {
+		conn, err := grpc.NewClient(r.at.XDS, grpc.WithTransportCredentials(creds))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		stream, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(t.Context())
+		if err == nil {
+			stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: xds.ConfigType}) //nolint:errcheck // Recv tells
+			_, err = stream.Recv()
+		}
+		if status.Code(err) != codes.Unauthenticated {
+			t.Errorf("%s: stream: %v", name, err)
+		}
+		if _, err := fleetv1.NewFleetClient(conn).Report(t.Context(), &fleetv1.ReportRequest{}); status.Code(err) != codes.Unauthenticated {
+			t.Errorf("%s: report: %v", name, err)
+		}
+		if _, err := fleetv1.NewFleetClient(conn).Join(t.Context(), &fleetv1.JoinRequest{Token: "x"}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: join with nonsense: %v", name, err)
+		}
+	}
+	// The proxy's certificate opens no admin port, and it renews under its own name alone.
+	e.connect(r.at.XDS)
+	old := e.identity.NotAfter()
+	if err := e.identity.Renew(t.Context(), renewer(e.fleet)); err != nil {
+		t.Fatal(err)
+	}
+	if e.identity.ID().Proxy != e.id || e.identity.NotAfter().Before(old) {
+		t.Errorf("renewed to %s until %s", e.identity.ID(), e.identity.NotAfter())
+	}
+	if _, err := r.client("").ListTenants(t.Context(), &adminv1.ListTenantsRequest{}); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("admin call without a token: %v", err)
+	}
+	issued, err := r.IssueCertificates(t.Context(), &adminv1.IssueCertificatesRequest{Count: 2})
+	if err != nil || len(issued.GetCertificates()) != 2 {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(issued.GetRoot()))
+	pair, err := tls.X509KeyPair([]byte(issued.GetCertificates()[1].GetCertificate()), []byte(issued.GetCertificates()[1].GetKey()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient(r.at.XDS, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}, ServerName: "localhost", MinVersion: tls.VersionTLS13})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := fleetv1.NewFleetClient(conn).Report(t.Context(), &fleetv1.ReportRequest{}); err != nil {
+		t.Errorf("a client with an issued certificate: %v", err)
+	}
+}
