@@ -76,6 +76,8 @@ func TestBad(t *testing.T) {
 		{"no rules", target("mcpAuthorization: {rules: []}"), `6:26: mcp.targets[0].policies.mcpAuthorization`},
 		{"route kind on a target", target("jwtAuth: {providers: [{issuer: i, jwks: {file: /f}}]}"), `6:7: mcp.targets[0].policies.jwtAuth: acts before a target is known`},
 
+		{"enforced and not", "policies: {cors: {allowOrigins: ['*']}}\nenforced: {cors: {allowOrigins: ['*']}}\n", `1:12: policies.cors: the same level enforces another cors (f.yaml:2), and this one would do nothing; remove one`},
+
 		// Variables.
 		{"unset", target("backendAuth: {key: $NOPE}"), `6:26: mcp.targets[0].policies.backendAuth.key: the environment variable NOPE is not set; set it, give a default (${NAME:-default}), or write $$ for a dollar sign`},
 		{"open brace", "mcp: {description: '${A', targets: []}\n", `1:20: mcp.description: ${ without its }; write $$ for a dollar sign`},

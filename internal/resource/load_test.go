@@ -253,11 +253,11 @@ func TestBombs(t *testing.T) {
 	}
 	for name, tt := range map[string]struct{ data, want string }{
 		"aliases":  {bomb, "aliases repeat more than 100000 values"},
-		"brackets": {strings.Repeat("[", 1<<20), "more than 64 maps and lists"},
-		"braces":   {strings.Repeat("{a: ", 1<<18), "more than 64 maps and lists"},
-		"dashes":   {strings.Repeat("- ", 1<<18), "more than 64 maps and lists"},
-		"marks":    {strings.Repeat("? ", 1<<18), "more than 64 maps and lists"},
-		"anchors":  {strings.Repeat("&a ", 1<<18), "more than 64 maps and lists"},
+		"brackets": {strings.Repeat("[", 1<<17), "more than 64 maps and lists"},
+		"braces":   {strings.Repeat("{a: ", 1<<16), "more than 64 maps and lists"},
+		"dashes":   {strings.Repeat("- ", 1<<16), "more than 64 maps and lists"},
+		"marks":    {strings.Repeat("? ", 1<<16), "more than 64 maps and lists"},
+		"anchors":  {strings.Repeat("&a ", 1<<16), "more than 64 maps and lists"},
 		"size":     {strings.Repeat("#", 9<<20), "bytes; 8388608 are the limit"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -266,6 +266,40 @@ func TestBombs(t *testing.T) {
 				t.Errorf("got %.300s, want %s", all, tt.want)
 			}
 		})
+	}
+}
+
+// TestLineEnds holds that files of other systems mean the same, at the same places.
+func TestLineEnds(t *testing.T) {
+	unix := "mcp:\n  # c\n  targets:\n  - name: a\n    mcp: {host: http://h}\n    description: |\n      x\n      y\n"
+	want, _ := Load([]File{{"f.yaml", []byte(unix)}}, nil)
+	got, diagnostics := Load([]File{{"f.yaml", []byte("\xef\xbb\xbf" + strings.ReplaceAll(unix, "\n", "\r\n"))}}, nil)
+	if diff := cmp.Diff(want.Objects, got.Objects, protocmp.Transform()); diff != "" || len(diagnostics) > 0 {
+		t.Errorf("%s(-unix +dos):\n%s", formatAll(diagnostics), diff)
+	}
+}
+
+// TestFiles holds that files add up, that each problem names its own, and that the forms do not mix.
+func TestFiles(t *testing.T) {
+	a := File{"a.yaml", []byte("backends: [{name: b, mcp: {targets: []}}]\n")}
+	b := File{"b.yaml", []byte("binds:\n- port: 1\n  listeners:\n  - routes: [{backends: [{backend: b}]}]\n")}
+	set, diagnostics := Load([]File{b, a}, nil)
+	diagnostics = append(diagnostics, Validate(set.Objects, Context{})...)
+	var keys []string
+	for _, o := range set.Objects {
+		keys = append(keys, Key(o)+" "+Place(o, ""))
+	}
+	want := []string{"listener/port-1 b.yaml:4", "route/port-1-route-1 b.yaml:4", "backend/b a.yaml:1"}
+	if diff := cmp.Diff(want, keys); diff != "" || len(diagnostics) > 0 || set.Single {
+		t.Errorf("single %v, %s(-want +got):\n%s", set.Single, formatAll(diagnostics), diff)
+	}
+	single := File{"c.yaml", []byte("kind: Secret\nname: s\nspec: {value: x}\n")}
+	if set, diagnostics = Load([]File{single}, nil); !set.Single || len(diagnostics) > 0 {
+		t.Errorf("single %v, %s", set.Single, formatAll(diagnostics))
+	}
+	_, diagnostics = Load([]File{a, single}, nil)
+	if got := formatAll(diagnostics); !strings.HasPrefix(got, "c.yaml:1:1: documents with a kind and the long or short form cannot") {
+		t.Errorf("mixed forms: %s", got)
 	}
 }
 

@@ -39,6 +39,7 @@ func parse(data []byte) (docs []*node, problems []problem) {
 		return one(start, fmt.Sprintf("the file has %d bytes; %d are the limit", len(data), maxFile), "split it")
 	}
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	data = bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n")) // the library counts them twice after a comment
 	if i := invalidUTF8(data); i >= 0 {
 		line := bytes.Count(data[:i], []byte("\n")) + 1
 		column := utf8.RuneCount(data[bytes.LastIndexByte(data[:i], '\n')+1:i]) + 1

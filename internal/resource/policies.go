@@ -1,6 +1,7 @@
 package resource
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"slices"
@@ -39,6 +40,7 @@ func (v *validator) policies() {
 		policies, enforced := Policies(o)
 		v.block(o, "policies", policies)
 		v.block(o, "enforced", enforced)
+		v.overruledHere(o, policies, enforced)
 		v.replaced(o, policies)
 		if o.GetTarget() != nil {
 			v.onTarget(o)
@@ -80,6 +82,18 @@ func (v *validator) block(o *adminv1.Object, block string, p *policyv1.Policies)
 	if p.GetBackendAuth().GetPassthrough() != nil && !stdio && !v.audienceIsTarget(o) {
 		v.tell(severityWarning, o, block+".backendAuth.passthrough", "sends the client's token to the target, which can use it elsewhere as the client",
 			"use it only where the target is the token's audience, and name its URL in jwtAuth's audiences")
+	}
+}
+
+// overruledHere refuses a policy that the same level enforces otherwise: it could hold nowhere. Enforced
+// authorization is another matter, for both must admit.
+func (v *validator) overruledHere(o *adminv1.Object, policies, enforced *policyv1.Policies) {
+	for _, k := range policy.Kinds() {
+		fd := kindField(k.Name)
+		if k.Name != "mcpAuthorization" && policies.ProtoReflect().Has(fd) && enforced.ProtoReflect().Has(fd) {
+			place := cmp.Or(Place(o, "enforced."+k.Name), "enforced."+k.Name)
+			v.fail(o, "policies."+k.Name, fmt.Sprintf("the same level enforces another %s (%s), and this one would do nothing", k.Name, place), "remove one")
+		}
 	}
 }
 
