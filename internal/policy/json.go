@@ -12,7 +12,6 @@ import (
 
 const maxJSONDepth = 64
 
-// errNoKeys is kept apart so that callers can tell wrong JSON from an unlucky key.
 var errJSON = errors.New("is no strict JSON")
 
 // readNames are the keys that rules read from an object that a stranger wrote.

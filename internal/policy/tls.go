@@ -143,8 +143,8 @@ func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
 	return err
 }
 
-// verifyNames accepts a certificate that carries one of names, compared whole: a wildcard in the
-// certificate matches only itself, for names lists what the operator knows is there, or a host below it.
+// verifyNames accepts a certificate that carries one of names. A host matches as in TLS, so also a wildcard
+// of the certificate; a wildcard among names matches only the same one; a URI matches whole.
 func verifyNames(cert *x509.Certificate, names []string) error {
 	for _, n := range names {
 		if ip, err := netip.ParseAddr(n); err == nil {
