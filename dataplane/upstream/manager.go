@@ -283,20 +283,18 @@ func (r *resources) quiet() bool {
 	return (r.wire == nil || r.wire.conns() == 0) && (r.sessions == nil || r.sessions.count() == 0 && r.sessions.slotsUsed() == 0)
 }
 
-// Health tells about every target that has been asked, ordered by name.
+// Health tells about every target that has a transport, ordered by name.
 func (m *Manager) Health() []Health {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	all := make([]Health, 0, len(m.health))
 	at := map[string]int{}
 	for _, name := range slices.Sorted(maps.Keys(m.health)) {
-		h := m.health[name]
-		o := h.last.Load()
-		if o == nil {
-			continue
-		}
 		at[name] = len(all)
-		all = append(all, Health{Tenant: h.tenant, Target: name, Err: o.err, Since: o.since})
+		all = append(all, Health{Tenant: m.health[name].tenant, Target: name})
+		if o := m.health[name].last.Load(); o != nil {
+			all[len(all)-1].Err, all[len(all)-1].Since = o.err, o.since
+		}
 	}
 	count := func(r *resources) {
 		i, ok := at[r.target]

@@ -95,9 +95,9 @@ var (
 type Health struct {
 	Tenant string
 	Target string // resource name
-	// Err is the last exchange's error; empty if it was answered.
+	// Err is the last exchange's error; empty if it was answered, or none was made yet.
 	Err string
-	// Since is when Err began or ended; zero if the target was never asked.
+	// Since is when Err began or ended; zero if no exchange has come to an end yet.
 	Since time.Time
 	// Conns counts open HTTP connections, idle ones among them; Children running stdio processes; Sessions those
 	// that live in this process.
