@@ -16,7 +16,10 @@ func ExplainOffline(objects []*adminv1.Object, target string) (*adminv1.ExplainR
 // grants, other sets and stored secrets are not known.
 func Validate(objects []*adminv1.Object) []*adminv1.Diagnostic {
 	in := offline(objects)
-	diagnostics := resource.Validate(objects, resource.Context{Platform: in.Platform.GetPlatform()})
+	diagnostics := resource.Validate(objects, resource.Context{Offline: true, Platform: in.Platform.GetPlatform()})
+	if resource.Failed(diagnostics) {
+		return diagnostics // what is built from these objects would only repeat it
+	}
 	return append(diagnostics, merge.Check(in)...)
 }
 

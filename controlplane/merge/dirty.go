@@ -1,7 +1,7 @@
 package merge
 
 import (
-	"fmt"
+	"errors"
 	"maps"
 	"slices"
 
@@ -48,7 +48,7 @@ func newUpdate(o *Output, in Inputs) *update {
 }
 
 func (u *update) failed(key string, err error) {
-	u.errs = append(u.errs, fmt.Errorf("%s: %w", key, err))
+	u.errs = append(u.errs, &objectError{key, err})
 }
 
 func (u *update) node(key string) *node {
@@ -103,7 +103,7 @@ func (u *update) readObjects() error {
 		}
 		key := keyOf(o)
 		if seen[key] || old[key] == nil && u.node(key) != nil {
-			return fmt.Errorf("%s is there twice", key)
+			return &objectError{key, errors.New("is there twice")}
 		}
 		seen[key] = true
 		if old[key] == nil || old[key].object != o {
