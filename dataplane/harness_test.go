@@ -33,6 +33,7 @@ type world struct {
 	backend     xdsv1.Backend
 	policies    map[string]*policyv1.Policies // by target
 	routePolicy *policyv1.Policies
+	secrets     map[string]string // by name
 	ttl         time.Duration
 }
 
@@ -107,6 +108,9 @@ func (w *world) update(revision int64) snapshot.Update {
 		config("default/binding/main/tools/"+t.Name, &xdsv1.Config{Resource: &xdsv1.Config_Binding{Binding: &xdsv1.Binding{
 			Route: "default/route/main", Target: "default/target/tools/" + t.Name, EffectivePolicy: policy("default/policy/"+t.Name, w.policies[t.Name]),
 		}}})
+	}
+	for name, value := range w.secrets {
+		set(snapshot.SecretType, "default/secret/"+name, &xdsv1.Secret{Secret: &xdsv1.Secret_Value{Value: []byte(value)}})
 	}
 	set(snapshot.SecretType, "default/session-keys", &xdsv1.Secret{Secret: &xdsv1.Secret_SessionKeys{SessionKeys: &xdsv1.SessionKeys{
 		Keys: []*xdsv1.SessionKey{{Id: []byte("key1"), Key: bytes.Repeat([]byte{42}, 32)}},

@@ -146,9 +146,10 @@ func checkPrompts(t *testing.T, cli *mcptest.Client) {
 
 // Subscriptions reach the target of the URI, and its updates come back under the URI that the client knows.
 func TestSubscribe(t *testing.T) {
-	w, _, _ := two(t, "2025-11-25", mcptest.Options{})
+	w, a, b := two(t, "2025-11-25", mcptest.Options{})
 	p := w.start(t)
 	cli := mcptest.Connect(t, p.URL, mcptest.ClientOptions{Version: "2025-11-25"})
+	awaitStreams(t, a, b)
 	if err := cli.Subscribe(t.Context(), &mcp.SubscribeParams{URI: "a-b+test://watched"}); err != nil {
 		t.Fatal(err)
 	}
@@ -160,6 +161,15 @@ func TestSubscribe(t *testing.T) {
 	}
 	cli.Call(t, "a_grow", nil)
 	cli.Await(t, "notifications/tools/list_changed", 1)
+}
+
+// awaitStreams waits until a GET stream is open at each server: what is said before nobody hears.
+func awaitStreams(t *testing.T, servers ...*mcptest.Server) {
+	t.Helper()
+	for _, s := range servers {
+		waitFor(t, "a GET stream", func() bool { return countMethod(s.Requests(), "GET") > 0 })
+	}
+	time.Sleep(20 * time.Millisecond) // the request is there, the stream may be on its way
 }
 
 // Each revision's own target says what the session-era merge and the stateless one have in common.

@@ -36,8 +36,17 @@ type openStream struct {
 	wants func(mcp.List) bool
 	drain <-chan struct{}
 
-	mu   sync.Mutex
-	sees string // guarded by mu; fingerprint of what this client may see
+	mu      sync.Mutex
+	sees    string // guarded by mu; fingerprint of what this client may see
+	reaches string // guarded by mu; fingerprint of the servers that feed the stream
+	in      *fanIn // guarded by mu; nil: the stream cannot follow other targets
+}
+
+// reach lets the stream follow the targets of later configurations.
+func (o *openStream) reach(in *fanIn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.in = in
 }
 
 func (s *streams) add(x *Request, out *sink, cancel context.CancelCauseFunc) *openStream {
@@ -45,7 +54,7 @@ func (s *streams) add(x *Request, out *sink, cancel context.CancelCauseFunc) *op
 }
 
 func (s *streams) addListen(x *Request, out *sink, cancel context.CancelCauseFunc, tag []byte, wants func(mcp.List) bool) *openStream {
-	o := &openStream{x: x, out: out, cancel: cancel, tag: tag, wants: wants, sees: sees(x.Backend), drain: x.mux.cfg.Draining(x.HTTP.Context())}
+	o := &openStream{x: x, out: out, cancel: cancel, tag: tag, wants: wants, sees: sees(x.Backend), reaches: reaches(x.Backend), drain: x.mux.cfg.Draining(x.HTTP.Context())}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
@@ -154,8 +163,15 @@ func (o *openStream) changed(now *snapshot.Index) {
 			o.out.message(mcp.AppendNotification(nil, method, o.params()))
 		}
 	}
-	if reaches(backend) != reaches(o.x.Backend) {
-		o.cancel(errMoved) // the client opens its stream again, to the targets of now
+	if now := reaches(backend); now != o.reaches {
+		o.reaches = now
+		if o.in == nil {
+			o.cancel(errMoved) // the client opens its stream again, to the targets of now
+			return
+		}
+		own := *o.x
+		own.Route, own.Backend, own.Record = route, backend, &Record{}
+		o.in.follow(&own)
 	}
 }
 

@@ -146,7 +146,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 			x.Record.Err = err
 			return
 		}
-		out.event(ev)
+		out.pass(ev)
 	}
 }
 
@@ -171,7 +171,8 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 	if ev.HasID && len(ev.ID) > 0 && x.Session != nil && x.Codec != nil {
 		switch {
 		case position != nil:
-			ev.ID = []byte(position(string(ev.ID)))
+			id := position(string(ev.ID))
+			ev.ID, ev.HasID = []byte(id), id != ""
 		case x.wraps(t):
 			ev.ID = []byte(x.Codec.SealPosition(x.Scope, x.Session.Nonce, session.Position{Events: []session.Event{{Target: t.Name, ID: string(ev.ID)}}}))
 		}
@@ -262,6 +263,8 @@ func copyPooled(w io.Writer, r io.Reader) error {
 	}
 }
 
+var messageType = []byte("message")
+
 // A sink is a client's event stream. Several may write to it; between events it keeps itself alive by comments.
 type sink struct {
 	mu       sync.Mutex
@@ -269,7 +272,7 @@ type sink struct {
 	flush    func() error        // guarded by mu
 	events   *mcp.EventWriter    // guarded by mu
 	tail     [4]byte             // guarded by mu; the last bytes written, to know where an event ends
-	waiting  [][]byte            // guarded by mu; messages of ours that came while another event was under way
+	waiting  []mcp.Event         // guarded by mu; what came while another event was under way
 	held     bool                // guarded by mu; nothing of ours before the first that passes through
 	last     time.Time           // guarded by mu
 	gone     bool                // guarded by mu; the client is not there any more
@@ -309,15 +312,20 @@ func (s *sink) keepAlive() {
 	s.timer.Reset(max(s.interval-idle, time.Second))
 }
 
-// event passes one of a target's events on.
-func (s *sink) event(ev mcp.Event) {
+// pass passes one of a target's events on, as soon as the one under way is over.
+func (s *sink) pass(ev mcp.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.done || s.gone {
 		return
 	}
 	s.held = false
-	s.wroteLocked(s.events.Write(ev))
+	if s.betweenLocked() {
+		s.wroteLocked(s.events.Write(ev))
+	} else {
+		ev.ID, ev.Type, ev.Data = bytes.Clone(ev.ID), bytes.Clone(ev.Type), bytes.Clone(ev.Data)
+		s.waiting = append(s.waiting, ev)
+	}
 	s.flushLocked()
 }
 
@@ -326,14 +334,14 @@ func (s *sink) event(ev mcp.Event) {
 func (s *sink) message(raw []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.waiting = append(s.waiting, raw)
+	s.waiting = append(s.waiting, mcp.Event{Type: messageType, Data: raw, HasData: true})
 	s.flushLocked()
 }
 
 // flushLocked writes what waits, if it may be written now.
 func (s *sink) flushLocked() {
 	for len(s.waiting) > 0 && !s.done && !s.gone && s.betweenLocked() {
-		s.wroteLocked(s.events.Message(s.waiting[0]))
+		s.wroteLocked(s.events.Write(s.waiting[0]))
 		s.waiting = s.waiting[1:]
 	}
 }

@@ -14,26 +14,43 @@ import (
 	"github.com/sluicegate/sluice/dataplane/upstream"
 )
 
-// stream serves GET: what targets say outside of calls.
+// stream serves GET: what targets say outside of calls. It outlives configurations: targets that join are followed too,
+// and those that leave are not any more.
 func (m *Mux) stream(w http.ResponseWriter, x *Request) error {
+	last := x.Verdict.LastID
 	if t := x.alone(); t != nil {
-		return m.streamOne(w, x, t, x.Verdict.LastID, x.Verdict.LastID != "")
+		return m.streamOne(w, x, t, last, false)
 	}
-	if x.Verdict.LastID != "" {
-		// An id that does not open is from another session or older than the keys: the stream begins anew.
-		if p, err := x.Codec.OpenPosition(x.Scope, x.Session.Nonce, x.Verdict.LastID); err == nil {
-			if !p.Merged && len(p.Events) == 1 {
-				if t := x.target(p.Events[0].Target); t != nil {
-					return m.streamOne(w, x, t, p.Events[0].ID, true)
-				}
+	seen := map[string]string{}
+	if last != "" {
+		p, err := x.Codec.OpenPosition(x.Scope, x.Session.Nonce, last)
+		switch bare := x.bare(); {
+		case err == nil && !p.Merged && len(p.Events) == 1:
+			if t := x.target(p.Events[0].Target); t != nil {
+				return m.streamOne(w, x, t, p.Events[0].ID, true)
 			}
-			return m.streamAll(w, x, p)
-		}
+		case err == nil:
+			for _, e := range p.Events {
+				seen[e.Target] = e.ID
+			}
+		case bare != nil:
+			seen[bare.Name] = last
+		} // else it is from another session, or older than the keys: the stream begins anew
 	}
-	return m.streamAll(w, x, session.Position{})
+	return m.streamAll(w, x, seen)
 }
 
-// streamOne passes one target's stream on: the only target's, or one of a POST that is resumed.
+// bare is the target whose names, URIs and ids go as they are, nil if there is none.
+func (x *Request) bare() *snapshot.Target {
+	for _, t := range x.Backend.Targets {
+		if !x.wraps(t) {
+			return t
+		}
+	}
+	return nil
+}
+
+// streamOne passes one target's stream on and ends with it: the only target's, or one of a POST that is resumed.
 func (m *Mux) streamOne(w http.ResponseWriter, x *Request, t *snapshot.Target, lastID string, resumed bool) error {
 	ctx, cancel := context.WithCancelCause(x.HTTP.Context())
 	defer cancel(nil)
@@ -46,7 +63,14 @@ func (m *Mux) streamOne(w http.ResponseWriter, x *Request, t *snapshot.Target, l
 	x.head(w, t, resp)
 	out := newSink(w, m.cfg.KeepAlive)
 	defer out.close()
+	in := newFanIn(ctx, x, out, nil)
+	defer in.wait()
+	defer cancel(nil)
+	in.has(t, func() { cancel(errMoved) })
 	open := m.streams.add(x, out, cancel)
+	if !resumed {
+		open.reach(in)
+	}
 	defer m.streams.remove(open)
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
@@ -55,6 +79,37 @@ func (m *Mux) streamOne(w http.ResponseWriter, x *Request, t *snapshot.Target, l
 		return nil
 	}
 	_ = x.follow(t, resp.Body, out, nil)
+	return nil
+}
+
+// streamAll merges the streams of all targets. One that ends is opened again; the client's ends with the last.
+func (m *Mux) streamAll(w http.ResponseWriter, x *Request, seen map[string]string) error {
+	ctx, cancel := context.WithCancelCause(x.HTTP.Context())
+	defer cancel(nil)
+	in := newFanIn(ctx, x, nil, seen)
+	defer in.wait()
+	defer cancel(nil)
+	in.follow(x)
+	if err := in.heads(x); err != nil {
+		return err
+	}
+	h := w.Header()
+	h["Content-Type"] = []string{streamType}
+	h["X-Accel-Buffering"] = []string{"no"}
+	h["Cache-Control"] = []string{"no-cache"}
+	w.WriteHeader(http.StatusOK)
+	out := newSink(w, m.cfg.KeepAlive)
+	defer out.close()
+	in.begin(out)
+	open := m.streams.add(x, out, cancel)
+	open.reach(in)
+	defer m.streams.remove(open)
+	select {
+	case <-ctx.Done():
+	case <-in.ended:
+	}
+	cancel(nil)
+	in.wait() // nobody writes to out any more
 	return nil
 }
 
@@ -73,7 +128,7 @@ func (x *Request) follow(t *snapshot.Target, body io.Reader, out *sink, position
 		if ev.IsNote { // ours are enough
 			continue
 		}
-		out.event(ev)
+		out.pass(ev)
 	}
 }
 
@@ -130,68 +185,112 @@ func (x *Request) get(ctx context.Context, t *snapshot.Target, leg session.Targe
 // their first event.
 const headWait = 2 * time.Second
 
-// streamAll merges the streams of all targets. One that ends is opened again; the client's ends with the last.
-func (m *Mux) streamAll(w http.ResponseWriter, x *Request, from session.Position) error {
-	ctx, cancel := context.WithCancelCause(x.HTTP.Context())
-	defer cancel(nil)
-	var out *sink
-	begun := make(chan struct{}) // closed when out is there
-	seen := positions{codec: x, last: map[string]string{}}
-	for _, e := range from.Events {
-		seen.last[e.Target] = e.ID
+// errNoStream: the target has no stream of its own, and never will.
+var errNoStream = errors.New("the target offers no stream")
+
+// fanIn brings the streams of several targets to one client.
+type fanIn struct {
+	ctx   context.Context // of the client's request, which all of this is a part of
+	seen  *positions
+	told  chan error    // one for each target that was there at first: nil, it streams
+	ready chan struct{} // closed when out is there
+	ended chan struct{} // closed when the last target's stream is over for good
+	wg    sync.WaitGroup
+
+	mu      sync.Mutex
+	out     *sink              // guarded by mu until ready
+	legs    map[string]*fanLeg // guarded by mu; by target
+	running int                // guarded by mu
+	over    bool               // guarded by mu
+}
+
+type fanLeg struct {
+	place uint32
+	stop  func()
+}
+
+// newFanIn begins without targets. With out it is ready, else events wait for begin.
+func newFanIn(ctx context.Context, x *Request, out *sink, seen map[string]string) *fanIn {
+	if seen == nil {
+		seen = map[string]string{}
 	}
-	heads := make(chan error, len(x.Backend.Targets))
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel(nil)
+	f := &fanIn{
+		ctx: ctx, seen: &positions{last: seen}, out: out, legs: map[string]*fanLeg{},
+		told: make(chan error, len(x.Backend.Targets)), ready: make(chan struct{}), ended: make(chan struct{}),
+	}
+	if out != nil {
+		close(f.ready)
+	}
+	return f
+}
+
+func (f *fanIn) begin(out *sink) {
+	f.mu.Lock()
+	f.out = out
+	f.mu.Unlock()
+	close(f.ready)
+}
+
+// has notes a target that somebody else follows; stop is called when the target is gone.
+func (f *fanIn) has(t *snapshot.Target, stop func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.legs[t.Name] = &fanLeg{place(t), stop}
+	f.running++ // it is never over before its owner is
+}
+
+// follow starts and stops so that just the targets of x are followed.
+func (f *fanIn) follow(x *Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.over || f.ctx.Err() != nil {
+		return
+	}
+	for name, leg := range f.legs {
+		if t := x.target(name); t == nil || place(t) != leg.place {
+			leg.stop()
+			delete(f.legs, name)
+		}
+	}
 	for _, t := range x.Backend.Targets {
+		if f.legs[t.Name] != nil {
+			continue
+		}
+		ctx, cancel := context.WithCancel(f.ctx)
+		f.legs[t.Name] = &fanLeg{place(t), cancel}
+		f.running++
 		own := *x
 		own.Record = &Record{}
-		wg.Go(func() {
-			own.refollow(ctx, t, &seen, func(err error) bool {
-				heads <- err
-				select {
-				case <-begun:
-					return err == nil || !errors.Is(err, errNoStream)
-				case <-ctx.Done():
-					return false
-				}
-			}, func() *sink { return out })
+		f.wg.Go(func() {
+			defer cancel()
+			own.refollow(ctx, t, f)
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if f.running--; f.running == 0 && !f.over {
+				f.over = true
+				close(f.ended)
+			}
 		})
 	}
-	if err := x.heads(heads); err != nil {
-		return err
-	}
-	h := w.Header()
-	h["Content-Type"] = []string{streamType}
-	h["X-Accel-Buffering"] = []string{"no"}
-	h["Cache-Control"] = []string{"no-cache"}
-	w.WriteHeader(http.StatusOK)
-	out = newSink(w, m.cfg.KeepAlive)
-	defer out.close()
-	open := m.streams.add(x, out, cancel)
-	defer m.streams.remove(open)
-	close(begun)
-	ended := make(chan struct{})
-	go func() { wg.Wait(); close(ended) }()
-	select {
-	case <-ctx.Done():
-	case <-ended:
-	}
-	cancel(nil)
-	wg.Wait() // nobody writes to out any more
-	return nil
+}
+
+// wait lets nothing begin any more, and waits for what runs; its context is cancelled.
+func (f *fanIn) wait() {
+	f.mu.Lock()
+	f.over = true
+	f.mu.Unlock()
+	f.wg.Wait()
 }
 
 // heads waits until a target streams, or all have said that they do not.
-func (x *Request) heads(heads <-chan error) error {
+func (f *fanIn) heads(x *Request) error {
 	timer := time.NewTimer(headWait)
 	defer timer.Stop()
 	var first error
 	none := 0
 	for range x.Backend.Targets {
 		select {
-		case err := <-heads:
+		case err := <-f.told:
 			if err == nil {
 				return nil
 			}
@@ -202,8 +301,8 @@ func (x *Request) heads(heads <-chan error) error {
 			}
 		case <-timer.C:
 			return nil
-		case <-x.HTTP.Context().Done():
-			return context.Cause(x.HTTP.Context())
+		case <-f.ctx.Done():
+			return context.Cause(f.ctx)
 		}
 	}
 	if first == nil || none > 0 && failsOpen(x.Backend) {
@@ -212,37 +311,26 @@ func (x *Request) heads(heads <-chan error) error {
 	return first
 }
 
-// errNoStream: the target has no stream of its own, and never will.
-var errNoStream = errors.New("the target offers no stream")
-
-// refollow keeps a target's stream open. told is called once, when it is known whether the target streams; it returns
-// false to give up.
-func (x *Request) refollow(ctx context.Context, t *snapshot.Target, seen *positions, told func(error) bool, out func() *sink) {
+// refollow keeps a target's stream open until ctx ends or the target says that it has none.
+func (x *Request) refollow(ctx context.Context, t *snapshot.Target, f *fanIn) {
 	wait := time.Second
-	first := true
-	for ctx.Err() == nil {
-		resp, err := x.open(ctx, t, seen.of(t.Name))
+	for first := true; ctx.Err() == nil; first = false {
+		resp, err := x.open(ctx, t, f.seen.of(t.Name))
 		if e, ok := errors.AsType[*mcp.Error](err); ok && e.Status == http.StatusMethodNotAllowed {
 			err = errNoStream
 		}
 		if first {
-			if !told(err) {
-				if err == nil {
-					_ = resp.Body.Close()
-				}
-				return
+			select {
+			case f.told <- err:
+			default: // it joined later, nobody waits for it
 			}
-			first = false
 		}
 		if errors.Is(err, errNoStream) {
 			return
 		}
 		if err == nil {
 			began := time.Now()
-			stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
-			_ = x.follow(t, resp.Body, out(), func(id string) string { return seen.after(t.Name, id) })
-			stop()
-			_ = resp.Body.Close()
+			x.followUntil(ctx, t, resp, f)
 			if time.Since(began) > wait {
 				wait = time.Second
 			}
@@ -255,11 +343,22 @@ func (x *Request) refollow(ctx context.Context, t *snapshot.Target, seen *positi
 	}
 }
 
+func (x *Request) followUntil(ctx context.Context, t *snapshot.Target, resp *upstream.Response, f *fanIn) {
+	defer resp.Body.Close()
+	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
+	defer stop()
+	select {
+	case <-f.ready:
+	case <-ctx.Done():
+		return
+	}
+	_ = x.follow(t, resp.Body, f.out, func(id string) string { return f.seen.after(x, t, id) })
+}
+
 // positions are where the merged stream stands: the last event of each target.
 type positions struct {
-	codec *Request
-	mu    sync.Mutex
-	last  map[string]string // guarded by mu
+	mu   sync.Mutex
+	last map[string]string // guarded by mu
 }
 
 func (p *positions) of(target string) string {
@@ -268,16 +367,23 @@ func (p *positions) of(target string) string {
 	return p.last[target]
 }
 
-// after seals the position after a target's event.
-func (p *positions) after(target, id string) string {
+// after seals the position after a target's event. Beside a target whose ids go as they are the others give none: an
+// id cannot stand for both.
+func (p *positions) after(x *Request, t *snapshot.Target, id string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.last[target] = id
+	p.last[t.Name] = id
+	switch bare := x.bare(); {
+	case bare == t:
+		return id
+	case bare != nil:
+		return ""
+	}
 	pos := session.Position{Merged: true}
-	for _, t := range p.codec.Backend.Targets {
+	for _, t := range x.Backend.Targets {
 		if id, ok := p.last[t.Name]; ok {
 			pos.Events = append(pos.Events, session.Event{Target: t.Name, ID: id})
 		}
 	}
-	return p.codec.Codec.SealPosition(p.codec.Scope, p.codec.Session.Nonce, pos)
+	return x.Codec.SealPosition(x.Scope, x.Session.Nonce, pos)
 }
