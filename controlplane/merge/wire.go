@@ -227,7 +227,12 @@ func serveEndpoint(h *adminv1.HttpTransport, defaultPath string) (*xdsv1.HttpTra
 	out := &xdsv1.HttpTransport{Tls: h.GetTls(), Host: h.GetHost(), Port: h.GetPort(), Path: h.GetPath()}
 	if strings.Contains(out.Host, "://") {
 		u, err := url.Parse(out.Host)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
+		switch { // an error must not show what may be a password
+		case err != nil:
+			return nil, errors.New("host is no URL")
+		case u.User != nil:
+			return nil, fmt.Errorf("host %q holds a user: use backendAuth", u.Redacted())
+		case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 			return nil, fmt.Errorf("host %q is no http or https URL", h.GetHost())
 		}
 		out.Tls, out.Host = u.Scheme == "https", u.Hostname()

@@ -284,7 +284,7 @@ func TestLarge(t *testing.T) {
 
 // The log tells the difference from any revision that it reaches back to, however it was trimmed.
 func TestLog(t *testing.T) {
-	for seed := range 20 {
+	for seed := range 10 {
 		rnd := rand.New(rand.NewPCG(uint64(seed), 5))
 		s := newSet(configs)
 		s.trimAt = 20
@@ -300,7 +300,7 @@ func TestLog(t *testing.T) {
 					removed = append(removed, name)
 					delete(now, name)
 				} else {
-					changed = append(changed, Resource{Name: name, Version: fmt.Sprint(revision), Body: []byte(strings.Repeat("b", rnd.IntN(40<<10)))})
+					changed = append(changed, Resource{Name: name, Version: fmt.Sprint(revision), Body: []byte(strings.Repeat("b", rnd.IntN(4<<10)))})
 					now[name] = fmt.Sprint(revision)
 				}
 			}
