@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+
+	"github.com/sluicegate/sluice/dataplane/snapshot"
 )
 
 const (
@@ -54,9 +56,13 @@ func (x *exchange) bodyError(err error) error {
 	case errors.Is(err, io.EOF):
 		err = io.ErrUnexpectedEOF
 	}
+	return bodyError(x.target, err)
+}
+
+func bodyError(t *snapshot.Target, err error) error {
 	e := &Error{Op: "read body", Sent: true, Err: err}
-	if x.target != nil {
-		return named(x.target, e)
+	if t != nil {
+		return named(t, e)
 	}
 	return e
 }

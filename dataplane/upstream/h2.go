@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
@@ -146,13 +147,14 @@ func (w *h2wire) do(ctx context.Context, call *h1call) (*Response, error) {
 			delete(res.Header, name)
 		}
 	}
-	return &Response{Status: res.StatusCode, Header: res.Header, Body: &h2body{res.Body, ctx, func() {
+	end := func() {
 		unlink()
 		cancel(nil)
 		if w.draining.Load() {
 			w.tr.CloseIdleConnections()
 		}
-	}}}, nil
+	}
+	return &Response{Status: res.StatusCode, Header: res.Header, Body: &h2body{ReadCloser: res.Body, ctx: ctx, end: end}}, nil
 }
 
 func (w *h2wire) drain() {
@@ -170,8 +172,9 @@ func (w *h2wire) conns() int { return int(w.open.Load()) }
 // h2body is a body of net/http with our errors.
 type h2body struct {
 	io.ReadCloser
-	ctx context.Context
-	end func()
+	ctx    context.Context
+	end    func()
+	target *snapshot.Target // whom errors name; may be nil
 }
 
 func (b *h2body) Read(p []byte) (int, error) {
@@ -180,7 +183,7 @@ func (b *h2body) Read(p []byte) (int, error) {
 		if cause := context.Cause(b.ctx); cause != nil {
 			err = cause
 		}
-		err = &Error{Op: "read body", Sent: true, Err: err}
+		err = bodyError(b.target, err)
 	}
 	return n, err
 }

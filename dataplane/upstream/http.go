@@ -124,8 +124,11 @@ func (e *endpoint) send(ctx context.Context, r *Request, to *url.URL, line strin
 		}
 		return nil, err
 	}
-	if x, ok := res.Body.(*exchange); ok {
-		x.target = e.t
+	switch b := res.Body.(type) { // errors of the body name the target too
+	case *exchange:
+		b.target = e.t
+	case *h2body:
+		b.target = e.t
 	}
 	if res.Status >= 500 {
 		e.health.failed(errors.New("answered with status " + strconv.Itoa(res.Status)))
