@@ -92,17 +92,31 @@ func (x *Request) broke(err error) {
 	}
 }
 
-// mask replaces a target's "not found" by ours, see [Request.masks]. Answers that are too long for that are no errors.
+// mask replaces a target's "not found" by ours, see [Request.masks]: what a target says first decides, and in what form
+// it says it must not show. Answers that are too long for that are no errors.
 func (x *Request) mask(resp *upstream.Response) error {
-	var head []byte
+	var head, first []byte
 	if contentType(resp.Header) == streamType {
-		return nil // done event by event
+		rec := &recorded{body: resp.Body}
+		events := mcp.NewEventReader(rec, x.mux.maxBytes())
+		for len(first) == 0 {
+			ev, err := events.Next()
+			if err != nil {
+				break
+			}
+			first = ev.Data
+		}
+		head = rec.stop()
+	} else {
+		head, _ = io.ReadAll(io.LimitReader(resp.Body, maxErrorPage)) // an error comes again when the rest is read
+		first = head
 	}
-	head, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorPage))
-	if err == nil && len(head) < maxErrorPage {
-		msg, err := mcp.Scan(head, x.mux.cfg.Limits)
-		if code, ok := errorCode(&msg); err == nil && ok && masked(code) {
-			return x.notFound(x.kind, x.shown)
+	if len(first) > 0 && len(first) < maxErrorPage {
+		msg, err := mcp.Scan(first, x.mux.cfg.Limits)
+		if err == nil && msg.Kind == mcp.Response && msg.Error.Present() {
+			if code, ok := errorCode(&msg); ok && masked(code) {
+				return x.notFound(x.kind, x.shown)
+			}
 		}
 	}
 	resp.Body = struct {
