@@ -175,8 +175,16 @@ func (i *Identity) Renew(ctx context.Context, issue Issuer) error {
 // Keep renews at a third of each certificate's life, with up to a tenth of jitter, until ctx ends; then it
 // returns ctx's cause. A failed renewal goes to report and is tried again after 1 s to 10 min.
 func (i *Identity) Keep(ctx context.Context, issue Issuer, report func(error)) error {
+	renewed := false
 	for failures := 0; ; {
 		wait := time.Until(i.RenewAt())
+		if renewed { // whatever the clocks say: a new certificate is good for a while
+			floor := time.Minute
+			if life := i.life(); life > 0 {
+				floor = min(floor, life/3)
+			}
+			wait = max(wait, floor)
+		}
 		if failures > 0 {
 			wait = min(time.Duration(math.Exp2(float64(min(failures, 20)-1)))*time.Second, 10*time.Minute)
 			wait = wait/2 + mathrand.N(wait/2)
@@ -196,7 +204,7 @@ func (i *Identity) Keep(ctx context.Context, issue Issuer, report func(error)) e
 			report(fmt.Errorf("renew the certificate of %s, which expires at %s: %w", i.ID(), i.NotAfter().Format(time.RFC3339), err))
 			continue
 		}
-		failures = 0
+		failures, renewed = 0, true
 	}
 }
 
@@ -207,9 +215,12 @@ func (i *Identity) ID() ID { return i.current.Load().id }
 func (i *Identity) NotAfter() time.Time { return i.current.Load().leaf.NotAfter }
 
 // RenewAt is when a third of the certificate's life has passed.
-func (i *Identity) RenewAt() time.Time {
+func (i *Identity) RenewAt() time.Time { return i.NotAfter().Add(-i.life() * 2 / 3) }
+
+// life is from when the certificate was issued: it is dated back by clockSkew.
+func (i *Identity) life() time.Duration {
 	leaf := i.current.Load().leaf
-	return leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 3)
+	return leaf.NotAfter.Sub(leaf.NotBefore) - clockSkew
 }
 
 // Roots are the trusted CA certificates, DER.
