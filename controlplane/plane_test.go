@@ -37,7 +37,7 @@ import (
 // running is a control plane of a test, and its first admin's client.
 type running struct {
 	adminv1.AdminClient
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	at    Addresses
 	log   *lines
@@ -64,7 +64,7 @@ func (l *lines) String() string {
 }
 
 // start runs a control plane on dir until the test ends or stop is called.
-func start(t *testing.T, dir string, allow ...string) *running {
+func start(t testing.TB, dir string, allow ...string) *running {
 	t.Helper()
 	r := &running{t: t, dir: dir, log: &lines{}}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -114,7 +114,7 @@ func (r *running) client(token string) adminv1.AdminClient {
 }
 
 // load reads a configuration as the CLI does.
-func load(t *testing.T, yaml string) resource.Set {
+func load(t testing.TB, yaml string) resource.Set {
 	t.Helper()
 	set, diagnostics := resource.Load([]resource.File{{Name: "test.yaml", Data: []byte(yaml)}}, func(string) (string, bool) { return "", false })
 	if resource.Failed(diagnostics) {
@@ -124,7 +124,7 @@ func load(t *testing.T, yaml string) resource.Set {
 }
 
 // applyRequest is an Apply of a configuration.
-func applyRequest(t *testing.T, yaml string) *adminv1.ApplyRequest {
+func applyRequest(t testing.TB, yaml string) *adminv1.ApplyRequest {
 	t.Helper()
 	set := load(t, yaml)
 	return &adminv1.ApplyRequest{Objects: set.Objects, Single: set.Single}
@@ -178,7 +178,7 @@ func keys(changes []*adminv1.Change) []string {
 
 // edge is a proxy as the control plane sees one: it joins, subscribes and answers, and builds nothing.
 type edge struct {
-	t        *testing.T
+	t        testing.TB
 	id       string
 	identity *mtls.Identity
 	conn     *grpc.ClientConn
@@ -355,7 +355,7 @@ func (e *edge) serving(tenant string, revision int64) {
 	})
 }
 
-func eventually(t *testing.T, what string, holds func() bool) {
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for !holds() {

@@ -11,15 +11,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/sluicegate/sluice/controlplane/api"
 	"github.com/sluicegate/sluice/controlplane/merge"
 	"github.com/sluicegate/sluice/controlplane/store"
 	"github.com/sluicegate/sluice/controlplane/tenant"
 	"github.com/sluicegate/sluice/controlplane/xds"
 	"github.com/sluicegate/sluice/internal/resource"
-	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 )
 
 const (
@@ -146,8 +143,10 @@ func (p *publisher) process(batch []*request) {
 		switch {
 		case err != nil:
 			r.reply <- reply{err: err}
-		case len(s.txn) == 0: // no change, a dry run, or a retry: nothing to wait for
+		case len(s.txn) == 0 && len(steps) == 0: // no change, a dry run, or a retry: nothing to wait for
 			r.reply <- reply{outcome: s.outcome}
+		case len(s.txn) == 0: // the same, but it may stand on an edit of this batch that is not stored yet
+			steps = append(steps, s)
 		default:
 			steps = append(steps, s)
 			txn = append(txn, s.txn...)
@@ -166,7 +165,7 @@ func (p *publisher) process(batch []*request) {
 		p.log.Error("commit", "edits", len(steps), "err", err)
 		return
 	}
-	p.meter.committed(len(steps), p.now().Sub(start))
+	p.meter.committed(len(txn), p.now().Sub(start))
 	p.world.Store(working.flattened())
 	for _, s := range steps {
 		for _, publish := range s.publish {
@@ -197,8 +196,7 @@ func (p *publisher) evaluate(r *request, working *layer, outcomes map[string]sto
 	}
 	s = &step{request: r, outcome: e.outcome, layer: e.layer, txn: e.txn, publish: e.publish, touched: e.touched}
 	if r.edit.DryRun {
-		s.txn = nil
-		return s, nil
+		return &step{request: r, outcome: e.outcome}, nil
 	}
 	if r.edit.RequestID != "" {
 		if err := e.remember(outcomes); err != nil {
@@ -243,20 +241,27 @@ func (e *evaluation) repeated(outcomes map[string]store.Outcome) (*api.Outcome, 
 	if done.Request != e.edit.Request {
 		return nil, &api.Conflict{Reason: fmt.Sprintf("request id %q was used for another request; take a new one", e.edit.RequestID)}
 	}
-	response := &adminv1.ApplyResponse{}
-	if err := proto.Unmarshal(done.Response, response); err != nil {
+	return e.again(done)
+}
+
+// again reads an outcome back: what changed stands in the log.
+func (e *evaluation) again(done store.Outcome) (*api.Outcome, error) {
+	out := &api.Outcome{Revision: done.Revision}
+	records := store.Of(e.store, e.edit.Tenant)
+	entry, err := records.Entry(e.request.ctx, done.Revision)
+	if errors.Is(err, store.ErrNoRevision) || err == nil && entry.RequestID != e.edit.RequestID {
+		return out, nil // it changed nothing, or so long ago that the log is trimmed
+	}
+	if err != nil {
 		return nil, err
 	}
-	return &api.Outcome{Revision: response.GetRevision(), Changes: response.GetChanges(), Diagnostics: response.GetDiagnostics()}, nil
+	out.Before, out.After, err = records.Sides(e.request.ctx, entry.Ops)
+	return out, err
 }
 
 // remember keeps the outcome for a retry, in the same transaction.
 func (e *evaluation) remember(outcomes map[string]store.Outcome) error {
-	bytes, err := proto.Marshal(&adminv1.ApplyResponse{Revision: e.outcome.Revision, Changes: e.outcome.Changes, Diagnostics: e.outcome.Diagnostics})
-	if err != nil {
-		return err
-	}
-	done := store.Outcome{Request: e.edit.Request, Response: bytes, Time: e.at}
+	done := store.Outcome{Request: e.edit.Request, Revision: e.outcome.Revision, Time: e.at}
 	rev := store.Revision{Tenant: e.edit.Tenant, If: store.Unchecked, Entry: store.Entry{RequestID: e.edit.RequestID}, Outcome: &done}
 	edit, err := rev.Edit()
 	if err != nil {

@@ -151,6 +151,38 @@ func TestPublishFollowsCommitAndBatches(t *testing.T) {
 	}
 }
 
+// An edit that changes nothing on top of one that is not stored yet is not told that all is well before that is.
+func TestNoChangeWaitsForWhatItStandsOn(t *testing.T) {
+	p, s := newLoop(t)
+	entered, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	s.gate = func() { once.Do(func() { close(entered); <-release }) }
+	errs := make(chan error, 3)
+	submit := func(e api.Edit) {
+		_, err := p.Submit(context.Background(), e)
+		errs <- err
+	}
+	go submit(put(listener("first", 1)))
+	<-entered // the loop is busy: the next two become one batch
+	go submit(put(listener("a", 1)))
+	time.Sleep(20 * time.Millisecond)
+	go submit(put(listener("a", 1)))
+	time.Sleep(20 * time.Millisecond)
+	s.gate = func() { s.fail.Store(true) } // from the second commit on
+	close(release)
+	failed := 0
+	for range 3 {
+		if err := <-errs; errors.Is(err, errDisk) {
+			failed++
+		} else if err != nil {
+			t.Error(err)
+		}
+	}
+	if failed != 2 {
+		t.Errorf("%d edits were told that the disk is full, want 2: both stood on it", failed)
+	}
+}
+
 // A plan that panics costs its own caller an answer and nobody else anything.
 func TestPanicIsOneEditsOwn(t *testing.T) {
 	p, _ := newLoop(t)

@@ -43,6 +43,9 @@ func (e *evaluation) next(before *state, c api.Change) (*state, *record, error) 
 	}
 	n.view.Revision = r.rev.If + 1
 	r.rev.Entry = store.Entry{Revision: n.view.Revision, Actor: e.edit.Actor, Time: e.at, Comment: e.edit.Comment}
+	if c.Tenant == e.edit.Tenant {
+		r.rev.Entry.RequestID = e.edit.RequestID
+	}
 	if err := e.objects(n, r, c); err != nil {
 		return nil, nil, err
 	}
@@ -106,17 +109,15 @@ func (e *evaluation) describe(name string, r *record) {
 	if name != e.edit.Tenant && name != tenant.Platform {
 		return
 	}
-	var before, after []*adminv1.Object
 	for _, o := range r.rev.Put {
 		if old := r.rev.Old[o.Key()]; old != nil {
-			before = append(before, old.Object)
+			e.outcome.Before = append(e.outcome.Before, old.Object)
 		}
-		after = append(after, o.Object)
+		e.outcome.After = append(e.outcome.After, o.Object)
 	}
 	for _, o := range r.rev.Remove {
-		before = append(before, o.Object)
+		e.outcome.Before = append(e.outcome.Before, o.Object)
 	}
-	e.outcome.Changes = append(e.outcome.Changes, resource.Diff(before, after)...)
 }
 
 // seal keeps the values that the objects name, and stores those that are new.

@@ -126,9 +126,10 @@ type Change struct {
 // Outcome of an edit.
 type Outcome struct {
 	// The head of Edit.Tenant afterwards.
-	Revision    int64
-	Changes     []*adminv1.Change
-	Diagnostics []*adminv1.Diagnostic
+	Revision int64
+	// Objects that the edit changed, as they were and as they are; for a repeated request those of the first time.
+	Before, After []*adminv1.Object
+	Diagnostics   []*adminv1.Diagnostic
 }
 
 // Invalid says all that is wrong with an edit.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 
@@ -70,7 +71,7 @@ func (s *Server) fingerprint(name string, r *adminv1.ApplyRequest) (string, erro
 func (s *Server) response(name string, out *Outcome) *adminv1.ApplyResponse {
 	connected := s.Fleet.Connected(name)
 	return &adminv1.ApplyResponse{
-		Revision: out.Revision, Changes: out.Changes, Diagnostics: unique(out.Diagnostics),
+		Revision: out.Revision, Changes: resource.Diff(out.Before, out.After), Diagnostics: unique(out.Diagnostics),
 		Connected: connected, Disconnected: s.disconnected(name, connected),
 	}
 }
@@ -263,6 +264,7 @@ func (p *applyPlan) check(view *View, c *Change) error {
 		return nil
 	}
 	found := append(Validate(view, *c), powers(view, c.Put)...)
+	found = append(found, resource.Flips(after(view, Change{}), after(view, *c))...)
 	if err := refuse(found); err != nil {
 		return err
 	}
@@ -280,9 +282,10 @@ func (p *applyPlan) check(view *View, c *Change) error {
 func Validate(view *View, c Change) []*adminv1.Diagnostic {
 	next := after(view, c)
 	found := resource.Validate(next, resource.Context{Apply: true, Partial: view.Name == tenant.Platform, Platform: view.Platform.GetPlatform()})
+	known := sync.OnceValue(func() map[string]bool { return fingerprints(view) })
 	for _, o := range c.Put {
 		for path, credential := range resource.Credentials(o) {
-			if fp := credential.GetSealed(); fp != "" && c.Sealed[fp] == nil && !known(view, fp) {
+			if fp := credential.GetSealed(); fp != "" && c.Sealed[fp] == nil && !known()[fp] {
 				found = append(found, resource.Diagnose(o, severityError, path,
 					fmt.Sprintf("the tenant has no sealed value %s", fp), "give the value itself, or {secret: NAME}"))
 			}
@@ -291,15 +294,17 @@ func Validate(view *View, c Change) []*adminv1.Diagnostic {
 	return found
 }
 
-func known(view *View, fingerprint string) bool {
+// fingerprints returns the sealed values that a tenant's objects name.
+func fingerprints(view *View) map[string]bool {
+	all := map[string]bool{}
 	for _, o := range view.Objects {
 		for _, c := range resource.Credentials(o.Object) {
-			if c.GetSealed() == fingerprint {
-				return true
+			if fp := c.GetSealed(); fp != "" {
+				all[fp] = true
 			}
 		}
 	}
-	return false
+	return all
 }
 
 // after returns a tenant's objects once a change is done, in the order of their keys.

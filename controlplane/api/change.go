@@ -98,10 +98,10 @@ func (a admin) rollback(ctx context.Context, at World, name string, to int64) ([
 // unseal reads the sealed values that objects name and the present ones do not. Old content keeps its values for as
 // long as the log reaches it.
 func (s *Server) unseal(ctx context.Context, name string, view *View, objects []*adminv1.Object) (map[string][]byte, error) {
-	missing := map[string]bool{}
+	missing, known := map[string]bool{}, fingerprints(view)
 	for _, o := range objects {
 		for _, c := range resource.Credentials(o) {
-			if fp := c.GetSealed(); fp != "" && !known(view, fp) {
+			if fp := c.GetSealed(); fp != "" && !known[fp] {
 				missing[fp] = true
 			}
 		}

@@ -142,39 +142,15 @@ func (a admin) Log(ctx context.Context, r *adminv1.LogRequest) (*adminv1.LogResp
 	}
 	response := &adminv1.LogResponse{}
 	for _, e := range entries {
-		changes, err := describe(ctx, records, e.Ops)
+		before, after, err := records.Sides(ctx, e.Ops)
 		if err != nil {
 			return nil, fmt.Errorf("log of tenant %q at revision %d: %w", name, e.Revision, err)
 		}
 		response.Entries = append(response.Entries, &adminv1.LogEntry{
-			Revision: e.Revision, Tenant: name, Actor: e.Actor, Time: timestamppb.New(e.Time), Comment: e.Comment, Changes: changes,
+			Revision: e.Revision, Tenant: name, Actor: e.Actor, Time: timestamppb.New(e.Time), Comment: e.Comment, Changes: resource.Diff(before, after),
 		})
 	}
 	return response, nil
-}
-
-// describe reads a log entry's operations as changes, with the fields that differ.
-func describe(ctx context.Context, records store.Tenant, ops []store.Op) ([]*adminv1.Change, error) {
-	var before, after []*adminv1.Object
-	for _, op := range ops {
-		for _, side := range []struct {
-			hash string
-			into *[]*adminv1.Object
-		}{{op.Old, &before}, {op.New, &after}} {
-			if side.hash == "" {
-				continue
-			}
-			o, err := records.Content(ctx, side.hash)
-			if errors.Is(err, store.ErrNotFound) { // older than what the log still reaches
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			*side.into = append(*side.into, o)
-		}
-	}
-	return resource.Diff(before, after), nil
 }
 
 // Explain tells where each policy of a target came from.

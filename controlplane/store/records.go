@@ -69,7 +69,7 @@ type Op struct {
 type Outcome struct {
 	// Hash of the request: an id used for another one is an error.
 	Request  string    `json:"request"`
-	Response []byte    `json:"response"`
+	Revision int64     `json:"revision"`
 	Time     time.Time `json:"time"`
 }
 
@@ -166,6 +166,46 @@ func (t Tenant) Log(ctx context.Context, limit int) ([]Entry, error) {
 		}
 	}
 	return entries, nil
+}
+
+// Entry returns one revision's, or [ErrNoRevision].
+func (t Tenant) Entry(ctx context.Context, revision int64) (Entry, error) {
+	value, err := t.s.Get(ctx, t.name, logKey(revision))
+	if errors.Is(err, ErrNotFound) {
+		return Entry{}, ErrNoRevision
+	}
+	if err != nil {
+		return Entry{}, err
+	}
+	var e Entry
+	if err := json.Unmarshal(value, &e); err != nil {
+		return Entry{}, fmt.Errorf("tenant %q: %s: %w", t.name, logKey(revision), err)
+	}
+	return e, nil
+}
+
+// Sides returns the objects that operations replaced and those that they made. Content that is older than what the log
+// still reaches is missing.
+func (t Tenant) Sides(ctx context.Context, ops []Op) (before, after []*adminv1.Object, err error) {
+	for _, op := range ops {
+		for _, side := range []struct {
+			hash string
+			into *[]*adminv1.Object
+		}{{op.Old, &before}, {op.New, &after}} {
+			if side.hash == "" {
+				continue
+			}
+			o, err := t.Content(ctx, side.hash)
+			if errors.Is(err, ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return nil, nil, err
+			}
+			*side.into = append(*side.into, o)
+		}
+	}
+	return before, after, nil
 }
 
 // ErrNoRevision is returned for a revision that never was or that the log no longer reaches.
