@@ -678,3 +678,66 @@ func TestStatelessStdio(t *testing.T) {
 		t.Errorf("GET without a session: %v %v", res, err)
 	}
 }
+
+// The process that was asked for its era serves the session that follows.
+func TestProbeThenSession(t *testing.T) {
+	for _, mode := range []string{"legacy", "mute"} {
+		t.Run(mode, func(t *testing.T) {
+			m := manager(t, nil)
+			tr := m.Transport(stdioTarget(t, mode, func(c *xdsv1.StdioTransport) { c.MaxProcesses = 1 }))
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			if mode == "mute" {
+				ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+			}
+			defer cancel()
+			res, err := tr.Do(ctx, post(`{"jsonrpc":"2.0","id":1,"method":"server/discover","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}`))
+			if mode == "mute" {
+				if !errors.Is(err, context.DeadlineExceeded) {
+					t.Fatalf("discover: %v", err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				defer cancel()
+				if res, err := tr.Do(ctx, post(initialize)); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("initialize: %v %v, want the mute process to be asked", res, err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b := text(t, res); !strings.Contains(b, "-32601") {
+				t.Errorf("discover: %s", b)
+			}
+			c := open(t, tr)
+			get := c.do("GET", "")
+			defer get.Body.Close()
+			if s := c.said("count", "{}"); s != "1" || m.Health()[0].Children != 1 {
+				t.Errorf("count said %q, with %d processes", s, m.Health()[0].Children)
+			}
+		})
+	}
+}
+
+// A stateless caller cannot cancel another's call.
+func TestStatelessCancelIsNobodys(t *testing.T) {
+	tr := manager(t, nil).Transport(stdioTarget(t, "serve", nil))
+	meta := `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}`
+	done := make(chan string)
+	go func() {
+		res, err := tr.Do(limited(t), post(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"slow","arguments":{"ms":300},`+meta+`}}`))
+		if err != nil {
+			done <- err.Error()
+			return
+		}
+		b, _ := io.ReadAll(res.Body)
+		done <- string(b)
+	}()
+	time.Sleep(150 * time.Millisecond)
+	res, err := tr.Do(limited(t), post(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}`))
+	if err != nil || res.Status != http.StatusAccepted {
+		t.Errorf("cancelled: %v %v", res, err)
+	}
+	if got := <-done; !strings.Contains(got, "done") {
+		t.Errorf("the call ended with %s", got)
+	}
+}

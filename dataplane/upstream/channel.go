@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -35,7 +36,7 @@ const (
 // a shared channel, are replaced on the way there and put back on the way here.
 type channel struct {
 	pipe    pipe
-	shared  bool // several sessions use it, so nothing may reach a session but what is certainly its own
+	shared  atomic.Bool // several sessions use it, so nothing may reach a session but what is certainly its own
 	lim     mcp.Limits
 	queue   int // bytes that may wait for one reader
 	log     *slog.Logger
@@ -53,6 +54,7 @@ type channel struct {
 	backlog    [][]byte
 	backlogged int
 	used       time.Time // when a caller last came or went
+	refused    bool      // it was asked server/discover, and is not of the stateless era
 	done       chan struct{}
 }
 
@@ -70,11 +72,13 @@ type call struct {
 }
 
 func newChannel(cfg *Config, log *slog.Logger, shared bool) *channel {
-	return &channel{
-		shared: shared, queue: cfg.MaxQueued, lim: mcp.Limits{Bytes: cfg.MaxMessage}, log: log, started: time.Now(),
+	c := &channel{
+		queue: cfg.MaxQueued, lim: mcp.Limits{Bytes: cfg.MaxMessage}, log: log, started: time.Now(),
 		calls: map[string]*call{}, tokens: map[string]*call{}, forgotten: map[string]bool{},
 		listeners: map[*stream]string{}, subscribed: map[string]map[string]bool{}, used: time.Now(), done: make(chan struct{}),
 	}
+	c.shared.Store(shared)
+	return c
 }
 
 // open registers a request and returns it with the message to send.
@@ -97,7 +101,7 @@ func (c *channel) open(m *mcp.Message, from string) (*call, []byte, error) {
 	c.seq++
 	c.used = time.Now()
 	k.seq = c.seq
-	if c.shared || !plain || c.takenLocked(k.key) {
+	if c.shared.Load() || !plain || c.takenLocked(k.key) {
 		k.id = append([]byte(nil), m.RawID()...)
 		own := c.freshLocked(c.takenLocked)
 		k.key, _ = idKey(own)
@@ -105,7 +109,7 @@ func (c *channel) open(m *mcp.Message, from string) (*call, []byte, error) {
 	}
 	if k.tokenKey != "" {
 		taken := func(key string) bool { return c.tokens[key] != nil }
-		if c.shared || !tokenPlain || taken(k.tokenKey) {
+		if c.shared.Load() || !tokenPlain || taken(k.tokenKey) {
 			k.token = append([]byte(nil), token...)
 			own := c.freshLocked(taken)
 			k.tokenKey, _ = idKey(own)
@@ -124,7 +128,7 @@ func (c *channel) takenLocked(key string) bool { return c.calls[key] != nil || c
 func (c *channel) freshLocked(taken func(key string) bool) []byte {
 	for n := c.seq; ; n++ {
 		raw := strconv.AppendInt(nil, n, 10)
-		if !c.shared {
+		if !c.shared.Load() {
 			raw = []byte(`"sluice-` + string(raw) + `"`)
 		}
 		if key, _ := idKey(raw); !taken(key) {
@@ -155,7 +159,7 @@ func (c *channel) leave(k *call) {
 		clear(c.forgotten) // a peer that answers nothing; its ids are ours or the caller's problem
 	}
 	c.forgotten[k.key] = true
-	cancel := c.shared && c.err == nil
+	cancel := c.shared.Load() && c.err == nil
 	c.mu.Unlock()
 	if cancel {
 		c.pipe.post(mcp.AppendNotification(nil, "notifications/cancelled", append(append([]byte(`{"requestId":`), k.rawKey()...), '}')))
@@ -194,7 +198,7 @@ func (c *channel) cancelled(m *mcp.Message, from string) []byte {
 			return edits.Apply(nil, m.Body)
 		}
 	}
-	if c.shared {
+	if c.shared.Load() {
 		return nil // it could only be another session's
 	}
 	return m.Body
@@ -209,7 +213,7 @@ func (c *channel) attach(from string) (*stream, error) {
 		return nil, c.err
 	}
 	c.used = time.Now()
-	if c.shared {
+	if c.shared.Load() {
 		c.listeners[s] = from
 		return s, nil
 	}
@@ -321,4 +325,18 @@ func (c *channel) forget(from string) {
 			s.fail(ErrClosed)
 		}
 	}
+}
+
+// refuse notes that the peer is not of the stateless era.
+func (c *channel) refuse() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused = true
+}
+
+// spare reports whether a session may have the channel for its own.
+func (c *channel) spare() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refused && c.err == nil && len(c.calls) == 0 && len(c.listeners) == 0 && c.standalone == nil
 }

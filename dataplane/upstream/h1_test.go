@@ -1,13 +1,17 @@
 package upstream
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -463,6 +467,138 @@ func FuzzParseHead(f *testing.F) {
 			if strings.ContainsAny(name+strings.Join(values, ""), "\r\n\x00") {
 				t.Errorf("header %q: %q", name, values)
 			}
+		}
+	})
+}
+
+// memory is a connection that has said all it will say.
+type memory struct {
+	net.Conn
+	r *bytes.Reader
+}
+
+func (m memory) Read(p []byte) (int, error) { return m.r.Read(p) }
+func (m memory) Close() error               { return nil }
+
+// What we accept, net/http reads in the same way: nobody can hide an answer in an answer.
+func FuzzAnswer(f *testing.F) {
+	for _, s := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "HTTP/1.1 200 OK\r\n\r\nhello",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nA: b\r\n\r\n",
+		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nab",
+	} {
+		f.Add([]byte(s), uint8(3))
+	}
+	f.Fuzz(func(t *testing.T, b []byte, size uint8) {
+		cfg := Config{}.withDefaults()
+		pool := newH1Pool(&cfg, "", nil)
+		nc := memory{r: bytes.NewReader(b)}
+		x := &exchange{c: &h1conn{pool: pool, nc: nc, tcp: nc, buf: make([]byte, 64)}, ctx: context.Background(), stop: func() bool { return true }}
+		if x.readHead() != nil {
+			return
+		}
+		res, err := x.answer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var body []byte
+		p := make([]byte, int(size)+1)
+		for err == nil {
+			var n int
+			n, err = res.Body.Read(p)
+			body = append(body, p[:n]...)
+			if len(body) > len(b) {
+				t.Fatalf("read more than there was")
+			}
+		}
+		if err != io.EOF {
+			return
+		}
+		theirs := bufio.NewReader(bytes.NewReader(b))
+		for {
+			want, err := http.ReadResponse(theirs, &http.Request{Method: "POST"})
+			if err != nil {
+				t.Fatalf("net/http refuses what we accept: %v", err)
+			}
+			if want.StatusCode < 200 {
+				continue
+			}
+			all, err := io.ReadAll(want.Body)
+			if err != nil || want.StatusCode != res.Status || !bytes.Equal(all, body) {
+				t.Errorf("we read %d %q, net/http %d %q %v", res.Status, body, want.StatusCode, all, err)
+			}
+			return
+		}
+	})
+}
+
+func TestIDKey(t *testing.T) {
+	for _, tt := range []struct {
+		a, b  string
+		same  bool
+		plain bool // of a
+	}{
+		{"1", "1.0", true, true}, {"1", `"1"`, false, true}, {`"a"`, `"\u0061"`, true, true}, {`"\u0061"`, `"a"`, true, false},
+		{"9007199254740993", "9007199254740992", false, false}, {"1.5", "1.5", true, false}, {"0", "-0", true, true}, {"1e2", "100", true, false},
+	} {
+		a, plain := idKey([]byte(tt.a))
+		b, _ := idKey([]byte(tt.b))
+		if (a == b) != tt.same || plain != tt.plain {
+			t.Errorf("%s and %s: keys %q and %q, plain %v", tt.a, tt.b, a, b, plain)
+		}
+	}
+}
+
+func TestStreamLag(t *testing.T) {
+	s := newStream(10)
+	for _, msg := range []string{"1234567890123", "12345", "1234567"} { // one alone always fits
+		s.push([]byte(msg), false)
+	}
+	_, _, err := s.next(t.Context())
+	contains(t, "a reader that lags", err, "lags by more than 10 bytes")
+
+	s = newStream(10)
+	s.push([]byte("a"), false)
+	s.push([]byte("b"), true)
+	s.fail(errors.New("late"))
+	for _, want := range []string{"a", "b"} {
+		if msg, last, err := s.next(t.Context()); string(msg) != want || last != (want == "b") || err != nil {
+			t.Errorf("next: %q %v %v, want %s", msg, last, err, want)
+		}
+	}
+	if _, _, err := s.next(t.Context()); err != io.EOF {
+		t.Errorf("after the last message: %v", err)
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b backoff
+		why := errors.New("exit status 1")
+		longest := time.Duration(0)
+		for range 30 {
+			b.failed(why)
+			wait, err := b.wait()
+			if wait > maxBackoff || err != why {
+				t.Fatalf("wait %v, %v", wait, err)
+			}
+			longest = max(longest, wait)
+			time.Sleep(wait)
+			if wait, _ := b.wait(); wait > 0 {
+				t.Fatalf("still %v", wait)
+			}
+		}
+		if longest < time.Second {
+			t.Errorf("longest wait %v: it does not grow", longest)
+		}
+		b.ok()
+		b.failed(why)
+		if wait, _ := b.wait(); wait > 250*time.Millisecond {
+			t.Errorf("after a success: %v", wait)
+		}
+		b.note(time.Now(), why)
+		if b.fails != 1 {
+			t.Errorf("one end counted %d times", b.fails)
 		}
 	})
 }

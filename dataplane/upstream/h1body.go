@@ -176,7 +176,7 @@ func (x *exchange) nextChunk() error {
 	if x.left > 0 {
 		return nil
 	}
-	for total := 0; ; { // trailer fields mean nothing in MCP
+	for total := 0; ; { // trailer fields mean nothing in MCP, but are not anything
 		line, err := x.line(maxChunkLine)
 		if err != nil {
 			return err
@@ -186,6 +186,9 @@ func (x *exchange) nextChunk() error {
 		}
 		if total += len(line); total > maxTrailer {
 			return malformed("trailer of more than %d bytes", maxTrailer)
+		}
+		if _, _, err := parseField(string(line)); err != nil {
+			return err
 		}
 	}
 }

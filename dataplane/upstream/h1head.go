@@ -63,13 +63,9 @@ func parseHead(raw []byte) (h1head, error) {
 	var f framing
 	for len(rest) > 2 {
 		line, rest, _ = strings.Cut(rest, "\r\n")
-		name, value, ok := strings.Cut(line, ":")
-		if !ok || !httpguts.ValidHeaderFieldName(name) { // also a folded line, and a blank before the colon
-			return h, malformed("header line %.40q", line)
-		}
-		value = strings.Trim(value, " \t")
-		if !httpguts.ValidHeaderFieldValue(value) {
-			return h, malformed("value of header %.40q", name)
+		name, value, err := parseField(line)
+		if err != nil {
+			return h, err
 		}
 		name = textproto.CanonicalMIMEHeaderKey(name)
 		if mine, err := f.take(name, value); err != nil {
@@ -85,6 +81,18 @@ func parseHead(raw []byte) (h1head, error) {
 		h.header[name], values = values[:1:1], values[1:]
 	}
 	return h, f.settle(&h)
+}
+
+func parseField(line string) (name, value string, err error) {
+	name, value, ok := strings.Cut(line, ":")
+	if !ok || !httpguts.ValidHeaderFieldName(name) { // also a folded line, and a blank before the colon
+		return "", "", malformed("header line %.40q", line)
+	}
+	value = strings.Trim(value, " \t")
+	if !httpguts.ValidHeaderFieldValue(value) {
+		return "", "", malformed("value of header %.40q", name)
+	}
+	return name, value, nil
 }
 
 func parseStatusLine(line string) (status int, minor byte, err error) {

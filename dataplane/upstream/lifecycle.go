@@ -201,14 +201,17 @@ func (sn *session) start(ctx context.Context, o *owned, r *Request, handshake fu
 	if wait, why := sn.s.starts.wait(); wait > 0 {
 		return nil, unavailable(id, wait, "the target does not start (%v); the next attempt is in %s", why, wait.Round(time.Millisecond)), nil
 	}
-	ch := newChannel(sn.s.cfg, sn.s.log, sn.shared)
-	if err := sn.s.open(ctx, o, r, ch); err != nil {
-		var full *slotsError
-		if errors.As(err, &full) {
-			return nil, unavailable(id, 5*time.Second, "%s", full.Error()), nil
+	ch := sn.s.takeSpare(sn)
+	if ch == nil {
+		ch = newChannel(sn.s.cfg, sn.s.log, sn.shared)
+		if err := sn.s.open(ctx, o, r, ch); err != nil {
+			var full *slotsError
+			if errors.As(err, &full) {
+				return nil, unavailable(id, 5*time.Second, "%s", full.Error()), nil
+			}
+			sn.failed(ctx, err)
+			return nil, nil, startError(err)
 		}
-		sn.failed(ctx, err)
-		return nil, nil, startError(err)
 	}
 	err := handshake(ch)
 	if err == nil {
@@ -227,6 +230,27 @@ func (sn *session) start(ctx context.Context, o *owned, r *Request, handshake fu
 	}
 	sn.s.starts.ok()
 	return ch, nil, nil
+}
+
+// takeSpare gives a session the process that was asked server/discover and is of the session era: nothing has
+// happened to it since, and it may be the only one that the target may have.
+func (s *sessions) takeSpare(taker *session) *channel {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.outside
+	if out == nil || out == taker {
+		return nil
+	}
+	out.mu.Lock()
+	defer out.mu.Unlock()
+	ch := out.ch
+	if ch == nil || !ch.spare() {
+		return nil
+	}
+	out.stop.Stop()
+	out.ch, out.stop = nil, nil
+	ch.shared.Store(taker.shared)
+	return ch
 }
 
 // startError keeps an error's own kind. What a request asks for was not done: only the session was being made.

@@ -109,7 +109,7 @@ func (c *channel) asked(m *mcp.Message) {
 		c.pipe.post(mcp.AppendResult(nil, m.RawID(), nil))
 		return
 	}
-	if c.shared {
+	if c.shared.Load() {
 		c.log.Warn("target asked something of a client; a shared process cannot", "method", m.Method)
 		c.pipe.post(mcp.AppendError(nil, m.RawID(), mcp.CodeMethodNotFound, "this process serves several clients and can ask none of them", nil))
 		return
@@ -157,7 +157,7 @@ func (c *channel) notified(m *mcp.Message) {
 		c.progressLocked(m)
 	case strings.HasSuffix(m.Method, "/list_changed"), m.Method == "notifications/resources/updated":
 		c.changedLocked(m)
-	case c.shared:
+	case c.shared.Load():
 		if len(c.calls) == 1 {
 			for _, k := range c.calls {
 				k.out.push(m.Body, false)
@@ -202,7 +202,7 @@ func (c *channel) progressLocked(m *mcp.Message) {
 // changedLocked brings news of lists and resources to the GET streams. They concern no call; the only open call has
 // to do where there is no GET stream.
 func (c *channel) changedLocked(m *mcp.Message) {
-	if !c.shared {
+	if !c.shared.Load() {
 		if c.standalone == nil || !c.standalone.push(m.Body, false) {
 			c.routeLocked(m.Body, false)
 		}

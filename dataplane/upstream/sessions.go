@@ -118,6 +118,11 @@ func (o *owned) do(ctx context.Context, r *Request) (*Response, error) {
 	if id == "" && m.Method == "initialize" {
 		return o.initialize(ctx, r, &m)
 	}
+	if id == "" && m.Kind != mcp.Request && o.s.loose {
+		// Without a session there is nothing that it could be about: a stateless call is cancelled by leaving it, and
+		// an id in the body could as well be another caller's.
+		return &Response{Status: http.StatusAccepted}, nil
+	}
 	sn, ch, renewed, res, err := o.find(ctx, r, &m, id)
 	if res != nil || err != nil {
 		return res, err
@@ -158,12 +163,9 @@ func (o *owned) exchange(ctx context.Context, r *Request, m *mcp.Message, sn *se
 	if m.Kind != mcp.Request {
 		return o.tell(ctx, r, m, ch, id)
 	}
-	if ch.shared {
-		switch m.Method {
-		case "resources/subscribe", "resources/unsubscribe":
-			if !ch.subscribe(m, id) {
-				return jsonBody(mcp.AppendResult(nil, m.RawID(), nil)), nil
-			}
+	if id != "" && ch.shared.Load() && (m.Method == "resources/subscribe" || m.Method == "resources/unsubscribe") {
+		if !ch.subscribe(m, id) {
+			return jsonBody(mcp.AppendResult(nil, m.RawID(), nil)), nil
 		}
 	}
 	k, msg, err := ch.open(m, id)
@@ -177,7 +179,11 @@ func (o *owned) exchange(ctx context.Context, r *Request, m *mcp.Message, sn *se
 		}
 		return res, err
 	}
-	return o.answer(ctx, ch, k)
+	res, err := o.answer(ctx, ch, k)
+	if m.Method == "server/discover" && id == "" && (err != nil || isRefusal(res)) {
+		ch.refuse() // of the session era, as it seems
+	}
+	return res, err
 }
 
 // answer waits for the first message that belongs to a call: its response makes a JSON answer, anything else begins
@@ -209,7 +215,7 @@ func (o *owned) tell(ctx context.Context, r *Request, m *mcp.Message, ch *channe
 	switch {
 	case m.Method == "notifications/cancelled":
 		msg = ch.cancelled(m, id)
-	case ch.shared && (m.Kind == mcp.Response || m.Method == "notifications/initialized" || m.Method == "notifications/roots/list_changed"):
+	case ch.shared.Load() && (m.Kind == mcp.Response || m.Method == "notifications/initialized" || m.Method == "notifications/roots/list_changed"):
 		msg = nil // the process has one client: us
 	}
 	if msg != nil {
