@@ -177,23 +177,25 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	return session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: says.version, Place: place(t)}, hs, nil
 }
 
-// greet is handshake for a client: a target that refuses because it has no sessions at all is told as that.
+// greet is handshake for a client: a target that refuses because it has no sessions is told as that, and what it speaks
+// instead. Its list of versions does not count for that: some list versions that they refuse.
 func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (session.Target, shook, error) {
 	leg, hs, err := x.handshake(ctx, t, body)
-	if err == nil && !hs.msg.Error.Present() || t.Refused != nil {
-		return leg, hs, err
+	refused := false
+	if err == nil && hs.msg.Error.Present() {
+		code, _ := errorCode(hs.msg)
+		refused = code == mcp.CodeMethodNotFound || code == mcp.CodeUnsupportedVersion || code == mcp.CodeHeaderMismatch || code == mcp.CodeInvalidRequest
 	}
-	if code, ok := 0, false; err == nil {
-		if code, ok = errorCode(hs.msg); !ok || code == mcp.CodeInvalidParams {
-			return leg, hs, nil
-		}
+	if !refused && (err == nil || t.Refused != nil) {
+		return leg, hs, err
 	}
 	asked := *x
 	asked.Record = &Record{}
-	if e, probeErr := asked.erasOf(ctx, t); probeErr == nil && !e.have(mcp.Sessions) {
-		return session.Target{}, hs, x.otherEra(t, e)
+	e, probeErr := asked.erasOf(ctx, t)
+	if probeErr != nil || !e.have(mcp.Stateless) || !refused && e.have(mcp.Sessions) {
+		return leg, hs, err
 	}
-	return leg, hs, err
+	return session.Target{}, hs, x.otherEra(t, e.of(mcp.Stateless))
 }
 
 // quit ends a session at a target, as far as the target lets it.
