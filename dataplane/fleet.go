@@ -160,6 +160,7 @@ func (p *process) renew(ctx context.Context, csr []byte) (mtls.Certificates, err
 // report tells the control plane what is served: when that changes, and as often as it asks.
 func (p *process) report(ctx context.Context) error {
 	changed := make(chan struct{}, 1)
+	changed <- struct{}{} // the first report
 	cancel := p.store.Subscribe(func(_, _ *snapshot.Index) {
 		select {
 		case changed <- struct{}{}:
@@ -167,13 +168,12 @@ func (p *process) report(ctx context.Context) error {
 		}
 	})
 	defer cancel()
-	interval := reportInterval
+	interval, wait := reportInterval, reportInterval
 	for {
-		next := time.After(interval)
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-next:
+		case <-time.After(wait):
 		case <-changed:
 			select { // what comes together is told together
 			case <-ctx.Done():
@@ -183,8 +183,10 @@ func (p *process) report(ctx context.Context) error {
 		}
 		conn := p.client.Conn()
 		if conn == nil {
+			wait = time.Second // it is still to be told
 			continue
 		}
+		wait = interval
 		call, cancel := context.WithTimeout(ctx, callTimeout)
 		r, err := fleetv1.NewFleetClient(conn).Report(call, p.status())
 		cancel()
@@ -194,6 +196,7 @@ func (p *process) report(ctx context.Context) error {
 		}
 		if d := r.GetInterval().AsDuration(); d > 0 {
 			interval = max(d, time.Second)
+			wait = interval
 		}
 	}
 }

@@ -194,7 +194,11 @@ func (p *process) start(ctx context.Context) (err error) {
 		return err
 	}
 	p.notReady("waiting for a first configuration")
-	p.calls = telemetry.NewCalls(p.registry, p.cfg.AccessLog)
+	lines := p.cfg.AccessLog
+	if lines == io.Discard {
+		lines = nil
+	}
+	p.calls = telemetry.NewCalls(p.registry, lines)
 	p.upstreams = upstream.New(upstream.Config{Log: p.cfg.Log})
 	var handler func(port uint16) http.Handler
 	p.listeners = listener.New(listener.Config{
@@ -281,7 +285,9 @@ func (p *process) ready() (string, error) {
 	return "ok", nil
 }
 
-func (p *process) dial() (*grpc.ClientConn, error) { return dial(p.cfg.XDSAddr, p.identity.ClientConfig()) }
+func (p *process) dial() (*grpc.ClientConn, error) {
+	return dial(p.cfg.XDSAddr, p.identity.ClientConfig())
+}
 
 func dial(address string, config *tls.Config) (*grpc.ClientConn, error) {
 	return grpc.NewClient(address,
