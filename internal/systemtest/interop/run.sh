@@ -91,7 +91,7 @@ client_fastmcp() { "$PYTHON" "$here/fastmcp_client.py"; }
 client_ts-v1() { node_client ts_v1.mjs @modelcontextprotocol/sdk@1.32.2; }
 client_ts-v2() { node_client ts_v2.mjs @modelcontextprotocol/client@2.4.0; }
 client_inspector() {
-  INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_version")/clients/launcher/build/index.js" "$NODE" "$here/inspector.mjs"
+  INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_version")" "$NODE" "$here/inspector.mjs"
 }
 client_page() {
   command -v chromium >/dev/null || die "the inspector's page needs chromium (Debian: apt-get install chromium)"

@@ -30,6 +30,9 @@ func session(ctx context.Context, revision, url, secondTool string, arguments ma
 			return &mcp.CreateMessageResult{Role: "assistant", Model: "none", Content: &mcp.TextContent{Text: "sampled here"}}, nil
 		},
 		ElicitationHandler: func(context.Context, *mcp.ElicitRequest) (*mcp.ElicitResult, error) {
+			if stateless { // another tool, which asks for another thing
+				return &mcp.ElicitResult{Action: "accept", Content: map[string]any{"name": "ada"}}, nil
+			}
 			return &mcp.ElicitResult{Action: "accept", Content: map[string]any{"username": "ada", "email": "ada@example.com"}}, nil
 		},
 		ResourceUpdatedHandler: func(_ context.Context, r *mcp.ResourceUpdatedNotificationRequest) { updated <- r.Params.URI },
@@ -45,6 +48,9 @@ func session(ctx context.Context, revision, url, secondTool string, arguments ma
 	}
 	check(revision, "lists tools of both targets", has("go_test_simple_text") && has(secondTool))
 	call := func(what, name string, arguments map[string]any, want string) {
+		if arguments == nil {
+			arguments = map[string]any{} // some servers refuse null
+		}
 		result, err := s.CallTool(ctx, &mcp.CallToolParams{Name: name, Arguments: arguments})
 		must(revision, what, err)
 		var text strings.Builder
