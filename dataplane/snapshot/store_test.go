@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -386,9 +387,10 @@ func TestClientCertificatesCannotBeBypassed(t *testing.T) {
 
 func TestPortThatCannotBeHad(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		taken := true
+		var taken atomic.Bool
+		taken.Store(true)
 		s := New(Config{Bind: func(port uint16) error {
-			if port == 80 && taken {
+			if port == 80 && taken.Load() {
 				return errors.New("listen on 127.0.0.1:80: permission denied")
 			}
 			return nil
@@ -406,7 +408,7 @@ func TestPortThatCannotBeHad(t *testing.T) {
 		if diff := cmp.Diff(map[uint16]bool{3000: false, 81: false}, s.Load().Ports()); diff != "" {
 			t.Errorf("ports (-want +got):\n%s", diff)
 		}
-		taken = false
+		taken.Store(false)
 		time.Sleep(3 * time.Second)
 		if _, err := find(s, 80, "x.test", "/"); err != nil || len(s.Load().Tenant("acme").Refusals()) != 0 {
 			t.Errorf("the port is free again: %v, %v", err, s.Load().Tenant("acme").Refusals())

@@ -161,16 +161,17 @@ func (b *builder) unit(name string) (form, partial any) {
 		b.refuse("", "%v", b.head.err)
 		return nil, nil
 	}
-	switch c := b.head.config.GetResource().(type) {
-	case *xdsv1.Config_Listener:
-		return b.listener(c.Listener), nil
-	case *xdsv1.Config_Backend:
-		return &backendForm{c.Backend}, nil
-	case *xdsv1.Config_Route:
-		f := b.route(c.Route)
+	c := b.head.config
+	switch kind := kindOf(name); { // the name decides: what is kept under it is of its kind
+	case kind == "listener" && c.GetListener() != nil:
+		return b.listener(c.GetListener()), nil
+	case kind == "backend" && c.GetBackend() != nil:
+		return &backendForm{c.GetBackend()}, nil
+	case kind == "route" && c.GetRoute() != nil:
+		f := b.route(c.GetRoute())
 		return f, f
-	case *xdsv1.Config_Binding:
-		f := b.binding(c.Binding)
+	case kind == "binding" && c.GetBinding() != nil:
+		f := b.binding(c.GetBinding())
 		return f, f
 	}
 	b.refuse("", "the resource is not what its name says")
