@@ -261,7 +261,7 @@ func (p *publisher) Warnings(name string) []*adminv1.ObjectStatus {
 		return nil
 	}
 	var all []*adminv1.ObjectStatus
-	objects := keyURLs(s.view)
+	objects := s.urls
 	p.keys.mu.Lock()
 	defer p.keys.mu.Unlock()
 	for _, url := range slices.Sorted(maps.Keys(objects)) {

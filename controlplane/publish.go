@@ -370,7 +370,7 @@ func (e *evaluation) tenant(before, above *state, change api.Change, own bool) e
 	if err := e.needKeys(next, above); err != nil {
 		return err
 	}
-	next.in = e.inputs(next, above)
+	next.in = e.inputs(next, above, before, record.changed)
 	base := &merge.Output{}
 	if before != nil && before.out != nil {
 		base = before.out

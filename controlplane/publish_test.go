@@ -5,17 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/sluicegate/sluice/controlplane/api"
 	"github.com/sluicegate/sluice/controlplane/store"
@@ -23,6 +28,7 @@ import (
 	"github.com/sluicegate/sluice/controlplane/xds"
 	"github.com/sluicegate/sluice/internal/resource"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
 
 // slowStore is a real store whose commits tests delay or make fail, as a full disk does.
@@ -400,4 +406,68 @@ binds:
 	if len(got.routes) != 3 || got.ports[3000] {
 		t.Errorf("claims %v, TLS %v", got.routes, got.ports)
 	}
+}
+
+// What edits keep up to date one by one is what a restart makes from scratch, after any edits.
+func TestEditsEqualARestart(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 1))
+	p, s := newLoop(t)
+	secret := func(name string, n int) *adminv1.Object {
+		return &adminv1.Object{Name: name, Spec: &adminv1.Object_Secret{Secret: &adminv1.Secret{Value: sealedAs(p, n)}}}
+	}
+	backend := &adminv1.Object{Name: "b", Spec: &adminv1.Object_Backend{Backend: &adminv1.Backend{}}}
+	if _, err := p.Submit(t.Context(), put(backend)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 120 {
+		change := api.Change{Tenant: "acme", Sealed: map[string][]byte{}}
+		for n := range 4 {
+			change.Sealed[sealedAs(p, n).GetSealed()] = []byte(fmt.Sprint("value", n))
+		}
+		view, _ := p.View("acme")
+		for range 1 + r.IntN(3) {
+			name := fmt.Sprint("o", r.IntN(5))
+			target := &adminv1.Object{Name: "b/" + name, Source: &adminv1.Source{File: fmt.Sprint("f", r.IntN(2))}, Spec: &adminv1.Object_Target{Target: &adminv1.Target{
+				Backend: "b", Transport: &adminv1.Target_Mcp{Mcp: &adminv1.HttpTransport{Host: "h.example.com", Port: uint32(1 + r.IntN(2)), Path: "/"}},
+				Policies: &policyv1.Policies{BackendAuth: &policyv1.BackendAuth{Method: &policyv1.BackendAuth_Key{Key: &policyv1.KeyAuth{
+					Credentials: []*policyv1.LocatedCredential{{Credential: sealedAs(p, r.IntN(4))}}}}}}}}}
+			choices := []*adminv1.Object{secret(name, r.IntN(4)), listener(name, uint32(1+r.IntN(50))), target}
+			o := choices[r.IntN(len(choices))]
+			key := resource.Key(o)
+			if slices.ContainsFunc(change.Put, func(o *adminv1.Object) bool { return resource.Key(o) == key }) || slices.Contains(change.Remove, key) {
+				continue
+			}
+			if view.Objects[key] != nil && r.IntN(3) == 0 {
+				change.Remove = append(change.Remove, key)
+			} else {
+				change.Put = append(change.Put, o)
+			}
+		}
+		e := api.Edit{Tenant: "acme", Plan: func(context.Context, api.World) ([]api.Change, error) { return []api.Change{change}, nil }}
+		if _, err := p.Submit(t.Context(), e); err != nil {
+			t.Fatalf("edit %d: %v", i, err)
+		}
+		if i%10 != 0 {
+			continue
+		}
+		again := &publisher{store: s, vault: p.vault, server: xds.New(xds.Config{}), log: p.log, now: p.now}
+		if err := again.load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		got, want := p.world.Load().tenant("acme"), again.world.Load().tenant("acme")
+		opt := []cmp.Option{protocmp.Transform(), cmpopts.IgnoreUnexported(store.Object{}), cmpopts.EquateEmpty()}
+		for what, pair := range map[string][2]any{
+			"view": {want.view, got.view}, "sealed": {want.sealed, got.sealed}, "urls": {want.urls, got.urls},
+			"routes": {want.claims.routes, got.claims.routes}, "ports": {want.claims.ports, got.claims.ports},
+			"objects": {want.in.Objects, got.in.Objects}, "secrets": {want.in.Secrets, got.in.Secrets}, "digest": {want.out.Digest(), got.out.Digest()},
+		} {
+			if diff := cmp.Diff(pair[0], pair[1], opt...); diff != "" {
+				t.Fatalf("after edit %d %s (-restart +edits):\n%s", i, what, diff)
+			}
+		}
+	}
+}
+
+func sealedAs(p *publisher, n int) *policyv1.Credential {
+	return &policyv1.Credential{Source: &policyv1.Credential_Sealed{Sealed: p.vault.Of("acme").Fingerprint([]byte(fmt.Sprint("value", n)))}}
 }

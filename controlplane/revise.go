@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
+	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/sluicegate/sluice/controlplane/api"
 	"github.com/sluicegate/sluice/controlplane/merge"
@@ -29,16 +32,18 @@ type record struct {
 	rev store.Revision
 	// True if the operator's content changed; a place alone is no change.
 	any bool
+	// Keys of objects that are other ones than before.
+	changed []string
 }
 
 // next returns the state that a change makes of before, which is nil for a new tenant, not derived yet, and what to store.
 func (e *evaluation) next(before *state, c api.Change) (*state, *record, error) {
 	r := &record{rev: store.Revision{Tenant: c.Tenant, Set: map[string][]byte{}, Sealed: map[string][]byte{}, Sources: map[string]*adminv1.Source{}}}
-	n := &state{view: &api.View{Info: tenant.Info{Name: c.Tenant, Created: e.at}}, sealed: map[string][]byte{}, keys: map[string]keySet{}}
+	n := &state{view: &api.View{Info: tenant.Info{Name: c.Tenant, Created: e.at}, Sealed: map[string]int{}}, sealed: map[string][]byte{}, keys: map[string]keySet{}}
 	if before != nil {
 		view := *before.view
 		n.view, n.sessionKeys = &view, before.sessionKeys
-		n.sealed, n.keys, n.claims = before.sealed, before.keys, before.claims
+		n.sealed, n.keys, n.urls, n.claims = before.sealed, before.keys, before.urls, before.claims
 		r.rev.If, r.rev.Old = before.view.Revision, before.view.Objects
 	}
 	n.view.Revision = r.rev.If + 1
@@ -62,7 +67,8 @@ func (e *evaluation) next(before *state, c api.Change) (*state, *record, error) 
 	return n, r, e.fetched(n, r)
 }
 
-// objects applies a change to the objects and to the sealed values that they name.
+// objects applies a change to the objects and to what is known of them. It looks at what changed alone: a tenant may
+// have ten thousand objects, and most edits change one.
 func (e *evaluation) objects(n *state, r *record, c api.Change) error {
 	put, remove, moved := api.Effect(n.view, c)
 	if len(put)+len(remove)+len(moved) == 0 {
@@ -73,19 +79,24 @@ func (e *evaluation) objects(n *state, r *record, c api.Change) error {
 	}
 	objects := make(map[string]*store.Object, len(n.view.Objects)+len(put))
 	maps.Copy(objects, n.view.Objects)
+	var before, after []*store.Object
 	for _, o := range put {
 		stored, err := store.NewObject(resource.Kind(o), o, n.view.Revision, e.at)
 		if err != nil {
 			return err
 		}
-		objects[stored.Key()] = stored
-		r.rev.Put = append(r.rev.Put, stored)
+		if old := objects[stored.Key()]; old != nil {
+			before = append(before, old)
+		}
+		objects[stored.Key()], after = stored, append(after, stored)
+		r.rev.Put, r.changed = append(r.rev.Put, stored), append(r.changed, stored.Key())
 		if o.GetSource() != nil {
 			r.rev.Sources[stored.Key()] = o.GetSource()
 		}
 	}
 	for _, o := range remove {
 		delete(objects, o.Key())
+		before, r.changed = append(before, o), append(r.changed, o.Key())
 		r.rev.Remove = append(r.rev.Remove, o)
 	}
 	for _, o := range moved {
@@ -95,13 +106,30 @@ func (e *evaluation) objects(n *state, r *record, c api.Change) error {
 			return err
 		}
 		placed.Object.Source = o.GetSource()
+		before, after = append(before, old), append(after, placed)
 		objects[placed.Key()], r.rev.Sources[placed.Key()] = placed, o.GetSource()
+		r.changed = append(r.changed, placed.Key())
 	}
 	n.view.Objects = objects
-	n.claims = claimsOf(objects)
 	r.any = r.any || len(put)+len(remove) > 0
 	e.describe(n.view.Name, r)
-	return e.seal(n, r, c.Sealed)
+	n.index(before, after)
+	return e.seal(n, r, c.Sealed, before, after)
+}
+
+// index brings what is known of the objects up to date: places they claim, and URLs of key sets.
+func (n *state) index(before, after []*store.Object) {
+	places, urls := false, false
+	for _, o := range slices.Concat(before, after) {
+		places = places || o.Kind == "listener" || o.Kind == "route"
+		urls = urls || len(api.Jwks(o.Object)) > 0
+	}
+	if places {
+		n.claims = claimsOf(n.view.Objects)
+	}
+	if urls {
+		n.urls = keyURLs(n.view)
+	}
 }
 
 // describe tells the caller what its edit changes.
@@ -121,34 +149,56 @@ func (e *evaluation) describe(name string, r *record) {
 }
 
 // seal keeps the values that the objects name, and stores those that are new.
-func (e *evaluation) seal(n *state, r *record, lifted map[string][]byte) error {
+func (e *evaluation) seal(n *state, r *record, lifted map[string][]byte, before, after []*store.Object) error {
+	differ := map[string]int{}
+	for fp := range fingerprints(after) {
+		differ[fp]++
+	}
+	for fp := range fingerprints(before) {
+		differ[fp]--
+	}
+	maps.DeleteFunc(differ, func(_ string, by int) bool { return by == 0 })
+	if len(differ) == 0 {
+		return nil
+	}
 	keys := e.vault.Of(n.view.Name)
-	kept := map[string][]byte{}
-	for _, o := range n.view.Objects {
-		for path, c := range resource.Credentials(o.Object) {
-			fp := c.GetSealed()
-			if fp == "" {
-				continue
-			}
-			value, ok := n.sealed[fp]
-			if !ok {
-				if value, ok = lifted[fp]; !ok {
-					return fmt.Errorf("%s: %s: sealed value %s is not there", o.Key(), path, fp)
+	sealed, uses := maps.Clone(n.sealed), maps.Clone(n.view.Sealed)
+	for fp, by := range differ {
+		if uses[fp] += by; uses[fp] == 0 {
+			delete(uses, fp)
+			delete(sealed, fp)
+			continue
+		}
+		if _, ok := sealed[fp]; ok {
+			continue
+		}
+		value, ok := lifted[fp]
+		if !ok {
+			return fmt.Errorf("tenant %q: sealed value %s is not there", n.view.Name, fp)
+		}
+		sealed[fp], r.rev.Sealed[fp] = value, keys.Seal(fp, value)
+	}
+	n.sealed, n.view.Sealed = sealed, uses
+	return nil
+}
+
+// fingerprints yields the sealed values that objects name, each as often as it is named.
+func fingerprints(objects []*store.Object) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, o := range objects {
+			for _, c := range resource.Credentials(o.Object) {
+				if fp := c.GetSealed(); fp != "" && !yield(fp) {
+					return
 				}
-				r.rev.Sealed[fp] = keys.Seal(fp, value)
 			}
-			kept[fp] = value
 		}
 	}
-	n.sealed = kept
-	return nil
 }
 
 // fetched takes over key sets that were fetched for this edit, and drops those that no object names any more.
 func (e *evaluation) fetched(n *state, r *record) error {
-	wanted := keyURLs(n.view)
 	keys := maps.Clone(n.keys)
-	for url := range wanted {
+	for url := range n.urls {
 		set, ok := e.request.fetched[keySource{n.view.Name, url}]
 		if !ok {
 			continue
@@ -160,7 +210,7 @@ func (e *evaluation) fetched(n *state, r *record) error {
 		keys[url], r.rev.Set[keySetName(url)] = set, value
 	}
 	for url := range n.keys {
-		if wanted[url] == nil {
+		if n.urls[url] == nil {
 			delete(keys, url)
 			r.rev.Unset = append(r.rev.Unset, keySetName(url))
 		}
@@ -181,7 +231,7 @@ func (e *evaluation) fetchedFor(owner string) bool {
 // needKeys errs with a *keysNeeded if a tenant names URLs whose keys nobody has fetched.
 func (e *evaluation) needKeys(n, above *state) error {
 	need := &keysNeeded{owner: n.view.Name, grants: n.view.Grants, missing: map[string]*adminv1.Object{}}
-	for url, o := range keyURLs(n.view) {
+	for url, o := range n.urls {
 		if _, ok := n.keys[url]; !ok {
 			need.missing[url] = o
 		}
@@ -213,24 +263,12 @@ func operatorsLevel(above *state) *adminv1.Object {
 	return nil
 }
 
-// inputs is what a tenant is derived from.
-func (p *publisher) inputs(n, above *state) merge.Inputs {
+// inputs is what a tenant is derived from. It shares with before, which may be nil, what did not change: keys of the
+// objects that did are in changed.
+func (p *publisher) inputs(n, above, before *state, changed []string) merge.Inputs {
 	in := merge.Inputs{
 		Tenant: n.view.Name, Platform: n.view.Platform, Grants: n.view.Grants, SessionKeys: n.sessionKeys,
-		Secrets: map[string][]byte{}, Jwks: map[string][]byte{}, VersionKey: p.vault.Of(n.view.Name).VersionKey(),
-	}
-	for _, key := range slices.Sorted(maps.Keys(n.view.Objects)) {
-		o := n.view.Objects[key]
-		in.Objects = append(in.Objects, o.Object)
-		if fp := o.Object.GetSecret().GetValue().GetSealed(); fp != "" {
-			in.Secrets[n.view.Name+"/secret/"+o.Name] = n.sealed[fp]
-		}
-	}
-	for fp, value := range n.sealed {
-		in.Secrets[n.view.Name+"/sealed/"+fp] = value
-	}
-	for fp, value := range above.sealed { // what the operator's level names, it names for all
-		in.Secrets[n.view.Name+"/sealed/"+fp] = value
+		Jwks: map[string][]byte{}, VersionKey: p.vault.Of(n.view.Name).VersionKey(),
 	}
 	for url, set := range above.keys {
 		in.Jwks[url] = set.Keys
@@ -238,7 +276,60 @@ func (p *publisher) inputs(n, above *state) merge.Inputs {
 	for url, set := range n.keys {
 		in.Jwks[url] = set.Keys
 	}
+	n.above = above
+	in.Objects = patched(n, before, changed)
+	secrets := slices.ContainsFunc(changed, func(key string) bool { return strings.HasPrefix(key, "secret/") })
+	if before != nil && before.above == above && !secrets && sameMap(before.sealed, n.sealed) {
+		in.Secrets = before.in.Secrets
+		return in
+	}
+	in.Secrets = map[string][]byte{}
+	for _, o := range n.view.Objects {
+		if fp := o.Object.GetSecret().GetValue().GetSealed(); fp != "" {
+			in.Secrets[n.view.Name+"/secret/"+o.Name] = n.sealed[fp]
+		}
+	}
+	for fp, value := range above.sealed { // what the operator's level names, it names for all
+		in.Secrets[n.view.Name+"/sealed/"+fp] = value
+	}
+	for fp, value := range n.sealed {
+		in.Secrets[n.view.Name+"/sealed/"+fp] = value
+	}
 	return in
+}
+
+// sameMap tells whether two maps are one, not whether they are equal: maps here are never changed once they are shared.
+func sameMap(a, b map[string][]byte) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
+}
+
+const patchAtMost = 64 // changes; with more it is cheaper to sort all anew
+
+// patched returns the objects in the order of their keys.
+func patched(n, before *state, changed []string) []*adminv1.Object {
+	if before == nil || before.in.Tenant == "" || len(changed) > patchAtMost {
+		objects := make([]*adminv1.Object, 0, len(n.view.Objects))
+		for _, key := range slices.Sorted(maps.Keys(n.view.Objects)) {
+			objects = append(objects, n.view.Objects[key].Object)
+		}
+		return objects
+	}
+	if len(changed) == 0 {
+		return before.in.Objects
+	}
+	objects := slices.Clone(before.in.Objects)
+	for _, key := range changed {
+		at, found := slices.BinarySearchFunc(objects, key, func(o *adminv1.Object, key string) int { return strings.Compare(resource.Key(o), key) })
+		switch now := n.view.Objects[key]; {
+		case now == nil && found:
+			objects = slices.Delete(objects, at, at+1)
+		case now != nil && found:
+			objects[at] = now.Object
+		case now != nil:
+			objects = slices.Insert(objects, at, now.Object)
+		}
+	}
+	return objects
 }
 
 // adopt makes next what the following edits see, and lays down what to store and then to publish.
@@ -304,7 +395,7 @@ func (p *publisher) load(ctx context.Context) error {
 			return err
 		}
 		s.view.Platform = operatorsLevel(above)
-		s.in = p.inputs(s, above)
+		s.in = p.inputs(s, above, nil, nil)
 		world.tenants[info.Name] = s
 		out, err := merge.Derive(s.in)
 		if err != nil {
@@ -347,22 +438,23 @@ func (p *publisher) loadTenant(ctx context.Context, info tenant.Info) (*state, e
 	if err != nil {
 		return nil, err
 	}
-	s := &state{view: &api.View{Info: info, Revision: head, Objects: map[string]*store.Object{}}, sealed: map[string][]byte{}, keys: map[string]keySet{}}
+	s := &state{view: &api.View{Info: info, Revision: head, Objects: map[string]*store.Object{}, Sealed: map[string]int{}}, sealed: map[string][]byte{}, keys: map[string]keySet{}}
 	sealed, err := records.Sealed(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, o := range objects {
 		s.view.Objects[o.Key()] = o
-		for _, c := range resource.Credentials(o.Object) {
-			if fp := c.GetSealed(); fp != "" && s.sealed[fp] == nil {
-				if s.sealed[fp], err = keys.Open(fp, sealed[fp]); err != nil {
-					return nil, err
-				}
-			}
+	}
+	for fp := range fingerprints(objects) {
+		if s.view.Sealed[fp]++; s.view.Sealed[fp] > 1 {
+			continue
+		}
+		if s.sealed[fp], err = keys.Open(fp, sealed[fp]); err != nil {
+			return nil, err
 		}
 	}
-	s.claims = claimsOf(s.view.Objects)
+	s.claims, s.urls = claimsOf(s.view.Objects), keyURLs(s.view)
 	values, err := records.Values(ctx, "")
 	if err != nil {
 		return nil, err
@@ -376,7 +468,7 @@ func (p *publisher) loadTenant(ctx context.Context, info tenant.Info) (*state, e
 }
 
 func (s *state) loadKeys(values map[string][]byte) error {
-	for url := range keyURLs(s.view) {
+	for url := range s.urls {
 		value, ok := values[keySetName(url)]
 		if !ok {
 			return errors.New("key set of " + url + " is missing in the store")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/sluicegate/sluice/controlplane/api"
 	"github.com/sluicegate/sluice/controlplane/merge"
@@ -19,7 +20,9 @@ type state struct {
 	view        *api.View
 	sealed      map[string][]byte // plain values by fingerprint, of the view's objects
 	sessionKeys *xdsv1.SessionKeys
-	keys        map[string]keySet // fetched, by URL
+	keys        map[string]keySet          // fetched, by URL
+	urls        map[string]*adminv1.Object // that the objects name, each with one of them
+	above       *state                     // the platform's own that in was made with
 	in          merge.Inputs
 	out         *merge.Output // nil for the platform's own
 	claims      claims
@@ -166,13 +169,14 @@ func claimsOf(objects map[string]*store.Object) claims {
 		}
 		for _, host := range hosts {
 			for _, path := range paths(r) {
-				c.routes[fmt.Sprintf("%d/%s%s", listener.Object.GetListener().GetPort(), host, path)] = objects[key].Object
+				c.routes[fmt.Sprintf("%d/%s%s", listener.Object.GetListener().GetPort(), strings.ToLower(host), path)] = objects[key].Object
 			}
 		}
 	}
 	return c
 }
 
+// paths are what a route matches, the same for the same: `/x/` and `/x` are one prefix.
 func paths(r *adminv1.Route) []string {
 	if len(r.GetMatches()) == 0 {
 		return []string{"/"}
@@ -183,7 +187,7 @@ func paths(r *adminv1.Route) []string {
 		case *adminv1.PathMatch_Exact:
 			all = append(all, path.Exact+" (exact)")
 		case *adminv1.PathMatch_PathPrefix:
-			all = append(all, path.PathPrefix)
+			all = append(all, "/"+strings.Trim(path.PathPrefix, "/"))
 		case *adminv1.PathMatch_Regex:
 			all = append(all, "/ (regex "+path.Regex+")")
 		default:

@@ -79,6 +79,8 @@ type View struct {
 	Revision int64
 	// By key. Inline credentials are sealed.
 	Objects map[string]*store.Object
+	// Fingerprints of the sealed values that the objects name, and how often.
+	Sealed map[string]int
 	// Above all tenants; nil if there is none.
 	Platform *adminv1.Object
 }

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 
 	"google.golang.org/protobuf/proto"
 
@@ -263,8 +262,7 @@ func (p *applyPlan) check(view *View, c *Change) error {
 		c.Diagnostics = append(c.Diagnostics, p.checkedNotes...)
 		return nil
 	}
-	found := append(Validate(view, *c), powers(view, c.Put)...)
-	found = append(found, resource.Flips(after(view, Change{}), after(view, *c))...)
+	found := append(validate(view, *c), powers(view, c.Put)...)
 	if err := refuse(found); err != nil {
 		return err
 	}
@@ -275,55 +273,6 @@ func (p *applyPlan) check(view *View, c *Change) error {
 	p.checkedNotes = append(p.checkedNotes, found...)
 	c.Diagnostics = append(c.Diagnostics, found...)
 	return nil
-}
-
-// Validate checks what a change would make of a tenant: names, references, levels, and that no policy is accepted that
-// is not enforced yet.
-func Validate(view *View, c Change) []*adminv1.Diagnostic {
-	next := after(view, c)
-	found := resource.Validate(next, resource.Context{Apply: true, Partial: view.Name == tenant.Platform, Platform: view.Platform.GetPlatform()})
-	known := sync.OnceValue(func() map[string]bool { return fingerprints(view) })
-	for _, o := range c.Put {
-		for path, credential := range resource.Credentials(o) {
-			if fp := credential.GetSealed(); fp != "" && c.Sealed[fp] == nil && !known()[fp] {
-				found = append(found, resource.Diagnose(o, severityError, path,
-					fmt.Sprintf("the tenant has no sealed value %s", fp), "give the value itself, or {secret: NAME}"))
-			}
-		}
-	}
-	return found
-}
-
-// fingerprints returns the sealed values that a tenant's objects name.
-func fingerprints(view *View) map[string]bool {
-	all := map[string]bool{}
-	for _, o := range view.Objects {
-		for _, c := range resource.Credentials(o.Object) {
-			if fp := c.GetSealed(); fp != "" {
-				all[fp] = true
-			}
-		}
-	}
-	return all
-}
-
-// after returns a tenant's objects once a change is done, in the order of their keys.
-func after(view *View, c Change) []*adminv1.Object {
-	next := make(map[string]*adminv1.Object, len(view.Objects)+len(c.Put))
-	for key, o := range view.Objects {
-		next[key] = o.Object
-	}
-	for _, key := range c.Remove {
-		delete(next, key)
-	}
-	for _, o := range c.Put {
-		next[resource.Key(o)] = o
-	}
-	objects := make([]*adminv1.Object, 0, len(next))
-	for _, key := range slices.Sorted(maps.Keys(next)) {
-		objects = append(objects, next[key])
-	}
-	return objects
 }
 
 // powers refuses what the platform has not granted the tenant. It looks at what a request brings alone: a tenant whose

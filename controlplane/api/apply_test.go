@@ -250,3 +250,75 @@ func TestUnique(t *testing.T) {
 		t.Errorf("unique = %q", got)
 	}
 }
+
+// Looking at what an edit concerns alone finds what looking at everything finds.
+func TestConcernedObjectsAreEnough(t *testing.T) {
+	_, p := newServer(t, newConnections())
+	view := p.views["acme"]
+	target := func(change func(*adminv1.Target)) *adminv1.Object {
+		spec := &adminv1.Target{Backend: "b", Transport: &adminv1.Target_Mcp{Mcp: &adminv1.HttpTransport{Host: "h.example.com", Port: 443, Path: "/mcp"}}}
+		change(spec)
+		return &adminv1.Object{Name: "b/t", Spec: &adminv1.Object_Target{Target: spec}}
+	}
+	key := func(c *policyv1.Credential) *policyv1.Policies {
+		return &policyv1.Policies{BackendAuth: &policyv1.BackendAuth{Method: &policyv1.BackendAuth_Key{Key: &policyv1.KeyAuth{Credentials: []*policyv1.LocatedCredential{{Credential: c}}}}}}
+	}
+	rule := func(text string) *policyv1.Policies {
+		return &policyv1.Policies{McpAuthorization: &policyv1.McpAuthorization{Rules: []*policyv1.AuthorizationRule{{Rule: &policyv1.AuthorizationRule_Allow{Allow: text}}}}}
+	}
+	for _, o := range []*adminv1.Object{
+		listener("l", ""), target(func(*adminv1.Target) {}),
+		{Name: "b", Spec: &adminv1.Object_Backend{Backend: &adminv1.Backend{}}}, {Name: "b2", Spec: &adminv1.Object_Backend{Backend: &adminv1.Backend{}}},
+		{Name: "r", Spec: &adminv1.Object_Route{Route: &adminv1.Route{Listener: "l", Backends: []*adminv1.RouteBackend{{Backend: "b", Weight: 1}, {Backend: "b2", Weight: 1}},
+			Enforced: rule("mcp.tool.name == 'x'")}}},
+		{Name: "s", Spec: &adminv1.Object_Secret{Secret: &adminv1.Secret{Value: value("v")}}},
+	} {
+		hold(t, view, o)
+	}
+	for name, tt := range map[string]struct {
+		put   *adminv1.Object
+		few   bool
+		wrong bool
+	}{
+		"good":             {target(func(s *adminv1.Target) { s.Description = "d" }), true, false},
+		"bad rule":         {target(func(s *adminv1.Target) { s.Policies = rule("mcp.tool.name = 1") }), true, true},
+		"not enforced yet": {target(func(s *adminv1.Target) { s.Policies = &policyv1.Policies{Ai: &policyv1.Ai{}} }), true, true},
+		"a secret": {target(func(s *adminv1.Target) {
+			s.Policies = key(&policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "s"}})
+		}), true, false},
+		"no such secret": {target(func(s *adminv1.Target) {
+			s.Policies = key(&policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "nope"}})
+		}), false, true},
+		"no such backend": {target(func(s *adminv1.Target) { s.Backend = "nope" }), false, true},
+		"means nothing": {target(func(s *adminv1.Target) {
+			s.Policies = &policyv1.Policies{Cors: &policyv1.Cors{AllowOrigins: []string{"*"}}}
+		}), true, true},
+		"reads an unset jwt": {target(func(s *adminv1.Target) { s.Policies = rule("has(jwt.sub)") }), true, false},
+		"a new target":       {&adminv1.Object{Name: "b/new", Spec: target(func(*adminv1.Target) {}).Spec}, false, false},
+		"a listener":         {listener("l", ""), false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			change := Change{Tenant: "acme", Put: []*adminv1.Object{tt.put}}
+			objects, few := concerned(view, change)
+			if few != tt.few {
+				t.Errorf("few = %v with %d objects", few, len(objects))
+			}
+			texts := func(all []*adminv1.Diagnostic) []string {
+				var texts []string
+				for _, d := range all {
+					texts = append(texts, resource.Format(d))
+				}
+				slices.Sort(texts)
+				return texts
+			}
+			full := resource.Validate(after(view, change), resource.Context{Apply: true})
+			full = append(full, resource.Flips(after(view, Change{}), after(view, change))...)
+			if diff := cmp.Diff(texts(full), texts(validate(view, change))); diff != "" {
+				t.Errorf("diagnostics (-all +concerned):\n%s", diff)
+			}
+			if resource.Failed(full) != tt.wrong {
+				t.Errorf("diagnostics: %q", texts(full))
+			}
+		})
+	}
+}

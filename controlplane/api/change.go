@@ -36,7 +36,7 @@ func (a admin) Delete(ctx context.Context, r *adminv1.DeleteRequest) (*adminv1.A
 				return nil, err
 			}
 			change := Change{Tenant: space, Remove: []string{key}}
-			found := Validate(view, change)
+			found := validate(view, change)
 			if set := view.Objects[key].Object.GetSet(); set != "" {
 				found = append(found, resource.Diagnose(view.Objects[key].Object, severityNote, "",
 					fmt.Sprintf("%s belongs to set %q: the next apply of that set makes it again", key, set), "remove it from the set's file too"))
@@ -91,17 +91,17 @@ func (a admin) rollback(ctx context.Context, at World, name string, to int64) ([
 	if change.Sealed, err = a.unseal(ctx, name, view, change.Put); err != nil {
 		return nil, err
 	}
-	change.Diagnostics = append(Validate(view, change), powers(view, change.Put)...)
+	change.Diagnostics = append(validate(view, change), powers(view, change.Put)...)
 	return []Change{change}, refuse(change.Diagnostics)
 }
 
 // unseal reads the sealed values that objects name and the present ones do not. Old content keeps its values for as
 // long as the log reaches it.
 func (s *Server) unseal(ctx context.Context, name string, view *View, objects []*adminv1.Object) (map[string][]byte, error) {
-	missing, known := map[string]bool{}, fingerprints(view)
+	missing := map[string]bool{}
 	for _, o := range objects {
 		for _, c := range resource.Credentials(o) {
-			if fp := c.GetSealed(); fp != "" && !known[fp] {
+			if fp := c.GetSealed(); fp != "" && view.Sealed[fp] == 0 {
 				missing[fp] = true
 			}
 		}
@@ -116,7 +116,7 @@ func (s *Server) unseal(ctx context.Context, name string, view *View, objects []
 	values := map[string][]byte{}
 	for fp := range missing {
 		if sealed[fp] == nil {
-			continue // Validate names the object
+			continue // validate names the object
 		}
 		if values[fp], err = s.Vault.Of(name).Open(fp, sealed[fp]); err != nil {
 			return nil, err

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"log/slog"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -117,9 +118,9 @@ func newServer(t *testing.T, fleet Fleet) (*Server, *published) {
 	}
 	p := &published{views: map[string]*View{}, groups: map[string][]string{tenant.Default: {"default", "acme"}}}
 	for _, name := range []string{tenant.Platform, "default", "acme"} {
-		p.views[name] = &View{Info: tenant.Info{Name: name}, Revision: 3, Objects: map[string]*store.Object{}}
+		p.views[name] = &View{Info: tenant.Info{Name: name}, Revision: 3, Objects: map[string]*store.Object{}, Sealed: map[string]int{}}
 	}
-	server, err := New(Config{Store: s, Registry: registry, Vault: vault, CA: ca, Publisher: p, Fleet: fleet})
+	server, err := New(Config{Store: s, Registry: registry, Vault: vault, CA: ca, Publisher: p, Fleet: fleet, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,6 +135,11 @@ func hold(t *testing.T, v *View, o *adminv1.Object) {
 		t.Fatal(err)
 	}
 	v.Objects[stored.Key()] = stored
+	for _, c := range resource.Credentials(o) {
+		if fp := c.GetSealed(); fp != "" {
+			v.Sealed[fp]++
+		}
+	}
 }
 
 func newCSR(t *testing.T) []byte {
