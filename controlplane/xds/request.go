@@ -174,6 +174,7 @@ func (s *stream) replyWith(c *chunker) {
 // answered takes in an ACK or NACK.
 func (s *stream) answered(r *request, log *slog.Logger) {
 	tenant, number, ok := parseNonce(r.nonce)
+	s.answeredAll = s.answeredAll || ok && number == s.lastSent
 	c := s.cursors[tenant]
 	if !ok || c == nil {
 		return

@@ -50,6 +50,9 @@ type stream struct {
 	turns      []*cursor             // who may have something to send, first come first served
 	replies    []frame               // to subscriptions by name, and removals of what is nobody's
 	nonces     uint64                // numbers of nonces given
+
+	lastSent    uint64 // number of the nonce sent last
+	answeredAll bool   // it was answered: the proxy has read all
 }
 
 // A subscription is what a client asked for of one type.
@@ -63,7 +66,7 @@ type subscription struct {
 func (s *Server) serve(grpcStream grpc.ServerStream) error {
 	ctx, end := context.WithCancelCause(grpcStream.Context())
 	defer end(nil)
-	st := &stream{server: s, since: time.Now(), end: end, wake: make(chan struct{}, 1), cursors: map[string]*cursor{}}
+	st := &stream{server: s, since: time.Now(), end: end, wake: make(chan struct{}, 1), cursors: map[string]*cursor{}, answeredAll: true}
 	var err error
 	if st.peer, err = s.identity(ctx); err != nil {
 		return err
@@ -93,7 +96,6 @@ func (s *Server) identity(ctx context.Context) (Peer, error) {
 // run serves one proxy. Nothing is queued for it but its place: what to send is looked up when it can be sent.
 func (s *stream) run(ctx context.Context, grpcStream grpc.ServerStream, log *slog.Logger) error {
 	requests, hungUp := receive(ctx, grpcStream)
-	// A send blocks while the proxy does not read, and ends with the stream: it must not keep run from ending that.
 	sent, sending := make(chan error, 1), false
 	var expired <-chan time.Time
 	if !s.peer.Expires.IsZero() {
@@ -101,7 +103,7 @@ func (s *stream) run(ctx context.Context, grpcStream grpc.ServerStream, log *slo
 		defer timer.Stop()
 		expired = timer.C
 	}
-	for {
+	for ctx.Err() == nil {
 		if !sending {
 			f, err := s.next()
 			if err != nil {
@@ -109,7 +111,7 @@ func (s *stream) run(ctx context.Context, grpcStream grpc.ServerStream, log *slo
 			}
 			if f != nil {
 				sending = true
-				go func() { sent <- grpcStream.SendMsg(f) }()
+				s.send(grpcStream, f, sent)
 			}
 		}
 		select {
@@ -135,6 +137,21 @@ func (s *stream) run(ctx context.Context, grpcStream grpc.ServerStream, log *slo
 			s.collect()
 		}
 	}
+	return context.Cause(ctx)
+}
+
+// send sends a frame, and then its outcome to sent. SendMsg blocks while the proxy does not read; then it must not keep run
+// from ending the stream, so it has a goroutine of its own, which the end of the stream ends. But if all that was sent
+// before has been answered, gRPC holds nothing of this stream and takes one frame of any size at once: that is nearly
+// always so, and saves a goroutine for each update and proxy.
+func (s *stream) send(grpcStream grpc.ServerStream, f *frame, sent chan<- error) {
+	_, s.lastSent, _ = parseNonce(f.nonce)
+	if s.answeredAll {
+		s.answeredAll = false
+		sent <- grpcStream.SendMsg(f)
+		return
+	}
+	go func() { sent <- grpcStream.SendMsg(f) }()
 }
 
 // receive reads requests until the stream ends, which run's return brings about.
