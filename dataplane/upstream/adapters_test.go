@@ -329,8 +329,24 @@ func TestMaxProcesses(t *testing.T) {
 	if b := text(t, res); res.Status != 503 || res.Header.Get("Retry-After") == "" || !strings.Contains(b, "all 1 processes") || !strings.Contains(b, `"id":0`) {
 		t.Errorf("second session: %d %v %s", res.Status, res.Header, b)
 	}
+	// What is about to be free is waited for.
 	c.do("DELETE", "")
-	eventually(t, "the place is free", func() bool { return second.do("POST", initialize).Status == 200 })
+	if res := second.do("POST", initialize); res.Status != 200 {
+		t.Errorf("after DELETE: %d %s", res.Status, text(t, res))
+	} else {
+		second.id = res.Header.Get("Mcp-Session-Id")
+	}
+	second.do("DELETE", "")
+	second.id = ""
+	// And the process for stateless calls makes room while it has nothing to do.
+	res = second.do("POST", `{"jsonrpc":"2.0","id":1,"method":"server/discover","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}`)
+	if b := text(t, res); !strings.Contains(b, "supportedVersions") {
+		t.Fatalf("discover: %s", b)
+	}
+	open(t, tr)
+	if n := m.Health()[0].Children; n != 1 {
+		t.Errorf("%d processes", n)
+	}
 }
 
 func TestGrants(t *testing.T) {

@@ -19,6 +19,8 @@ type pipe interface {
 	send(ctx context.Context, msg []byte, r *Request) (*Response, error)
 	// post hands over a message of our own without waiting.
 	post(msg []byte)
+	// leave says that close is about to be called.
+	leave()
 	// close ends the connection politely, and returns when it is over or ctx is.
 	close(ctx context.Context)
 }
@@ -55,7 +57,6 @@ type channel struct {
 	backlogged int
 	used       time.Time // when a caller last came or went
 	refused    bool      // it was asked server/discover, and is not of the stateless era
-	done       chan struct{}
 }
 
 // call is one request that the peer has not answered.
@@ -75,7 +76,7 @@ func newChannel(cfg *Config, log *slog.Logger, shared bool) *channel {
 	c := &channel{
 		queue: cfg.MaxQueued, lim: mcp.Limits{Bytes: cfg.MaxMessage}, log: log, started: time.Now(),
 		calls: map[string]*call{}, tokens: map[string]*call{}, forgotten: map[string]bool{},
-		listeners: map[*stream]string{}, subscribed: map[string]map[string]bool{}, used: time.Now(), done: make(chan struct{}),
+		listeners: map[*stream]string{}, subscribed: map[string]map[string]bool{}, used: time.Now(),
 	}
 	c.shared.Store(shared)
 	return c
@@ -273,7 +274,6 @@ func (c *channel) fail(err error) {
 	for s := range c.listeners {
 		s.fail(err)
 	}
-	close(c.done)
 }
 
 // ended tells why the channel ended; nil: it lives.
@@ -281,6 +281,18 @@ func (c *channel) ended() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
+}
+
+// retire ends the channel if nothing has been under way for a while: no call gets in between. Its connection is the
+// caller's to close.
+func (c *channel) retire(idle time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || len(c.calls) > 0 || c.standalone != nil || len(c.listeners) > 0 || time.Since(c.used) < idle {
+		return false
+	}
+	c.err = ErrClosed
+	return true
 }
 
 // idleFor is how long nothing was under way; 0 while something is.

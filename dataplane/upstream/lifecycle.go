@@ -3,20 +3,17 @@ package upstream
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"net/http"
-	"strconv"
-	"sync"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 )
 
 const (
-	handshakeTime = 60 * time.Second // of our own initialize; a package runner may have to download first
-	settled       = 30 * time.Second // a channel that lived so long did not fail at its start
-	deadKept      = time.Minute      // a dead session's backoff is remembered
-	maxBackoff    = 30 * time.Second
+	handshakeTime = 60 * time.Second       // of our own initialize; a package runner may have to download first
+	settled       = 30 * time.Second       // a channel that lived so long did not fail at its start
+	shortWait     = 500 * time.Millisecond // between starts: waited for; a longer one is answered with 503
+	deadKept      = time.Minute            // a dead session's backoff is remembered
 )
 
 func newSession(s *sessions, id string) *session {
@@ -195,17 +192,24 @@ func (sn *session) start(ctx context.Context, o *owned, r *Request, handshake fu
 		sn.back.note(ch.started, why)
 	}
 	id := requestID(r)
-	if wait, why := sn.back.wait(); wait > 0 {
-		return nil, unavailable(id, wait, "the target ended (%v); the next start is in %s", why, wait.Round(time.Millisecond)), nil
-	}
-	if wait, why := sn.s.starts.wait(); wait > 0 {
-		return nil, unavailable(id, wait, "the target does not start (%v); the next attempt is in %s", why, wait.Round(time.Millisecond)), nil
+	for _, b := range []*backoff{&sn.back, &sn.s.starts} {
+		wait, why := b.wait()
+		if wait > shortWait {
+			return nil, unavailable(id, wait, "the target does not run (%v); the next start is in %s", why, wait.Round(time.Millisecond)), nil
+		}
+		if err := sleep(ctx, wait); err != nil {
+			return nil, nil, &Error{Op: "start", Err: err}
+		}
 	}
 	ch := sn.s.takeSpare(sn)
 	if ch == nil {
 		ch = newChannel(sn.s.cfg, sn.s.log, sn.shared)
-		if err := sn.s.open(ctx, o, r, ch); err != nil {
-			var full *slotsError
+		err := sn.s.open(ctx, o, r, ch)
+		var full *slotsError
+		if errors.As(err, &full) && sn.s.evictLoose() {
+			err = sn.s.open(ctx, o, r, ch)
+		}
+		if err != nil {
 			if errors.As(err, &full) {
 				return nil, unavailable(id, 5*time.Second, "%s", full.Error()), nil
 			}
@@ -251,6 +255,20 @@ func (s *sessions) takeSpare(taker *session) *channel {
 	out.ch, out.stop = nil, nil
 	ch.shared.Store(taker.shared)
 	return ch
+}
+
+// evictLoose makes room: the process for messages without a session goes if it has nothing to do.
+func (s *sessions) evictLoose() bool {
+	out := s.looseSession()
+	out.mu.Lock()
+	defer out.mu.Unlock()
+	if out.ch == nil || !out.ch.retire(0) {
+		return false
+	}
+	out.stop.Stop()
+	s.goClose(out.ch)
+	out.ch, out.stop = nil, nil
+	return true
 }
 
 // startError keeps an error's own kind. What a request asks for was not done: only the session was being made.
@@ -308,7 +326,7 @@ func (sn *session) check() {
 			sn.stop.Reset(max(idle-quiet, time.Second))
 			return
 		}
-	} else if quiet == 0 || quiet < idle {
+	} else if !sn.ch.retire(idle) {
 		sn.stop.Reset(max(idle-quiet, time.Second))
 		return
 	}
@@ -342,6 +360,7 @@ func (sn *session) discard(why error) {
 
 // goClose closes a channel's connection in the background; close waits for it.
 func (s *sessions) goClose(ch *channel) {
+	ch.pipe.leave()
 	s.closing.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 3*s.cfg.StopGrace)
 		defer cancel()
@@ -419,84 +438,4 @@ func requestID(r *Request) []byte {
 		return nil
 	}
 	return m.RawID()
-}
-
-// slots bounds the processes of a target of a tenant, whatever snapshots and policies they are from.
-type slots struct {
-	mu   sync.Mutex // guards used
-	used int
-}
-
-// slotsError says that there is no room for one more process.
-type slotsError struct{ most int }
-
-func (e *slotsError) Error() string {
-	return "all " + strconv.Itoa(e.most) + " processes of the target are in use"
-}
-
-// take takes a place of at most most.
-func (s *slots) take(most int) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.used >= most {
-		return &slotsError{most}
-	}
-	s.used++
-	return nil
-}
-
-func (s *slots) give() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.used--
-}
-
-func (s *slots) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.used
-}
-
-// backoff spaces out starts that fail: full jitter, so that many proxies do not start in step.
-type backoff struct {
-	mu    sync.Mutex // guards what is below
-	fails int
-	until time.Time
-	why   error
-}
-
-// wait is how long to leave it alone, and why.
-func (b *backoff) wait() (time.Duration, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return time.Until(b.until), b.why
-}
-
-func (b *backoff) failed(err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	most := min(maxBackoff, 250*time.Millisecond<<min(b.fails, 10))
-	b.fails++
-	b.until, b.why = time.Now().Add(rand.N(most)), err
-}
-
-func (b *backoff) ok() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.fails, b.until, b.why = 0, time.Time{}, nil
-}
-
-// note counts the end of a channel, once: soon after its start it is a failure.
-func (b *backoff) note(started time.Time, why error) {
-	b.mu.Lock()
-	counted := b.why == why
-	b.mu.Unlock()
-	if counted {
-		return
-	}
-	if time.Since(started) > settled {
-		b.ok()
-		return
-	}
-	b.failed(why)
 }

@@ -123,16 +123,24 @@ func (o *owned) do(ctx context.Context, r *Request) (*Response, error) {
 		// an id in the body could as well be another caller's.
 		return &Response{Status: http.StatusAccepted}, nil
 	}
-	sn, ch, renewed, res, err := o.find(ctx, r, &m, id)
-	if res != nil || err != nil {
+	for again := false; ; again = true {
+		sn, ch, renewed, res, err := o.find(ctx, r, &m, id)
+		if res != nil || err != nil {
+			return res, err
+		}
+		res, err = o.exchange(ctx, r, &m, sn, ch, id)
+		if !again && errors.Is(err, errRetired) {
+			continue // it was stopped, idle, just before
+		}
+		if res != nil {
+			res.Renewed = renewed
+		}
 		return res, err
 	}
-	res, err = o.exchange(ctx, r, &m, sn, ch, id)
-	if res != nil {
-		res.Renewed = renewed
-	}
-	return res, err
 }
+
+// errRetired marks that a channel ended before a message was handed to it.
+var errRetired = errors.New("the session's connection has ended")
 
 // find returns the live channel of a request, or what to answer where there is none.
 func (o *owned) find(ctx context.Context, r *Request, m *mcp.Message, id string) (*session, *channel, bool, *Response, error) {
@@ -170,7 +178,7 @@ func (o *owned) exchange(ctx context.Context, r *Request, m *mcp.Message, sn *se
 	}
 	k, msg, err := ch.open(m, id)
 	if err != nil {
-		return nil, &Error{Op: "send", Err: err}
+		return nil, &Error{Op: "send", Err: fmt.Errorf("%w: %w", errRetired, err)}
 	}
 	if res, err := ch.pipe.send(ctx, msg, r); err != nil || res != nil {
 		ch.unsent(k)

@@ -152,6 +152,8 @@ func (p *ssePipe) post(msg []byte) {
 	}()
 }
 
+func (p *ssePipe) leave() {}
+
 func (p *ssePipe) close(ctx context.Context) {
 	p.cancel(ErrClosed)
 	select {

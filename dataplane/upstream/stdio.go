@@ -29,6 +29,7 @@ const (
 // child is one stdio process: the pipe of a channel.
 type child struct {
 	ch    *channel
+	slots *slots
 	cmd   *exec.Cmd
 	grace time.Duration
 	log   *slog.Logger
@@ -36,14 +37,16 @@ type child struct {
 	stdin, stdout, stderr *os.File // our ends
 	out                   outbox
 	exited                chan struct{} // the process is gone, its group killed, and its output read
-	stopping              atomic.Bool   // we asked it to go
+	stopping              atomic.Bool   // we ended it
 
-	mu     sync.Mutex // guards reaped
+	mu     sync.Mutex // guards what is below
 	reaped bool       // the group's number may be another's
+	left   bool       // slots.leave was called
+	given  bool       // slots.give was called
 }
 
 // openStdio starts a child.
-func openStdio(_ context.Context, o *owned, _ *Request, ch *channel) error {
+func openStdio(ctx context.Context, o *owned, _ *Request, ch *channel) error {
 	cfg := o.t.Config.GetStdio()
 	if !o.t.Tenant.Grants.Stdio(cfg.GetCmd()) {
 		return fmt.Errorf("command %q is not granted to tenant %s (sluice tenant allow %s stdio=%s)",
@@ -53,17 +56,17 @@ func openStdio(_ context.Context, o *owned, _ *Request, ch *channel) error {
 	if most == 0 {
 		most = defaultProcesses
 	}
-	if err := o.s.slots.take(most); err != nil {
+	if err := o.s.slots.take(ctx, most); err != nil {
 		return err
 	}
-	c := &child{ch: ch, grace: o.s.cfg.StopGrace, log: ch.log, exited: make(chan struct{})}
+	c := &child{ch: ch, slots: o.s.slots, grace: o.s.cfg.StopGrace, log: ch.log, exited: make(chan struct{})}
 	c.cmd = exec.Command(cfg.GetCmd(), cfg.GetArgs()...)
 	c.cmd.Dir = cfg.GetCwd()
 	c.cmd.Env = childEnv(cfg, o.t.Policy, os.Environ())
 	c.out.most = o.s.cfg.MaxQueued
 	c.out.ready = make(chan struct{}, 1)
-	if err := c.start(o.s.slots.give, o.s.cfg.MaxMessage); err != nil {
-		o.s.slots.give()
+	if err := c.start(o.s.cfg.MaxMessage); err != nil {
+		o.s.slots.give(false)
 		return err
 	}
 	ch.pipe = c
@@ -85,8 +88,8 @@ func childEnv(cfg *xdsv1.StdioTransport, p *policy.Target, own []string) []strin
 	return append(env, p.ChildEnv()...)
 }
 
-// start starts the process and what reads and writes its pipes. gone is called once it is gone.
-func (c *child) start(gone func(), most int) (err error) {
+// start starts the process and what reads and writes its pipes.
+func (c *child) start(most int) (err error) {
 	var theirs [3]*os.File
 	ours := [3]**os.File{&c.stdin, &c.stdout, &c.stderr}
 	closeAll := func(files ...*os.File) {
@@ -123,7 +126,7 @@ func (c *child) start(gone func(), most int) (err error) {
 		closeAll(c.stdin, c.stdout, c.stderr)
 		c.out.close()
 		c.end()
-		gone()
+		c.give()
 		close(c.exited)
 	}()
 	err = <-started
@@ -248,6 +251,24 @@ func (c *child) post(msg []byte) {
 	if _, err := c.out.put(msg); err != nil {
 		c.log.Warn("message to the target got lost", "err", err)
 	}
+}
+
+// leave makes the child's place count as one that is about to be free.
+func (c *child) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.left && !c.given {
+		c.left = true
+		c.slots.leave()
+	}
+}
+
+// give gives the child's place back.
+func (c *child) give() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.given = true
+	c.slots.give(c.left)
 }
 
 // close asks the child to go: the end of its input, then SIGTERM, then SIGKILL to its whole group.
