@@ -245,7 +245,8 @@ func (e *edge) connect(address string) *edge {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.names, e.commits, e.ended = map[string]string{}, map[string]int64{}, make(chan error, 1)
+	ended := make(chan error, 1)
+	e.names, e.commits, e.ended = map[string]string{}, map[string]int64{}, ended
 	var sending sync.Mutex
 	e.send = func(r *discovery.DeltaDiscoveryRequest) error {
 		sending.Lock()
@@ -261,7 +262,7 @@ func (e *edge) connect(address string) *edge {
 		for {
 			resp, err := stream.Recv()
 			if err != nil {
-				e.ended <- err
+				ended <- err
 				return
 			}
 			e.take(resp)
@@ -329,6 +330,13 @@ func (e *edge) set(change func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	change()
+}
+
+// version returns the version of a resource that the proxy holds, or "".
+func (e *edge) version(name string) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.names[name]
 }
 
 // holds returns the names that the proxy has of a tenant, of all tenants if that is empty.

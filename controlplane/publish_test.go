@@ -275,7 +275,7 @@ func TestKeySets(t *testing.T) {
 	r = start(t, dir)
 	e.connect(r.at.XDS)
 	e.serving("default", applied.GetRevision())
-	version := e.names[name]
+	version := e.version(name)
 	if version == "" {
 		t.Fatal("after a restart the keys are gone")
 	}
