@@ -1,0 +1,169 @@
+package mux
+
+import (
+	"encoding/json"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
+)
+
+func TestLRU(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newLRU[int, string](16 * 4)
+		if !c.empty() {
+			t.Error("a new cache is not empty")
+		}
+		c.put(1, "one", 1, time.Now().Add(time.Minute))
+		c.put(1, "uno", 1, time.Now().Add(time.Minute))
+		c.put(2, "huge", 5, time.Time{})
+		if v, ok := c.get(1); !ok || v != "uno" {
+			t.Errorf("1 = %q, %v", v, ok)
+		}
+		if _, ok := c.get(2); ok {
+			t.Error("what is larger than there is room was kept")
+		}
+		time.Sleep(time.Minute)
+		if _, ok := c.get(1); ok || !c.empty() {
+			t.Error("1 outlived its time")
+		}
+		for i := range 1000 {
+			c.put(i, "", 1, time.Time{})
+			c.get(0) // used all the time
+		}
+		if n := c.held.Load(); n > 64 {
+			t.Errorf("%d items are held, want at most 64", n)
+		}
+		if _, ok := c.get(0); !ok {
+			t.Error("what was used last is gone")
+		}
+		c.drop(0)
+		if _, ok := c.get(0); ok {
+			t.Error("dropped, and still there")
+		}
+	})
+}
+
+// What the proxy itself says never lands inside an event that passes through, however that is cut.
+func TestSinkKeepsEventsWhole(t *testing.T) {
+	for _, end := range []string{"\n", "\r\n", "\r"} {
+		stream := strings.ReplaceAll("id: 1\ndata: {\"a\":\ndata: 1}\n\n: note\n\ndata: {\"b\":2}\n\n", "\n", end)
+		for size := 1; size < len(stream); size++ {
+			w := httptest.NewRecorder()
+			s := newSink(w, time.Hour)
+			for i := 0; i < len(stream); i += size {
+				s.raw([]byte(stream[i:min(i+size, len(stream))]))
+				s.message([]byte(`{"own":1}`))
+			}
+			s.close()
+			var got []string
+			events := mcp.NewEventReader(w.Body, 0)
+			for {
+				ev, err := events.Next()
+				if err != nil {
+					break
+				}
+				if ev.HasData && string(ev.Data) != `{"own":1}` {
+					got = append(got, string(ev.ID)+" "+string(ev.Data))
+				}
+			}
+			if diff := cmp.Diff([]string{"1 {\"a\":\n1}", " {\"b\":2}"}, got); diff != "" {
+				t.Fatalf("pieces of %d, lines end in %q (-want +got):\n%s", size, end, diff)
+			}
+		}
+	}
+}
+
+func TestSinkHoldsAndKeepsAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := httptest.NewRecorder()
+		s := newSink(w, 15*time.Second)
+		s.hold()
+		s.message([]byte(`{"own":1}`))
+		time.Sleep(20 * time.Second)
+		if w.Body.Len() > 0 {
+			t.Errorf("before the first event: %q", w.Body)
+		}
+		s.raw([]byte("data: {\"ack\":1}\n\n"))
+		if got := w.Body.String(); !strings.HasPrefix(got, "data: {\"ack\":1}\n\n") || !strings.Contains(got, `{"own":1}`) {
+			t.Errorf("after it: %q", got)
+		}
+		w.Body.Reset()
+		time.Sleep(40 * time.Second)
+		if n := strings.Count(w.Body.String(), ": keep-alive"); n != 2 {
+			t.Errorf("%d comments in 40 s, want 2: %q", n, w.Body)
+		}
+		s.raw([]byte("data: half"))
+		w.Body.Reset()
+		time.Sleep(time.Minute)
+		if w.Body.Len() > 0 {
+			t.Errorf("inside an event: %q", w.Body)
+		}
+		s.close()
+		time.Sleep(time.Minute)
+		s.message([]byte(`{}`))
+		if w.Body.Len() > 0 {
+			t.Errorf("after its end: %q", w.Body)
+		}
+	})
+}
+
+func TestMergeServers(t *testing.T) {
+	m := newServerMerge()
+	for name, result := range map[string]string{
+		"a": `{"capabilities":{"tools":{},"resources":{"subscribe":false},"tasks":{"list":{}}},"instructions":"one"}`,
+		"b": `{"capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true},"logging":{},"extensions":{"x/y":{"v":1}}},"ttlMs":500,"cacheScope":"public"}`,
+	} {
+		says, err := parseServer([]byte(result))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.add(name, says)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(m.initializeResult("2025-11-25", missing{}), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{
+		"protocolVersion": "2025-11-25", "serverInfo": map[string]any{"name": "sluice", "version": "1"}, "instructions": "## a\n\none",
+		"capabilities": map[string]any{"tools": map[string]any{"listChanged": true}, "resources": map[string]any{"subscribe": true}, "logging": map[string]any{},
+			"extensions": map[string]any{"x/y": map[string]any{"v": 1.0}}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("initialize (-want +got):\n%s", diff)
+	}
+	if err := json.Unmarshal(m.discoverResult("2026-07-28", missing{}), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got["resultType"] != "complete" || got["ttlMs"] != 0.0 || got["cacheScope"] != "private" || got["tools"] != nil {
+		t.Errorf("discover: %v", got)
+	}
+}
+
+// The place of a target is sealed into sessions: the same on every proxy and in every build.
+func TestPlaceIsStable(t *testing.T) {
+	target := func(tls bool, host string, port uint32, path string) *snapshot.Target {
+		return &snapshot.Target{Config: &xdsv1.Target{Transport: &xdsv1.Target_Mcp{Mcp: &xdsv1.HttpTransport{Tls: tls, Host: host, Port: port, Path: path}}}}
+	}
+	if got := place(target(false, "h", 80, "/mcp")); got != 0xec482dc4 {
+		t.Errorf("place = %#x; sessions of other proxies would be taken for those of another server", got)
+	}
+	seen := map[uint32]bool{}
+	for _, other := range []*snapshot.Target{
+		target(false, "h", 80, "/mcp"), target(true, "h", 80, "/mcp"), target(false, "i", 80, "/mcp"), target(false, "h", 81, "/mcp"),
+		target(false, "h", 80, "/mcq"), target(false, "h/", 80, "mcp"),
+	} {
+		if p := place(other); seen[p] {
+			t.Errorf("two servers at one place: %v", other.Config)
+		} else {
+			seen[p] = true
+		}
+	}
+}
