@@ -111,8 +111,16 @@ func (s *stream) disown(assigned []string) {
 			if _, serves := slices.BinarySearch(assigned, tenant); serves {
 				continue
 			}
+			commit := false
 			for _, cl := range s.claims[set][tenant] {
-				strangers.removed(string(cl.name))
+				if string(cl.name) == commitName(tenant) {
+					commit = true
+				} else {
+					strangers.removed(string(cl.name))
+				}
+			}
+			if commit { // last, as it ends the tenant
+				strangers.removed(commitName(tenant))
 			}
 			delete(s.claims[set], tenant)
 		}
