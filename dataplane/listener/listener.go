@@ -173,7 +173,7 @@ func (m *Manager) serveLocked(port uint16, s *socket, withTLS bool) {
 		} else {
 			err = server.Serve(l)
 		}
-		if !errors.Is(err, http.ErrServerClosed) {
+		if !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			m.cfg.Log.Error("listener lost", "addr", l.Addr().String(), "err", err)
 		}
 	}()

@@ -245,23 +245,38 @@ func (s *Store) Run(ctx context.Context) error {
 // poll builds again what reads a file that has changed, and what could not bind its port.
 func (s *Store) poll() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	used := map[string]bool{}
 	for _, t := range s.tenants {
-		for _, u := range t.units {
-			for _, f := range u.tried.files {
-				used[f.path] = true
-			}
+		for path := range t.files {
+			used[path] = true
 		}
 	}
 	maps.DeleteFunc(s.files, func(path string, _ fileContent) bool { return !used[path] })
-	for path := range used {
-		s.read(path)
+	s.mu.Unlock()
+
+	read := map[string]fileContent{}
+	for path := range used { // without the lock: a slow disk must not hold up a revision
+		read[path] = s.readNow(path)
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for path, now := range read {
+		if old, ok := s.files[path]; !ok || old.hash == now.hash {
+			delete(read, path) // what is left has changed
+		} else {
+			s.files[path] = now
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.tenants)) {
 		t := s.tenants[name]
+		touched := t.retry
+		for path := range t.files {
+			_, changed := read[path]
+			touched = touched || changed
+		}
 		expired := t.stale && s.cfg.MaxStale > 0 && time.Since(s.seen) > s.cfg.MaxStale
-		if s.build(t) || expired != t.expired {
+		if touched && s.build(t) || expired != t.expired {
 			if expired && !t.expired {
 				s.cfg.Log.Error("configuration from disk is too old to serve", "tenant", name, "seen", s.seen, "max_stale", s.cfg.MaxStale)
 			}
@@ -299,12 +314,17 @@ type fileContent struct {
 
 // read always goes to the disk: a unit that is built sees what is there now.
 func (s *Store) read(path string) fileContent {
+	f := s.readNow(path)
+	s.files[path] = f
+	return f
+}
+
+func (s *Store) readNow(path string) fileContent {
 	data, err := s.cfg.ReadFile(path)
 	f := fileContent{data: data, err: err, hash: sha256.Sum256(data)}
 	if err != nil {
 		f.hash = sha256.Sum256([]byte("error: " + err.Error()))
 	}
-	s.files[path] = f
 	return f
 }
 

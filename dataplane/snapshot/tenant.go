@@ -31,6 +31,10 @@ type tenant struct {
 	info info
 	keys []SessionKey
 	bad  []*xdsv1.Refusal // about info and keys
+
+	// What the last build leaves for the next poll.
+	files map[string]bool // that units read
+	retry bool            // a listener waits for its port
 }
 
 type info struct {
@@ -142,6 +146,7 @@ func (s *Store) build(t *tenant) (changed bool) {
 	names := slices.SortedFunc(maps.Keys(heads), func(a, b string) int {
 		return cmp.Or(cmp.Compare(unitOrder[kindOf(a)], unitOrder[kindOf(b)]), cmp.Compare(a, b))
 	})
+	t.files, t.retry = map[string]bool{}, false
 	ports := portUses{s.index.Load(), t.name, map[uint16]*portUse{}}
 	for _, name := range names {
 		u := t.units[name]
@@ -152,8 +157,14 @@ func (s *Store) build(t *tenant) (changed bool) {
 		if s.compile(t, u) {
 			changed = true
 		}
-		if kindOf(name) == "listener" && s.activate(u, ports) {
-			changed = true
+		if kindOf(name) == "listener" {
+			if s.activate(u, ports) {
+				changed = true
+			}
+			t.retry = t.retry || u.waits()
+		}
+		for _, f := range u.tried.files {
+			t.files[f.path] = true
 		}
 	}
 	return changed

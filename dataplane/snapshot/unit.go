@@ -446,6 +446,11 @@ func (s *Store) activate(u *unit, ports portUses) (changed bool) {
 	return changed || !sameRefusals(before, u.refused)
 }
 
+// waits tells whether a listener has a form that only lacks its port.
+func (u *unit) waits() bool {
+	return u.candidate != nil && u.form != any(u.candidate)
+}
+
 // portUses tells what the listeners of each port have in common: those of other tenants as they are served, and those of
 // the tenant that is being built.
 type portUses struct {
