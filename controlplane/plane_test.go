@@ -23,7 +23,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/sluicegate/sluice/controlplane/xds"
@@ -393,8 +392,6 @@ func (r *running) wait(resp *adminv1.ApplyResponse, tenant string) *adminv1.Stat
 		}
 	}
 }
-
-func clone[M proto.Message](m M) M { return proto.Clone(m).(M) }
 
 func loadTry(yaml string) ([]*adminv1.Object, string) {
 	set, diagnostics := resource.Load([]resource.File{{Name: "test.yaml", Data: []byte(yaml)}}, func(string) (string, bool) { return "", false })

@@ -118,17 +118,17 @@ func (e *evaluation) objects(n *state, r *record, c api.Change) error {
 }
 
 // index brings what is known of the objects up to date: places they claim, and URLs of key sets.
-func (n *state) index(before, after []*store.Object) {
+func (s *state) index(before, after []*store.Object) {
 	places, urls := false, false
 	for _, o := range slices.Concat(before, after) {
 		places = places || o.Kind == "listener" || o.Kind == "route"
 		urls = urls || len(api.Jwks(o.Object)) > 0
 	}
 	if places {
-		n.claims = claimsOf(n.view.Objects)
+		s.claims = claimsOf(s.view.Objects)
 	}
 	if urls {
-		n.urls = keyURLs(n.view)
+		s.urls = keyURLs(s.view)
 	}
 }
 

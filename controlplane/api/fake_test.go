@@ -2,10 +2,6 @@ package api
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"log/slog"
 	"maps"
 	"path/filepath"
@@ -140,17 +136,4 @@ func hold(t *testing.T, v *View, o *adminv1.Object) {
 			v.Sealed[fp]++
 		}
 	}
-}
-
-func newCSR(t *testing.T) []byte {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return csr
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -102,7 +101,7 @@ func (f fleet) Renew(ctx context.Context, r *fleetv1.RenewRequest) (*fleetv1.Cer
 	if err := f.Registry.Renewed(ctx, p.ID.Proxy, f.Now().Add(mtls.DefaultTTL)); err != nil {
 		return nil, err
 	}
-	f.Log.InfoContext(ctx, "certificate renewed", "group", p.ID.Group, "proxy", p.ID.Proxy, slog.Bool("expired", p.Expired))
+	f.Log.InfoContext(ctx, "certificate renewed", "group", p.ID.Group, "proxy", p.ID.Proxy, "expired", p.Expired)
 	return response, nil
 }
 

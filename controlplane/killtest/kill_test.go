@@ -18,13 +18,13 @@ import (
 	"testing"
 	"time"
 
-	"go.etcd.io/bbolt"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/sluicegate/sluice/controlplane/store"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
@@ -95,18 +95,13 @@ func checkFile(t *testing.T, path string) {
 	if _, err := os.Stat(path); os.IsNotExist(err) {
 		return
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 5 * time.Second})
+	b, err := store.OpenBolt(path)
 	if err != nil {
-		t.Fatalf("open %s: %v", path, err)
-	}
-	defer db.Close()
-	if err := db.View(func(tx *bbolt.Tx) error {
-		for err := range tx.Check() {
-			t.Errorf("check %s: %v", path, err)
-		}
-		return nil
-	}); err != nil {
 		t.Fatal(err)
+	}
+	defer b.Close()
+	if err := b.Check(); err != nil {
+		t.Errorf("check %s: %v", path, err)
 	}
 }
 

@@ -119,6 +119,18 @@ func syncDir(path string) error {
 // Close waits for the commits that are under way.
 func (b *Bolt) Close() error { return b.close() }
 
+// Check walks all pages of the file and returns all that is wrong with it.
+func (b *Bolt) Check() error {
+	var wrong []error
+	err := b.db.View(func(tx *bbolt.Tx) error {
+		for err := range tx.Check() {
+			wrong = append(wrong, err)
+		}
+		return nil
+	})
+	return errors.Join(append(wrong, err)...)
+}
+
 // Commit implements [Store]. Once its commit is in the queue it waits for the outcome even if ctx ends: an
 // answer that leaves the outcome open helps nobody, and an fsync is short.
 func (b *Bolt) Commit(ctx context.Context, txn Txn) error {

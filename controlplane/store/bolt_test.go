@@ -115,6 +115,9 @@ func TestRandomOperations(t *testing.T) {
 				}
 			}
 			compare(t, b, m)
+			if err := b.Check(); err != nil {
+				t.Error(err)
+			}
 			if refused == 0 {
 				t.Error("no transaction was refused: the test tests no conditions")
 			}

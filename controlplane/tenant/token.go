@@ -20,6 +20,7 @@ import (
 // Role is what an administrator may do. Each holds what the ones before it may.
 type Role int
 
+// The roles.
 const (
 	TenantViewer  Role = iota + 1 // reads one tenant
 	TenantAdmin                   // changes one tenant
@@ -52,9 +53,10 @@ type Actor struct {
 // Type of a Token.
 type Type int
 
+// The types.
 const (
-	AdminToken Type = iota + 1
-	JoinToken
+	AdminToken Type = iota + 1 // opens the admin API
+	JoinToken                  // lets proxies in
 )
 
 // Token is a record of a token; the text itself was shown once and is kept nowhere.
