@@ -144,13 +144,14 @@ func assemble(t *tenant) *Tenant {
 	}
 	listeners := map[string]*Listener{}
 	targets := map[[2]string][]*Target{} // by route and backend
-	names := slices.Sorted(maps.Keys(t.units))
-	for _, name := range names {
-		u := t.units[name]
+	var routes []*unit
+	for name, u := range t.units {
 		if len(u.refused) > 0 && u.form == nil {
 			out.unserved[name] = true
 		}
-		switch kindOf(name) {
+		switch u.kind {
+		case "route":
+			routes = append(routes, u)
 		case "listener":
 			if f, ok := u.form.(*listenerForm); ok {
 				l := &Listener{Name: ownName(name), Resource: name, Tenant: out, Port: f.port, Hostnames: f.hostnames, TLS: f.tls}
@@ -164,15 +165,15 @@ func assemble(t *tenant) *Tenant {
 		}
 	}
 	for _, list := range targets {
-		slices.SortStableFunc(list, func(a, b *Target) int {
-			return cmp.Or(cmp.Compare(place(a), place(b)), cmp.Compare(a.Name, b.Name))
+		slices.SortFunc(list, func(a, b *Target) int {
+			return cmp.Or(cmp.Compare(place(a), place(b)), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Resource, b.Resource))
 		})
 	}
-	for _, name := range names {
-		if kindOf(name) == "route" {
-			if r := assembleRoute(out, t, t.units[name], listeners, targets); r != nil {
-				out.routes = append(out.routes, r)
-			}
+	slices.SortFunc(out.listeners, func(a, b *Listener) int { return cmp.Compare(a.Resource, b.Resource) })
+	slices.SortFunc(routes, func(a, b *unit) int { return cmp.Compare(a.name, b.name) })
+	for _, u := range routes {
+		if r := assembleRoute(out, t, u, listeners, targets); r != nil {
+			out.routes = append(out.routes, r)
 		}
 	}
 	return out

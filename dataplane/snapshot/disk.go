@@ -228,6 +228,6 @@ func (s *Store) rebuild(t *tenant, name string, resources []Resource) {
 	}
 	b := &builder{s: s, t: old, in: inputs{done: true, grants: t.info.from}}
 	if form, _ := b.unit(name); len(b.refused) == 0 {
-		t.units[name] = &unit{name: name, form: form, good: b.in}
+		t.units[name] = &unit{name: name, kind: kindOf(name), form: form, good: b.in}
 	}
 }

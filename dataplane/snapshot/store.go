@@ -210,9 +210,8 @@ func (s *Store) SetConnected(on bool) {
 func (s *Store) Run(ctx context.Context) error {
 	poll := time.NewTicker(s.cfg.Poll)
 	defer poll.Stop()
-	debounce := time.Second
 	var write <-chan time.Time
-	lastWrite := time.Now()
+	var lastWrite, nextWrite time.Time // the start of the last, and when the next may be
 	for {
 		select {
 		case <-ctx.Done():
@@ -221,14 +220,14 @@ func (s *Store) Run(ctx context.Context) error {
 			}
 			return context.Cause(ctx)
 		case <-s.dirty:
-			if write == nil {
-				write = time.After(debounce)
+			if write == nil { // at once where it can be: what a proxy said it serves should survive its death
+				write = time.After(time.Until(nextWrite))
 			}
 		case <-write:
 			write = nil
 			lastWrite = time.Now()
 			s.write()
-			debounce = max(time.Second, 20*time.Since(lastWrite)) // a large one shall not keep a core busy under churn
+			nextWrite = time.Now().Add(20 * time.Since(lastWrite)) // under churn, a large one shall not keep a core busy
 		case <-poll.C:
 			s.poll()
 			if s.cfg.MaxStale > 0 && time.Since(lastWrite) > s.cfg.MaxStale/24 {

@@ -46,13 +46,14 @@ type info struct {
 // resource is immutable but in Store.Forget, which replaces it; units compare its identity by version and body.
 type resource struct {
 	Resource
+	kind   string // the second part of its name
 	config *xdsv1.Config
 	secret *xdsv1.Secret
 	err    error // why it cannot be read
 }
 
 func parse(r Resource) *resource {
-	p := &resource{Resource: r}
+	p := &resource{Resource: r, kind: kindOf(r.Name)}
 	if r.Type == SecretType {
 		p.secret = &xdsv1.Secret{}
 		p.err = proto.Unmarshal(r.Body, p.secret)
@@ -101,7 +102,7 @@ func (t *tenant) next(u Update) *tenant {
 
 // toggle puts a resource into the digest or takes it out: XOR is its own inverse.
 func (t *tenant) toggle(r *resource) {
-	if kindOf(r.Name) == "commit" {
+	if r.kind == "commit" {
 		return
 	}
 	h := sha256.New()
@@ -131,33 +132,35 @@ func (s *Store) build(t *tenant) (changed bool) {
 	t.bad = nil
 	t.buildInfo()
 	t.buildKeys()
-	heads := map[string]*resource{}
+	var names, listeners []string // heads of units
 	for key, r := range t.resources {
-		if _, ok := unitOrder[kindOf(key.Name)]; ok && key.Type == ConfigType {
-			heads[key.Name] = r
+		switch {
+		case key.Type != ConfigType:
+		case r.kind == "listener":
+			listeners = append(listeners, key.Name)
+		case r.kind == "backend" || r.kind == "route" || r.kind == "binding":
+			names = append(names, key.Name)
 		}
 	}
 	for name := range t.units {
-		if heads[name] == nil {
+		if t.resources[Key{ConfigType, name}] == nil {
 			delete(t.units, name)
 			changed = true
 		}
 	}
-	names := slices.SortedFunc(maps.Keys(heads), func(a, b string) int {
-		return cmp.Or(cmp.Compare(unitOrder[kindOf(a)], unitOrder[kindOf(b)]), cmp.Compare(a, b))
-	})
+	slices.Sort(listeners) // of two that want one port, the first by name has it; all else does not depend on order
 	t.files, t.retry = map[string]bool{}, false
 	ports := portUses{s.index.Load(), t.name, map[uint16]*portUse{}}
-	for _, name := range names {
+	for _, name := range append(names, listeners...) {
 		u := t.units[name]
 		if u == nil {
-			u = &unit{name: name}
+			u = &unit{name: name, kind: kindOf(name)}
 			t.units[name] = u
 		}
 		if s.compile(t, u) {
 			changed = true
 		}
-		if kindOf(name) == "listener" {
+		if u.kind == "listener" {
 			if s.activate(u, ports) {
 				changed = true
 			}

@@ -17,12 +17,10 @@ import (
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
-// unitOrder holds the kinds that head a unit, in the order in which they are built.
-var unitOrder = map[string]int{"listener": 0, "backend": 1, "route": 2, "binding": 3}
-
 // unit is what is compiled, kept and refused together.
 type unit struct {
 	name    string // resource name of its head
+	kind    string // listener, backend, route or binding
 	tried   inputs // what the last attempt read
 	refused []*xdsv1.Refusal
 
@@ -108,7 +106,7 @@ func (s *Store) compile(t *tenant, u *unit) (changed bool) {
 	u.compileRefused = b.refused
 	u.refused = b.refused
 	switch {
-	case len(b.refused) == 0 && kindOf(u.name) == "listener":
+	case len(b.refused) == 0 && u.kind == "listener":
 		u.candidate, u.candidateGood = form.(*listenerForm), b.in
 	case len(b.refused) == 0:
 		u.form, u.good, u.partial = form, b.in, nil
