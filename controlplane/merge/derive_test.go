@@ -282,7 +282,7 @@ func (e *editor) edit() Inputs {
 
 // Any sequence of edits: incremental, from scratch and the specification agree, byte for byte, and the deltas lead there.
 func TestUpdateEqualsDerive(t *testing.T) {
-	for seed := range 40 {
+	for seed := range 20 {
 		e := newEditor(seed)
 		out := &Output{}
 		config, secret := map[string]Resource{}, map[string]Resource{} // what a client that follows the deltas holds

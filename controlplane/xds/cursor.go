@@ -25,6 +25,7 @@ type cursor struct {
 	complete  bool             // queue holds its end
 	low, high uint64           // numbers of its frames' nonces
 	heard     uint64           // last number answered
+	serves    int64            // what its answer says is served; 0: nothing, it has no Config
 	nacked    []*xdsv1.Refusal // by answers to it so far
 	departed  bool             // it removes the tenant
 
@@ -121,7 +122,9 @@ func (c *cursor) differLocked() error {
 	}
 	c.first = [2]*opening{}
 	c.sent = [2]int64{t.head, t.head}
-	c.complete = true
+	if c.complete, c.serves = true, 0; c.counts {
+		c.serves = t.head
+	}
 	c.closeLocked()
 	return nil
 }
@@ -156,7 +159,7 @@ func (c *cursor) departLocked() {
 		}
 		c.queueLocked(set, c.sent[set], ch.bodies)
 	}
-	c.departed, c.complete = true, true
+	c.departed, c.complete, c.serves = true, true, 0
 	c.first = [2]*opening{}
 	c.closeLocked()
 }
@@ -216,8 +219,8 @@ func (c *cursor) closeLocked() {
 	if !c.complete || c.open && c.heard < c.high {
 		return
 	}
-	if c.open {
-		c.acked, c.refused = c.sent[configs], c.nacked
+	if c.open && c.serves > 0 {
+		c.acked, c.refused = c.serves, c.nacked
 	}
 	c.open, c.complete, c.nacked = false, false, nil
 	c.tenant.progressLocked()

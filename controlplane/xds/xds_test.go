@@ -164,6 +164,8 @@ func TestTypes(t *testing.T) {
 		a.publish("x=2")
 		wantLines(t, "Secret alone", s.settle())
 		s.send(&discovery.DeltaDiscoveryRequest{TypeUrl: ConfigType}) // no names: the wildcard's old spelling
+		synctest.Wait()
+		wantSum(t, "ACKs of secrets are none of a revision", f.sum("a", 2), "serving [c] refused [] lagging [s]")
 		wantLines(t, "Config late", s.settle(), "Config: a/x=2", "Config: a/commit/a=3")
 		s.holds(a)
 		c.settle()
