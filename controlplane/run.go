@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -141,7 +142,7 @@ func newPlane(ctx context.Context, c Config, s store.Store) (*plane, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca, err := mtls.OpenCA(filepath.Join(c.DataDir, "ca"), "")
+	ca, err := openCA(c.DataDir)
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +166,25 @@ func newPlane(ctx context.Context, c Config, s store.Store) (*plane, error) {
 		return nil, err
 	}
 	return p, writeCA(c.DataDir, ca)
+}
+
+// openCA opens the CA in dir/ca. A new one is made beside it and then renamed, so that a process that is killed meanwhile
+// leaves no half of one.
+func openCA(dir string) (*mtls.CA, error) {
+	path := filepath.Join(dir, "ca")
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		fresh := path + ".new"
+		if err := os.RemoveAll(fresh); err != nil {
+			return nil, err
+		}
+		if _, err := mtls.OpenCA(fresh, ""); err != nil {
+			return nil, err
+		}
+		if err := os.Rename(fresh, path); err != nil {
+			return nil, err
+		}
+	}
+	return mtls.LoadCA(path)
 }
 
 // identify tells the xDS server who is at the other end, from the certificate alone.
