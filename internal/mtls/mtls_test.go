@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -388,10 +389,9 @@ func TestKeep(t *testing.T) {
 		server := newIdentity(t, ca, ID{}, 365*24*time.Hour).ServerConfig()
 		proxy := newIdentity(t, ca, proxyID, 0)
 		config := proxy.ClientConfig()
-		calls, reports := 0, 0
+		var calls, reports atomic.Int32
 		issue := func(ctx context.Context, csr []byte) (Certificates, error) {
-			calls++
-			if calls == 2 {
+			if calls.Add(1) == 2 {
 				return Certificates{}, errors.New("control plane away")
 			}
 			return issuer(ca, proxyID, 0)(ctx, csr)
@@ -400,19 +400,19 @@ func TestKeep(t *testing.T) {
 		done := make(chan error)
 		go func() {
 			done <- proxy.Keep(ctx, issue, func(err error) {
-				reports++
+				reports.Add(1)
 				if !strings.Contains(err.Error(), "control plane away") {
 					t.Errorf("reported %v", err)
 				}
 			})
 		}()
 		time.Sleep(DefaultTTL/3 + DefaultTTL/30 + time.Hour)
-		if calls != 1 {
-			t.Errorf("%d renewals after a third of the life, want 1", calls)
+		if n := calls.Load(); n != 1 {
+			t.Errorf("%d renewals after a third of the life, want 1", n)
 		}
 		time.Sleep(21*24*time.Hour - time.Since(start))
-		if calls < 8 || calls > 10 || reports != 1 {
-			t.Errorf("%d renewals and %d reports in three weeks, want 8 to 10 and 1", calls, reports)
+		if n := calls.Load(); n < 8 || n > 10 || reports.Load() != 1 {
+			t.Errorf("%d renewals and %d reports in three weeks, want 8 to 10 and 1", n, reports.Load())
 		}
 		state, serverErr, clientErr := dial(server, config)
 		if serverErr != nil || clientErr != nil {
