@@ -16,6 +16,9 @@ import (
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 )
 
+// defaultSet is the set of a file when none is named.
+const defaultSet = "default"
+
 type applyOptions struct {
 	connection
 	source
@@ -42,7 +45,7 @@ func applyCommand(env Env) *cobra.Command {
 	opt.connection.flags(cmd)
 	opt.source.flags(cmd)
 	f := cmd.Flags()
-	f.StringVar(&opt.set, "set", "default", "set that the files are the whole content of")
+	f.StringVar(&opt.set, "set", defaultSet, "set that the files are the whole content of")
 	waitFlag(cmd, &opt.wait, &opt.timeout)
 	f.BoolVar(&opt.strict, "strict", false, "with --wait: fail if a known proxy is disconnected")
 	f.BoolVar(&opt.dryRun, "dry-run", false, "check and show the changes, store nothing")
@@ -147,10 +150,12 @@ func wait(ctx context.Context, env Env, client adminv1.AdminClient, w waitFor) e
 		case err == nil:
 			last = resp
 			if resp.Done {
-				return outcome(env, last)
+				return outcome(env, w, last)
 			}
 		case status.Code(err) == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded):
 			return timedOut(w, last)
+		case ctx.Err() != nil:
+			return fmt.Errorf("stopped waiting; revision %d is stored, and `sluice status` tells how far it is", w.revision)
 		case errors.Is(err, io.EOF):
 			return fmt.Errorf("the control plane ended the status of revision %d early", w.revision)
 		default:
@@ -159,22 +164,31 @@ func wait(ctx context.Context, env Env, client adminv1.AdminClient, w waitFor) e
 	}
 }
 
-func outcome(env Env, s *adminv1.StatusResponse) error {
+// outcome tells what the last status says. A refusal fails the wait unless a smaller share was asked for and is reached.
+func outcome(env Env, w waitFor, s *adminv1.StatusResponse) error {
 	for _, r := range s.Refused {
-		place := r.Object
-		if r.Field != "" {
-			place += ": " + r.Field
-		}
-		fmt.Fprintf(env.Stderr, "%s refused %s: %s\n", r.Proxy, place, r.Reason)
+		fmt.Fprintf(env.Stderr, "%s refused %s\n", r.Proxy, refusalText(r))
 	}
-	if len(s.Refused) > 0 {
+	reached := w.percent < 100 && int(s.Serving)*100 >= int(w.percent)*int(s.Total)
+	if len(s.Refused) > 0 && !reached {
 		return &codedError{Refused, fmt.Errorf("sluice: revision %d: %d of %d proxies serve it whole; what was refused keeps its last good form", s.Revision, s.Serving, s.Total)}
 	}
 	if len(s.Disconnected) > 0 {
 		fmt.Fprintf(env.Stderr, "not connected: %s\n", list(s.Disconnected))
+		if w.strict {
+			return &codedError{TimedOut, fmt.Errorf("sluice: revision %d: %d of %d proxies serve it, and the others went away (--strict)", s.Revision, s.Serving, s.Total)}
+		}
 	}
 	fmt.Fprintf(env.Stdout, "revision %d: %d of %d proxies serve it\n", s.Revision, s.Serving, s.Total)
 	return nil
+}
+
+// refusalText is `OBJECT: FIELD: REASON`.
+func refusalText(r *adminv1.ProxyRefusal) string {
+	if r.Field == "" {
+		return r.Object + ": " + r.Reason
+	}
+	return r.Object + ": " + r.Field + ": " + r.Reason
 }
 
 func timedOut(w waitFor, last *adminv1.StatusResponse) error {

@@ -11,6 +11,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -44,16 +46,19 @@ func OSEnv() Env {
 	return Env{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.LookupEnv}
 }
 
-// Run executes one command line and returns its exit code. SIGINT and SIGTERM cancel it.
+// Run executes one command line and returns its exit code. SIGINT and SIGTERM cancel it; a second one kills.
 func Run(ctx context.Context, env Env) Code {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop)
 	root := rootCommand(env)
+	began := false
+	onRun(root, func() { began = true })
 	root.SetArgs(env.Args)
 	root.SetIn(env.Stdin)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return Done
 	}
@@ -64,8 +69,34 @@ func Run(ctx context.Context, env Env) Code {
 		}
 		return coded.code
 	}
+	if !began {
+		fmt.Fprintln(env.Stderr, misused(cmd, err))
+		return Invalid
+	}
 	fmt.Fprintln(env.Stderr, "sluice:", message(err))
 	return codeOf(err)
+}
+
+// onRun calls f when a command's own work begins: an error before is cobra's, about the command line.
+func onRun(cmd *cobra.Command, f func()) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			f()
+			return run(cmd, args)
+		}
+	}
+	for _, c := range cmd.Commands() {
+		onRun(c, f)
+	}
+}
+
+// misused says on one line what is wrong with a command line.
+func misused(cmd *cobra.Command, err error) error {
+	text, suggestions, found := strings.Cut(err.Error(), "\n\nDid you mean this?\n")
+	if found {
+		return fmt.Errorf("sluice: %s; did you mean `%s %s`?", text, cmd.CommandPath(), strings.Join(strings.Fields(suggestions), "` or `"))
+	}
+	return fmt.Errorf("sluice: %s; see `%s --help`", text, cmd.CommandPath())
 }
 
 func rootCommand(env Env) *cobra.Command {
@@ -78,7 +109,7 @@ func rootCommand(env Env) *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return &codedError{Invalid, fmt.Errorf("sluice: %w; see `%s --help`", err, cmd.CommandPath())}
+		return &codedError{Invalid, misused(cmd, err)}
 	})
 	root.AddGroup(
 		&cobra.Group{ID: "run", Title: "Run:"},
@@ -140,9 +171,31 @@ func message(err error) string {
 	}
 	switch s.Code() {
 	case codes.Unavailable:
-		return "the control plane does not answer: " + s.Message() + "; start one with `sluice up`, or say where it is with --admin or SLUICE_ADMIN"
+		return unreachable(s.Message())
 	case codes.Unauthenticated:
 		return s.Message() + "; the first admin token lies in admin.token in the control plane's data directory: pass it with --token @FILE or SLUICE_TOKEN"
 	}
 	return s.Message()
+}
+
+// unreachable says why there is no connection to a control plane, without the layers that gRPC wraps the reason in.
+func unreachable(reason string) string {
+	if quoted, ok := strings.CutPrefix(reason, "connection error: desc = "); ok {
+		if inner, err := strconv.Unquote(quoted); err == nil {
+			reason = inner
+		}
+	}
+	for _, layer := range []string{"transport: ", "Error while dialing: ", "authentication handshake failed: "} {
+		reason = strings.TrimPrefix(reason, layer)
+	}
+	hint := "start one with `sluice up`, or say where it is with --admin or SLUICE_ADMIN"
+	switch {
+	case strings.Contains(reason, "does not look like a TLS handshake"):
+		hint = "it speaks no TLS: use http:// in --admin or SLUICE_ADMIN"
+	case strings.Contains(reason, "server preface"):
+		hint = "it may speak TLS: use https:// in --admin or SLUICE_ADMIN"
+	case strings.Contains(reason, "x509: "):
+		hint = "its CA is ca.pem in its data directory: pass it with --ca or SLUICE_CA, and use a name that its certificate has"
+	}
+	return "the control plane does not answer: " + reason + "; " + hint
 }

@@ -96,7 +96,11 @@ func (c *connection) readToken(env Env) (string, error) {
 		}
 		return "", &codedError{Invalid, fmt.Errorf("sluice: no admin token; pass --token or SLUICE_TOKEN (the first one lies in admin.token in the control plane's data directory)")}
 	}
-	return valueOrFile(token)
+	value, err := valueOrFile(token)
+	if err != nil {
+		return "", &codedError{Invalid, fmt.Errorf("sluice: admin token: %w", err)}
+	}
+	return value, nil
 }
 
 func (c *connection) tls(env Env) (credentials.TransportCredentials, error) {
@@ -109,11 +113,11 @@ func (c *connection) tls(env Env) (credentials.TransportCredentials, error) {
 	}
 	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, err
+		return nil, &codedError{Invalid, fmt.Errorf("sluice: CA of the admin port: %w", err)}
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("CA file %s holds no PEM certificate", file)
+		return nil, &codedError{Invalid, fmt.Errorf("sluice: CA of the admin port: %s holds no PEM certificate", file)}
 	}
 	return credentials.NewTLS(&tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}), nil
 }

@@ -14,9 +14,10 @@ func deleteCommand(env Env) *cobra.Command {
 	var comment string
 	var ifRevision int64
 	cmd := &cobra.Command{
-		Use:   "delete KIND NAME",
-		Short: "Remove one object",
-		Args:  cobra.ExactArgs(2),
+		Use:               "delete KIND NAME",
+		Short:             "Remove one object",
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: completeKinds,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return remove(cmd.Context(), env, conn, &adminv1.DeleteRequest{
 				Tenant: conn.tenant, Kind: singular(args[0]), Name: args[1], IfRevision: ifRevision, Comment: comment,

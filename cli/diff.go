@@ -28,7 +28,7 @@ func diffCommand(env Env) *cobra.Command {
 	opt.connection.flags(cmd)
 	opt.source.flags(cmd)
 	opt.output.flag(cmd)
-	cmd.Flags().StringVar(&opt.set, "set", "default", "set that the files are the whole content of")
+	cmd.Flags().StringVar(&opt.set, "set", defaultSet, "set that the files are the whole content of")
 	return cmd
 }
 

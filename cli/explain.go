@@ -2,13 +2,12 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 
-	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
 
 	"github.com/sluicegate/sluice/controlplane"
@@ -70,15 +69,16 @@ func explain(ctx context.Context, env Env, opt explainOptions, target string) (*
 }
 
 // explanationValue is {"target", "backend", "policies": {KIND: {"from", "place", "value", …}}}. A kind that differs between
-// the routes that reach the target has {"routes": {ROUTE: {"from", …}}} instead.
+// the routes that reach the target has {"routes": {ROUTE: {"from", …}}} instead. Enforced rules that hold beside others
+// stand in those' "and".
 func explanationValue(e *adminv1.ExplainResponse) any {
 	byKind := map[string]map[string]any{} // kind → route → policy
 	for _, r := range e.Routes {
-		for _, p := range r.Policies {
-			if byKind[p.Kind] == nil {
-				byKind[p.Kind] = map[string]any{}
+		for kind, all := range byPolicyKind(r.Policies) {
+			if byKind[kind] == nil {
+				byKind[kind] = map[string]any{}
 			}
-			byKind[p.Kind][r.Route] = policyValue(p)
+			byKind[kind][r.Route] = policiesValue(all)
 		}
 	}
 	policies := map[string]any{}
@@ -100,6 +100,31 @@ func explanationValue(e *adminv1.ExplainResponse) any {
 	return map[string]any{"target": e.Target, "backend": e.Backend, "revision": e.Revision, "policies": policies}
 }
 
+func byPolicyKind(policies []*adminv1.PolicyExplanation) map[string][]*adminv1.PolicyExplanation {
+	out := map[string][]*adminv1.PolicyExplanation{}
+	for _, p := range policies {
+		out[p.Kind] = append(out[p.Kind], p)
+	}
+	return out
+}
+
+// policiesValue is all that is in force of one kind: of most kinds one policy, of mcpAuthorization also each that a level
+// enforces. The one that is not enforced, if there is one, comes first: it is what a level below can replace.
+func policiesValue(all []*adminv1.PolicyExplanation) map[string]any {
+	first := max(0, slices.IndexFunc(all, func(p *adminv1.PolicyExplanation) bool { return !p.Enforced }))
+	v := policyValue(all[first])
+	var rest []any
+	for i, p := range all {
+		if i != first {
+			rest = append(rest, policyValue(p))
+		}
+	}
+	if rest != nil {
+		v["and"] = rest
+	}
+	return v
+}
+
 func policyValue(p *adminv1.PolicyExplanation) map[string]any {
 	v := map[string]any{"from": p.From, "value": p.Value.AsInterface()}
 	if p.Place != "" {
@@ -113,7 +138,7 @@ func policyValue(p *adminv1.PolicyExplanation) map[string]any {
 	}
 	var replaced []any
 	for _, r := range p.Replaced {
-		replaced = append(replaced, map[string]any{"from": r.From, "place": r.Place, "droppedFields": r.DroppedFields, "value": r.Value.AsInterface()})
+		replaced = append(replaced, map[string]any{"from": r.From, "place": r.Place, "droppedFields": append([]string{}, r.DroppedFields...), "value": r.Value.AsInterface()})
 	}
 	if replaced != nil {
 		v["replaced"] = replaced
@@ -156,11 +181,8 @@ func printPolicy(w io.Writer, p *adminv1.PolicyExplanation) error {
 			fmt.Fprintf(w, "            and drops its %s\n", strings.Join(r.DroppedFields, ", "))
 		}
 	}
-	data, err := json.Marshal(p.Value.AsInterface())
+	data, err := asYAML(p.Value.AsInterface())
 	if err != nil {
-		return err
-	}
-	if data, err = yaml.JSONToYAML(data); err != nil {
 		return err
 	}
 	for line := range strings.Lines(string(data)) {

@@ -26,8 +26,9 @@ func getCommand(env Env) *cobra.Command {
 		Long:  "Show what is stored: all objects, those of a kind, or one. Credentials are never shown.",
 		Example: "  sluice get\n  sluice get targets\n" +
 			"  sluice get target search -o yaml",
-		Args: cobra.MaximumNArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error { return get(cmd.Context(), env, opt, args) },
+		Args:              cobra.MaximumNArgs(2),
+		ValidArgsFunction: completeKinds,
+		RunE:              func(cmd *cobra.Command, args []string) error { return get(cmd.Context(), env, opt, args) },
 	}
 	opt.connection.flags(cmd)
 	opt.output.flag(cmd)
@@ -71,9 +72,13 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 		}
 		return nil
 	}
-	var value any = plain(objects)
+	values := make([]any, 0, len(objects))
+	for _, o := range objects {
+		values = append(values, objectValue(o))
+	}
+	var value any = values
 	if one {
-		value = plainOne(objects[0])
+		value = values[0]
 	}
 	return opt.print(env.Stdout, value, func(w io.Writer) error {
 		return rows(w, "KIND NAME SET REVISION FROM", func(row func(...any)) {
@@ -82,6 +87,29 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 			}
 		})
 	})
+}
+
+// objectValue is an object as its YAML shows it, under the name that `get` takes, with what the control plane knows of it.
+func objectValue(o *adminv1.Object) any {
+	v := map[string]any{
+		"kind": resource.Kind(o), "name": o.Name, "set": o.Set, "revision": o.Revision, "source": place(o.Source),
+	}
+	if o.Updated != nil {
+		v["updated"] = plainMessage(o.Updated.ProtoReflect())
+	}
+	m := o.ProtoReflect()
+	if spec := m.WhichOneof(m.Descriptor().Oneofs().ByName("spec")); spec != nil {
+		v["spec"] = resource.Show(m.Get(spec).Message().Interface())
+	}
+	return v
+}
+
+// completeKinds offers the kinds as the first argument.
+func completeKinds(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return resource.Kinds(), cobra.ShellCompDirectiveNoFileComp
 }
 
 // singular makes `targets` a `target`, as people type both.

@@ -148,7 +148,7 @@ func mcpCall(env Env) *cobra.Command {
 func callTool(ctx context.Context, env Env, opt mcpOptions, tool, arguments string) error {
 	arguments, err := valueOrFile(arguments)
 	if err != nil {
-		return err
+		return &codedError{Invalid, fmt.Errorf("sluice: --arguments: %w", err)}
 	}
 	var object map[string]any
 	if err := json.Unmarshal([]byte(arguments), &object); err != nil {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -18,13 +19,28 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// output is the -o flag.
+// output is the -o flag. It is checked before a command does anything.
 type output struct{ format string }
 
+var formats = []string{"table", "json", "yaml"}
+
 func (o *output) flag(cmd *cobra.Command) {
-	cmd.Flags().StringVarP(&o.format, "output", "o", "table", "table, json or yaml")
-	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+	o.format = formats[0]
+	cmd.Flags().VarP(o, "output", "o", "table, json or yaml")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 }
+
+// Set implements pflag.Value.
+func (o *output) Set(s string) error {
+	if !slices.Contains(formats, s) {
+		return errors.New("want table, json or yaml")
+	}
+	o.format = s
+	return nil
+}
+
+func (o *output) String() string { return o.format }
+func (o *output) Type() string   { return "format" }
 
 // print writes value as JSON or YAML, or calls table.
 func (o *output) print(w io.Writer, value any, table func(io.Writer) error) error {
@@ -35,16 +51,23 @@ func (o *output) print(w io.Writer, value any, table func(io.Writer) error) erro
 		enc.SetEscapeHTML(false)
 		return enc.Encode(value)
 	case "yaml":
-		data, err := yaml.MarshalWithOptions(value, yaml.UseJSONMarshaler(), yaml.IndentSequence(false))
+		data, err := asYAML(value)
 		if err != nil {
 			return err
 		}
 		_, err = w.Write(data)
 		return err
-	case "table":
-		return table(w)
 	}
-	return &codedError{Invalid, fmt.Errorf("sluice: -o %s: want table, json or yaml", o.format)}
+	return table(w)
+}
+
+// asYAML goes by way of JSON, so that both have the same fields and whole numbers stay whole.
+func asYAML(value any) ([]byte, error) {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return nil, err
+	}
+	return yaml.JSONToYAML(data)
 }
 
 // rows prints a table whose first row is the head.

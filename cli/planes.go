@@ -12,6 +12,7 @@ import (
 	"github.com/sluicegate/sluice/cli/demo"
 	"github.com/sluicegate/sluice/controlplane"
 	"github.com/sluicegate/sluice/dataplane"
+	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // readyLine is what a server prints on stdout once it serves, after the word `ready`.
@@ -45,6 +46,9 @@ func controlPlaneCommand(env Env) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if config.DataDir == "" {
 				config.DataDir = defaultDataDir(env)
+			}
+			if _, err := policy.ParseGrants(config.Allow); err != nil {
+				return &codedError{Invalid, fmt.Errorf("sluice: --allow: %w", err)}
 			}
 			config.Log = logger(env.Stderr, verbose)
 			config.Ready = func(a controlplane.Addresses) {

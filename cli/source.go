@@ -32,7 +32,7 @@ func (s *source) load(env Env) (resource.Set, error) {
 		return resource.Set{}, &codedError{Invalid, fmt.Errorf("sluice: %w", err)}
 	}
 	set, diagnostics := resource.Load(files, env.Getenv)
-	if hasErrors(diagnostics) {
+	if resource.Failed(diagnostics) {
 		printDiagnostics(env.Stderr, diagnostics)
 		return resource.Set{}, &codedError{code: Invalid}
 	}
@@ -84,12 +84,6 @@ func yamlFiles(dir string) ([]string, error) {
 		err = fmt.Errorf("%s holds no .yaml, .yml or .json file", dir)
 	}
 	return names, err
-}
-
-func hasErrors(diagnostics []*adminv1.Diagnostic) bool {
-	return slices.ContainsFunc(diagnostics, func(d *adminv1.Diagnostic) bool {
-		return d.Severity <= adminv1.Diagnostic_SEVERITY_ERROR
-	})
 }
 
 func printDiagnostics(w io.Writer, diagnostics []*adminv1.Diagnostic) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +15,9 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/sluicegate/sluice/cli/demo"
 	"github.com/sluicegate/sluice/controlplane"
@@ -40,7 +45,7 @@ func upCommand(env Env) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVarP(&opt.file, "file", "f", "", "configuration, watched")
-	f.StringVar(&opt.dataDir, "data-dir", "", "where state is kept (default: $SLUICE_DATA_DIR, or "+"~/.local/share/sluice)")
+	f.StringVar(&opt.dataDir, "data-dir", "", "where state is kept (default: $SLUICE_DATA_DIR, or ~/.local/share/sluice)")
 	f.StringVar(&opt.adminAddr, "admin-addr", "127.0.0.1:7070", "address of the admin port")
 	f.StringVar(&opt.xdsAddr, "xds-addr", "127.0.0.1:7071", "address of the xDS port")
 	f.StringVar(&opt.opsAddr, "ops-addr", "127.0.0.1:7072", "address of the operations port: /healthz, /readyz, /metrics")
@@ -52,12 +57,16 @@ func upCommand(env Env) *cobra.Command {
 
 // up runs the planes side by side: the control plane first, then the configuration, then a proxy that joins it as any
 // other would. Whatever ends first ends the rest.
-func up(ctx context.Context, env Env, opt upOptions) error {
+func up(parent context.Context, env Env, opt upOptions) error {
 	if opt.dataDir == "" {
 		opt.dataDir = defaultDataDir(env)
 	}
+	config, err := newConfiguration(env, opt.file)
+	if err != nil {
+		return err // before anything is started or made
+	}
 	log := logger(env.Stderr, opt.verbose)
-	group, ctx := errgroup.WithContext(ctx)
+	group, ctx := errgroup.WithContext(parent)
 
 	planeReady := make(chan controlplane.Addresses, 1)
 	group.Go(func() error {
@@ -76,59 +85,111 @@ func up(ctx context.Context, env Env, opt upOptions) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		conn := connection{admin: adminURL(plane.Admin), token: "@" + filepath.Join(opt.dataDir, "admin.token"), ca: filepath.Join(opt.dataDir, "ca.pem")}
-		config, err := configure(ctx, env, opt, conn)
+		config.connection = connection{
+			admin: adminURL(plane.Admin), token: "@" + filepath.Join(opt.dataDir, "admin.token"), ca: filepath.Join(opt.dataDir, "ca.pem"),
+		}
+		revision, err := config.first(ctx, env)
 		if err != nil {
 			return err
 		}
-		join, err := joinToken(ctx, env, conn)
+		join, err := joinToken(ctx, env, config.connection)
 		if err != nil {
 			return err
 		}
 		group.Go(func() error { return config.watch(ctx, env, log) })
 		return dataplane.Run(ctx, dataplane.Config{
-			XDSAddr: plane.XDS, JoinToken: join, DataDir: filepath.Join(opt.dataDir, "proxy"), OpsAddr: opt.opsAddr, Bind: opt.bind,
-			Name: "up", Log: log, Version: version(),
-			Ready: func(a dataplane.Addresses) {
-				printReady(env.Stdout, readyLine{Admin: plane.Admin, XDS: plane.XDS, Ops: a.Ops, Listeners: a.Listeners})
-				if opt.file == "" {
-					printDemo(env.Stderr, a.Listeners)
-				}
+			XDSAddr: reachable(plane.XDS), JoinToken: join, DataDir: filepath.Join(opt.dataDir, "proxy"), OpsAddr: opt.opsAddr, Bind: opt.bind,
+			Name: "up", Log: log, Version: version(), Fresh: true,
+			Ready: func(proxy dataplane.Addresses) {
+				group.Go(func() error { return announce(ctx, env, opt, config, revision, plane, proxy) })
 			},
 		})
 	})
-	err := group.Wait()
-	if errors.Is(err, context.Canceled) {
+	err = group.Wait()
+	if parent.Err() != nil && (errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled) {
 		return nil // asked to stop
 	}
 	return err
 }
 
+// announce says that all is served, or what is not. With no listener at all there is nothing to stay for.
+func announce(ctx context.Context, env Env, opt upOptions, config *configuration, revision int64, plane controlplane.Addresses, proxy dataplane.Addresses) error {
+	refused, err := config.refusals(ctx, env, revision)
+	if err != nil {
+		return err
+	}
+	noListener := false
+	for _, r := range refused {
+		fmt.Fprintf(env.Stderr, "sluice: not served: %s\n", refusalText(r))
+		noListener = noListener || len(proxy.Listeners) == 0 && strings.HasPrefix(r.Object, "listener/")
+	}
+	if noListener {
+		way := "free the port, or choose another in " + opt.file
+		if config.demo() {
+			way = "free the port, or choose another: SLUICE_DEMO_PORT=3001 sluice up"
+		}
+		return &codedError{Refused, fmt.Errorf("sluice: no listener could be opened; %s", way)}
+	}
+	printReady(env.Stdout, readyLine{Admin: plane.Admin, XDS: plane.XDS, Ops: proxy.Ops, Listeners: proxy.Listeners})
+	switch {
+	case config.kept:
+		fmt.Fprintf(env.Stderr, "Serving what is stored in %s, revision %d. To serve a file: sluice up -f FILE.\n", opt.dataDir, revision)
+	case config.demo():
+		printDemo(env, opt, plane, proxy.Listeners)
+	}
+	return nil
+}
+
+// demoFile is what the demo's objects have as their file.
+const demoFile = "demo"
+
 // configuration is what `up` applies, and applies again when its file changes.
 type configuration struct {
 	connection
 	file string // empty: the demo, which does not change
-	last string
+	last string // content of the file that was applied or refused
+	kept bool   // nothing was applied: what is stored is not the demo's
 }
 
-// configure applies the first time; what is wrong then ends `up`.
-func configure(ctx context.Context, env Env, opt upOptions, conn connection) (*configuration, error) {
-	c := &configuration{connection: conn, file: opt.file}
-	if opt.file != "" {
-		data, err := os.ReadFile(opt.file)
-		if err != nil {
-			return nil, &codedError{Invalid, fmt.Errorf("sluice: %w", err)}
-		}
-		c.last = string(data)
-		return c, c.apply(ctx, env, resource.File{Name: opt.file, Data: data})
+func (c *configuration) demo() bool { return c.file == "" }
+
+// newConfiguration reads the file, and checks it as far as that is possible before there is a control plane.
+func newConfiguration(env Env, file string) (*configuration, error) {
+	c := &configuration{file: file}
+	if c.demo() {
+		return c, nil
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, &codedError{Invalid, fmt.Errorf("sluice: %w", err)}
+	}
+	c.last = string(data)
+	set, diagnostics := resource.Load([]resource.File{{Name: file, Data: data}}, env.Getenv)
+	if !resource.Failed(diagnostics) {
+		diagnostics = controlplane.Validate(set.Objects, set.Single)
+	}
+	if resource.Failed(diagnostics) {
+		printDiagnostics(env.Stderr, diagnostics)
+		return nil, &codedError{code: Invalid}
+	}
+	return c, nil
+}
+
+// first applies for the first time, and returns the tenant's head then.
+func (c *configuration) first(ctx context.Context, env Env) (int64, error) {
+	if !c.demo() {
+		return c.apply(ctx, env, resource.File{Name: c.file, Data: []byte(c.last)})
+	}
+	if revision, err := c.keep(ctx, env); err != nil || c.kept {
+		return revision, err
 	}
 	notes, err := demo.ServeNotes(ctx)
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	program, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	demoEnv := env
 	demoEnv.Getenv = func(name string) (string, bool) {
@@ -140,36 +201,84 @@ func configure(ctx context.Context, env Env, opt upOptions, conn connection) (*c
 		}
 		return env.Getenv(name)
 	}
-	return c, c.apply(ctx, demoEnv, resource.File{Name: "demo", Data: demo.Config})
+	return c.apply(ctx, demoEnv, resource.File{Name: demoFile, Data: demo.Config})
 }
 
-func (c *configuration) apply(ctx context.Context, env Env, file resource.File) error {
+// keep looks whether somebody has applied a configuration of their own: the demo does not replace it.
+func (c *configuration) keep(ctx context.Context, env Env) (int64, error) {
+	client, closeConn, err := c.dial(env)
+	if err != nil {
+		return 0, err
+	}
+	defer closeConn()
+	stored, err := client.List(ctx, &adminv1.ListRequest{})
+	if err != nil {
+		return 0, err
+	}
+	for _, o := range stored.Objects {
+		c.kept = c.kept || o.Set == defaultSet && o.Source.GetFile() != demoFile
+	}
+	return stored.Revision, nil
+}
+
+// apply returns the tenant's head afterwards.
+func (c *configuration) apply(ctx context.Context, env Env, file resource.File) (int64, error) {
 	set, diagnostics := resource.Load([]resource.File{file}, env.Getenv)
 	printDiagnostics(env.Stderr, diagnostics)
-	if hasErrors(diagnostics) {
-		return &codedError{code: Invalid}
+	if resource.Failed(diagnostics) {
+		return 0, &codedError{code: Invalid}
 	}
 	client, closeConn, err := c.dial(env)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer closeConn()
-	resp, err := client.Apply(ctx, &adminv1.ApplyRequest{Set: "default", Single: set.Single, Objects: set.Objects, Comment: "sluice up"})
+	resp, err := client.Apply(ctx, &adminv1.ApplyRequest{Set: defaultSet, Single: set.Single, Objects: set.Objects, Comment: "sluice up"})
 	if err != nil {
-		return refusal(env, err)
+		return 0, refusal(env, err)
 	}
 	printDiagnostics(env.Stderr, resp.Diagnostics)
-	return nil
+	return resp.Revision, nil
 }
 
-// watch applies the file again whenever its content changes. Polling, once a second, sees editors that replace the file
-// and mounted volumes, where notifications do not.
+// refusals waits until the proxy serves a revision, and returns what it refused of it.
+func (c *configuration) refusals(ctx context.Context, env Env, revision int64) ([]*adminv1.ProxyRefusal, error) {
+	client, closeConn, err := c.dial(env)
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn()
+	waiting, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	stream, err := client.Status(waiting, &adminv1.StatusRequest{Revision: revision, Wait: true})
+	if err != nil {
+		return nil, err
+	}
+	var refused []*adminv1.ProxyRefusal
+	for {
+		s, err := stream.Recv()
+		switch {
+		case err == nil:
+			refused = s.Refused
+		case errors.Is(err, io.EOF), ctx.Err() == nil && waiting.Err() != nil:
+			return refused, nil
+		default:
+			return nil, err
+		}
+	}
+}
+
+const pollInterval = 500 * time.Millisecond
+
+// watch applies the file again whenever its content changes. Polling sees editors that replace the file and mounted
+// volumes, where notifications do not. A content is applied once it was read twice: not while it is being written.
 func (c *configuration) watch(ctx context.Context, env Env, log *slog.Logger) error {
-	if c.file == "" {
+	if c.demo() {
 		return nil
 	}
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
+	seen := c.last
 	for {
 		select {
 		case <-ctx.Done():
@@ -177,25 +286,38 @@ func (c *configuration) watch(ctx context.Context, env Env, log *slog.Logger) er
 		case <-tick.C:
 		}
 		data, err := os.ReadFile(c.file)
-		if err != nil || string(data) == c.last {
+		if err != nil {
 			continue // an editor may be between removing and writing
 		}
-		c.last = string(data)
-		if err := c.apply(ctx, env, resource.File{Name: c.file, Data: data}); err != nil {
-			log.Error("the changed configuration is not applied; the last good one goes on", "file", c.file, "err", message(err))
+		settled := string(data) == seen
+		seen = string(data)
+		if !settled || seen == c.last {
 			continue
 		}
-		log.Info("configuration applied", "file", c.file)
+		c.last = seen
+		revision, err := c.apply(ctx, env, resource.File{Name: c.file, Data: data})
+		if err != nil {
+			attrs := []any{"file", c.file}
+			if coded, ok := errors.AsType[*codedError](err); !ok || coded.err != nil {
+				attrs = append(attrs, "err", message(err))
+			}
+			log.Error("the changed configuration is not applied; the last good one goes on", attrs...)
+			continue
+		}
+		log.Info("configuration applied", "file", c.file, "revision", revision)
 	}
 }
 
+// joinToken is good for the join that follows, which a proxy that has joined before does not need.
 func joinToken(ctx context.Context, env Env, conn connection) (string, error) {
 	client, closeConn, err := conn.dial(env)
 	if err != nil {
 		return "", err
 	}
 	defer closeConn()
-	resp, err := client.CreateToken(ctx, &adminv1.CreateTokenRequest{Type: adminv1.CreateTokenRequest_TYPE_JOIN, Uses: 1, Name: "sluice up"})
+	resp, err := client.CreateToken(ctx, &adminv1.CreateTokenRequest{
+		Type: adminv1.CreateTokenRequest_TYPE_JOIN, Uses: 1, Ttl: durationpb.New(time.Minute), Name: "sluice up",
+	})
 	if err != nil {
 		return "", err
 	}
@@ -203,23 +325,42 @@ func joinToken(ctx context.Context, env Env, conn connection) (string, error) {
 }
 
 func adminURL(address string) string {
-	host, _, _ := strings.Cut(address, ":")
-	if loopback(host) || strings.HasPrefix(address, "[::1]") {
+	address = reachable(address)
+	if host, _, err := net.SplitHostPort(address); err == nil && loopback(host) {
 		return "http://" + address
 	}
 	return "https://" + address
 }
 
-func printDemo(w io.Writer, listeners []string) {
+// reachable turns an address that is listened on into one to dial. What listens on all addresses has TLS on the loopback
+// one too, and its certificate names that.
+func reachable(address string) string {
+	bound, err := netip.ParseAddrPort(address)
+	if err != nil || !bound.Addr().IsUnspecified() {
+		return address
+	}
+	return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), bound.Port()).String()
+}
+
+func printDemo(env Env, opt upOptions, plane controlplane.Addresses, listeners []string) {
 	endpoint := "http://127.0.0.1:3000/mcp"
 	if len(listeners) > 0 {
 		endpoint = "http://" + listeners[0] + "/mcp"
 	}
-	fmt.Fprintf(w, `
+	settings := ""
+	if url := adminURL(plane.Admin); url != defaultAdmin {
+		settings += "  export SLUICE_ADMIN=" + url + "\n"
+	}
+	if opt.dataDir != defaultDataDir(env) {
+		if dir, err := filepath.Abs(opt.dataDir); err == nil {
+			settings += "  export SLUICE_DATA_DIR=" + dir + "\n"
+		}
+	}
+	fmt.Fprintf(env.Stderr, `
 Two demo MCP servers, notes (over HTTP) and clock (over stdio), are one endpoint now: %[1]s
 
 In another terminal, with bin on your PATH:
-  sluice mcp list --url %[1]s
+%[2]s  sluice mcp list --url %[1]s
   sluice mcp call notes_add --arguments '{"text": "remember the milk"}' --url %[1]s
   sluice mcp call clock_now --url %[1]s
   sluice mcp call notes_wipe --url %[1]s      # refused: a policy denies it
@@ -228,5 +369,5 @@ In another terminal, with bin on your PATH:
 
 Any MCP client can use the same URL. Your own configuration: sluice up -f FILE (see README.md).
 Stop with Ctrl-C.
-`, endpoint)
+`, endpoint, settings)
 }

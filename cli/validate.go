@@ -22,16 +22,16 @@ func validateCommand(env Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			diagnostics := controlplane.Validate(set.Objects)
+			diagnostics := controlplane.Validate(set.Objects, set.Single)
 			printDiagnostics(env.Stderr, diagnostics)
-			if hasErrors(diagnostics) {
+			if resource.Failed(diagnostics) {
 				return &codedError{code: Invalid}
 			}
 			kinds := map[string]int{}
 			for _, o := range set.Objects {
 				kinds[resource.Kind(o)]++
 			}
-			fmt.Fprintf(env.Stdout, "valid: %s, %s, %s\n", count(kinds["Route"], "route"), count(kinds["Backend"], "backend"), count(kinds["Target"], "target"))
+			fmt.Fprintf(env.Stdout, "valid: %s, %s, %s\n", count(kinds["route"], "route"), count(kinds["backend"], "backend"), count(kinds["target"], "target"))
 			return nil
 		},
 	}

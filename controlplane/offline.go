@@ -13,10 +13,11 @@ func ExplainOffline(objects []*adminv1.Object, target string) (*adminv1.ExplainR
 }
 
 // Validate checks objects that were read from files as apply would, as far as that is possible without a control plane:
-// grants, other sets and stored secrets are not known.
-func Validate(objects []*adminv1.Object) []*adminv1.Diagnostic {
+// grants, other sets and stored secrets are not known. Partial says that they are single documents, which may refer to what
+// is stored already.
+func Validate(objects []*adminv1.Object, partial bool) []*adminv1.Diagnostic {
 	in := offline(objects)
-	diagnostics := resource.Validate(objects, resource.Context{Offline: true, Platform: in.Platform.GetPlatform()})
+	diagnostics := resource.Validate(objects, resource.Context{Offline: true, Partial: partial, Platform: in.Platform.GetPlatform()})
 	if resource.Failed(diagnostics) {
 		return diagnostics // what is built from these objects would only repeat it
 	}

@@ -51,6 +51,9 @@ type Config struct {
 	DiskKeyFile string
 	// MaxStale is how long configuration from disk may serve without a control plane. If zero, 24 h; if negative, for ever.
 	MaxStale time.Duration
+	// Fresh starts without the last good configuration: beside its control plane a proxy would serve what is older, and
+	// only for a moment.
+	Fresh bool
 	// Drain is how long requests may still run once the proxy is told to stop. If zero, 30 s.
 	Drain time.Duration
 	// AccessLog gets a JSON line for each call. If nil, os.Stderr; io.Discard for none.
@@ -216,6 +219,9 @@ func (p *process) start(ctx context.Context) (err error) {
 		Dial: p.dial, Store: p.store, Proxy: p.identity.ID().Proxy, Group: p.identity.ID().Group, Log: p.cfg.Log,
 		Committed: newMetrics(p.registry, p.store, func() bool { return p.client.State().Connected }).committed,
 	})
+	if p.cfg.Fresh {
+		return nil
+	}
 	restored, err := p.store.Restore()
 	if err != nil {
 		p.cfg.Log.Error("last good configuration on disk is damaged", "err", err)
