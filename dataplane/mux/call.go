@@ -105,23 +105,27 @@ func (x *Request) forward(w http.ResponseWriter, t *snapshot.Target, it item) er
 			return err
 		}
 	}
-	body := x.Message.Body
+	resp, err := x.sendItem(ctx, t, it)
+	if err != nil {
+		return err
+	}
+	return x.relay(ctx, w, t, resp, it.kind, it.shown)
+}
+
+// sendItem sends the client's request with the target's own name in it.
+func (x *Request) sendItem(ctx context.Context, t *snapshot.Target, it item) (*upstream.Response, error) {
+	out := outgoing{body: x.Message.Body, method: x.Message.Method, name: it.own, safe: safe(x.Message.Method)}
+	if it.kind == policy.None || x.Message.Method == "completion/complete" {
+		out.name = "" // Mcp-Name is only for what the revision says
+	}
 	if it.own != it.shown {
 		buf := copyBuffers.Get().(*[]byte)
 		defer copyBuffers.Put(buf)
 		var e mcp.Edits
 		e.String(it.at.Span, []byte(it.own))
-		body = e.Apply((*buf)[:0], body)
+		out.body = e.Apply((*buf)[:0], out.body)
 	}
-	out := outgoing{body: body, method: x.Message.Method, name: it.own, safe: safe(x.Message.Method)}
-	if it.kind == policy.None || x.Message.Method == "completion/complete" {
-		out.name = "" // Mcp-Name is only for what the revision says
-	}
-	resp, err := x.send(ctx, t, out)
-	if err != nil {
-		return err
-	}
-	return x.relay(ctx, w, t, resp, it.kind, it.shown)
+	return x.send(ctx, t, out)
 }
 
 // safe reports whether a target may see a request of the method twice.

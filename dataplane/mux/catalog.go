@@ -3,6 +3,8 @@ package mux
 import (
 	"context"
 	"hash/fnv"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -80,7 +82,7 @@ func (x *Request) lookUp(ctx context.Context, t *snapshot.Target, kind policy.It
 // fetchCatalog reads a whole list. Requests that need it at the same time share it.
 func (x *Request) fetchCatalog(ctx context.Context, t *snapshot.Target, list mcp.List) (*catalog, error) {
 	key := x.catalogKey(t, list)
-	flight := "catalog\x00" + key.digest + "\x00" + key.principal + "\x00" + list.Method() + string([]rune{rune(key.era), rune(key.caps & 0xffff), rune(key.caps >> 16 & 0xffff)})
+	flight := strings.Join([]string{"catalog", key.digest, key.principal, list.Method(), key.era.String(), strconv.FormatUint(key.caps, 16)}, "\x00")
 	v, err, _ := x.mux.flights.Do(flight, func() (any, error) {
 		ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
 		defer cancel()

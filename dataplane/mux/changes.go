@@ -3,8 +3,11 @@ package mux
 import (
 	"context"
 	"errors"
+	"net/http"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
@@ -17,12 +20,18 @@ var (
 	errMoved   = errors.New("the configuration of the stream's targets changed")
 	errRevoked = errors.New("the caller may not use the route any more")
 	errDrained = errors.New("the proxy is shutting down")
+	errExpired = errors.New("the caller's credential or the session expired")
 )
+
+// maxStreams bounds the open streams of a tenant on this proxy, so that one tenant's clients leave room for others'.
+const maxStreams = 20_000
 
 // streams are the open GET and listen streams: the only requests that outlive the configuration they began under.
 type streams struct {
 	mu     sync.Mutex
+	held   map[string]int           // guarded by mu; open streams by tenant
 	open   map[*openStream]struct{} // guarded by mu
+	latest *snapshot.Index          // guarded by mu; nil: no change yet
 	drains map[<-chan struct{}]bool // guarded by mu; sockets whose end a goroutine waits for
 }
 
@@ -33,8 +42,9 @@ type openStream struct {
 	// tag is the raw id of the listen request, nil on a GET.
 	tag []byte
 	// wants says which lists the client asked to hear of.
-	wants func(mcp.List) bool
-	drain <-chan struct{}
+	wants  func(mcp.List) bool
+	drain  <-chan struct{}
+	expire *time.Timer
 
 	mu      sync.Mutex
 	sees    string // guarded by mu; fingerprint of what this client may see
@@ -58,9 +68,14 @@ func (s *streams) addListen(x *Request, out *sink, cancel context.CancelCauseFun
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open, s.drains = map[*openStream]struct{}{}, map[<-chan struct{}]bool{}
+		s.open, s.held, s.drains = map[*openStream]struct{}{}, map[string]int{}, map[<-chan struct{}]bool{}
 	}
 	s.open[o] = struct{}{}
+	s.held[x.Route.Tenant.Name]++
+	o.expire = time.AfterFunc(x.lifetime(), func() { cancel(errExpired) })
+	if now := s.latest; now != nil && now.Tenant(x.Route.Tenant.Name) != x.Route.Tenant {
+		go o.changed(now) // it changed after the request looked
+	}
 	if o.drain != nil && !s.drains[o.drain] {
 		s.drains[o.drain] = true
 		go s.endWhen(o.drain) // one for all streams of a socket
@@ -83,7 +98,35 @@ func (s *streams) endWhen(drain <-chan struct{}) {
 func (s *streams) remove(o *openStream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	o.expire.Stop()
 	delete(s.open, o)
+	if tenant := o.x.Route.Tenant.Name; s.held[tenant] > 1 {
+		s.held[tenant]--
+	} else {
+		delete(s.held, tenant)
+	}
+}
+
+// room refuses one stream too many.
+func (s *streams) room(x *Request) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held[x.Route.Tenant.Name] < maxStreams {
+		return nil
+	}
+	return &Error{x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "too many open streams on this proxy"), retryAfter("10")}
+}
+
+// lifetime is how long a stream may be open: no longer than what the caller showed for it is good.
+func (x *Request) lifetime() time.Duration {
+	d := 24 * time.Hour
+	if x.Session != nil {
+		d = min(d, time.Until(x.Session.Expires))
+	}
+	if x.Principal != nil && !x.Principal.Expires.IsZero() {
+		d = min(d, time.Until(x.Principal.Expires))
+	}
+	return d
 }
 
 func (s *streams) all(which func(*openStream) bool) []*openStream {
@@ -108,6 +151,9 @@ func (s *streams) end(n session.Nonce) {
 // Changed tells open streams of a new configuration: clients hear that lists changed where what they may see did, and
 // a stream whose targets are others now, or whose caller is not let in any more, ends. It returns before all is done.
 func (m *Mux) Changed(old, now *snapshot.Index) {
+	m.streams.mu.Lock()
+	m.streams.latest = now
+	m.streams.mu.Unlock()
 	touched := m.streams.all(func(o *openStream) bool {
 		name := o.x.Route.Tenant.Name
 		return old == nil || old.Tenant(name) != now.Tenant(name)
@@ -196,7 +242,7 @@ func sees(b *snapshot.Backend) string {
 func reaches(b *snapshot.Backend) string {
 	var s strings.Builder
 	for _, t := range b.Targets {
-		s.WriteString(t.Name + string(rune(place(t)&0xffff)) + string(rune(place(t)>>16)) + "\x00")
+		s.WriteString(t.Name + "\x00" + strconv.FormatUint(uint64(place(t)), 16) + "\x00")
 	}
 	return s.String()
 }

@@ -40,6 +40,9 @@ func listenTag(id []byte) []byte {
 
 // listen serves subscriptions/listen: one stream of what changes, until the client leaves.
 func (m *Mux) listen(w http.ResponseWriter, x *Request) error {
+	if err := m.streams.room(x); err != nil {
+		return err
+	}
 	var f filter
 	raw := x.Message.Filter.Of(x.Message.Body)
 	if raw == nil || json.Unmarshal(raw, &f) != nil {
@@ -84,7 +87,7 @@ func (m *Mux) listenOne(w http.ResponseWriter, x *Request, t *snapshot.Target, f
 // goodbye ends a listen politely where the proxy ends it.
 func (x *Request) goodbye(ctx context.Context, out *sink) {
 	switch cause := context.Cause(ctx); {
-	case errors.Is(cause, errDrained), errors.Is(cause, errMoved), errors.Is(cause, errRevoked):
+	case errors.Is(cause, errDrained), errors.Is(cause, errMoved), errors.Is(cause, errRevoked), errors.Is(cause, errExpired):
 		result := append([]byte(`{"resultType":"complete",`), listenTag(x.Message.RawID())[1:]...)
 		out.message(mcp.AppendResult(nil, x.Message.RawID(), result))
 	}

@@ -85,32 +85,38 @@ func TestSinkHoldsAndKeepsAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := httptest.NewRecorder()
 		s := newSink(w, 15*time.Second)
+		written := func() string { // since it was asked last
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			defer w.Body.Reset()
+			return w.Body.String()
+		}
 		s.hold()
 		s.message([]byte(`{"own":1}`))
 		time.Sleep(20 * time.Second)
-		if w.Body.Len() > 0 {
-			t.Errorf("before the first event: %q", w.Body)
+		if got := written(); got != "" {
+			t.Errorf("before the first event: %q", got)
 		}
 		s.raw([]byte("data: {\"ack\":1}\n\n"))
-		if got := w.Body.String(); !strings.HasPrefix(got, "data: {\"ack\":1}\n\n") || !strings.Contains(got, `{"own":1}`) {
+		if got := written(); !strings.HasPrefix(got, "data: {\"ack\":1}\n\n") || !strings.Contains(got, `{"own":1}`) {
 			t.Errorf("after it: %q", got)
 		}
-		w.Body.Reset()
+		written()
 		time.Sleep(40 * time.Second)
-		if n := strings.Count(w.Body.String(), ": keep-alive"); n != 2 {
-			t.Errorf("%d comments in 40 s, want 2: %q", n, w.Body)
+		if n := strings.Count(written(), ": keep-alive"); n != 2 {
+			t.Errorf("%d comments in 40 s, want 2", n)
 		}
 		s.raw([]byte("data: half"))
-		w.Body.Reset()
+		written()
 		time.Sleep(time.Minute)
-		if w.Body.Len() > 0 {
-			t.Errorf("inside an event: %q", w.Body)
+		if got := written(); got != "" {
+			t.Errorf("inside an event: %q", got)
 		}
 		s.close()
 		time.Sleep(time.Minute)
 		s.message([]byte(`{}`))
-		if w.Body.Len() > 0 {
-			t.Errorf("after its end: %q", w.Body)
+		if got := written(); got != "" {
+			t.Errorf("after its end: %q", got)
 		}
 	})
 }

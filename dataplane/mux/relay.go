@@ -41,7 +41,7 @@ func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream
 	h := w.Header()
 	for _, key := range toClient {
 		if values, ok := resp.Header[key]; ok {
-			h[key] = values
+			h[key] = append(h[key], values...) // Vary may be there already
 		}
 	}
 	if contentType(resp.Header) == streamType {
@@ -72,16 +72,55 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 		x.relayStream(ctx, w, t, resp.Body)
 	case x.wraps(t):
 		uris := mcp.NewURIWriter(w, x.rewriteURI(t))
-		if err := copyPooled(uris, resp.Body); err != nil {
+		if err := copyPooled(&noting{Writer: uris, x: x}, resp.Body); err != nil {
 			x.broke(err)
 		}
 		_ = uris.Close()
 	default:
-		if err := copyPooled(w, resp.Body); err != nil {
+		if err := copyPooled(&noting{Writer: w, x: x}, resp.Body); err != nil {
 			x.broke(err)
 		}
 	}
 	return nil
+}
+
+// noting notes for the log whether an answer that passes through is an error.
+type noting struct {
+	io.Writer
+	x    *Request
+	seen bool
+}
+
+// Write looks at the first piece alone: errors are short, and a result is not worth reading for the log's sake.
+func (n *noting) Write(p []byte) (int, error) {
+	if !n.seen {
+		n.seen = true
+		n.x.noteFailure(p)
+	}
+	return n.Writer.Write(p)
+}
+
+func (x *Request) noteFailure(message []byte) {
+	if !bytes.Contains(message, []byte(`"error"`)) {
+		return
+	}
+	if msg, err := mcp.Scan(message, x.mux.cfg.Limits); err == nil && msg.Kind == mcp.Response && msg.Error.Present() {
+		x.Record.Failed = true
+	}
+}
+
+// notingEvents does so for pieces of an event stream; one that is cut in two is not recognized.
+type notingEvents struct{ x *Request }
+
+func (n notingEvents) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(`"error"`)) {
+		for line := range bytes.Lines(p) {
+			if data, ok := bytes.CutPrefix(line, []byte("data:")); ok {
+				n.x.noteFailure(bytes.TrimSpace(data))
+			}
+		}
+	}
+	return len(p), nil
 }
 
 // broke ends an answer that has begun and cannot be completed: the client must not take it for a whole one.
@@ -146,7 +185,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
 	defer stop()
 	if !x.wraps(t) && !x.watches(t) {
-		out.copy(body)
+		out.copy(io.TeeReader(body, notingEvents{x}))
 		return
 	}
 	events := mcp.NewEventReader(body, x.mux.maxBytes())
@@ -199,6 +238,7 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 		return err
 	}
 	x.noteChange(t, &msg)
+	x.Record.Failed = x.Record.Failed || msg.Kind == mcp.Response && msg.Error.Present()
 	if msg.Kind == mcp.Response && x.masks(t, x.kind) {
 		if code, ok := errorCode(&msg); ok && masked(code) {
 			ev.Data = x.asError(x.notFound(x.kind, x.shown)).Append(nil)

@@ -17,6 +17,9 @@ import (
 // stream serves GET: what targets say outside of calls. It outlives configurations: targets that join are followed too,
 // and those that leave are not any more.
 func (m *Mux) stream(w http.ResponseWriter, x *Request) error {
+	if err := m.streams.room(x); err != nil {
+		return err
+	}
 	last := x.Verdict.LastID
 	if t := x.alone(); t != nil {
 		return m.streamOne(w, x, t, last, false)
