@@ -114,9 +114,9 @@ func parseStatusLine(line string) (status int, minor byte, err error) {
 
 // framing gathers what the header says of the body's end and of the connection.
 type framing struct {
-	length            int64
-	counted, chunked  bool
-	closes, keepAlive bool
+	length           int64
+	counted, chunked bool
+	closes           bool
 }
 
 func (f *framing) take(name, value string) (mine bool, err error) {

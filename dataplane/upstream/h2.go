@@ -25,7 +25,6 @@ type h2wire struct {
 	cfg      *Config
 	tr       *http.Transport
 	scheme   string
-	host     string
 	open     atomic.Int64
 	draining atomic.Bool
 	ctx      context.Context // ends what runs, on close

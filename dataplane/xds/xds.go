@@ -336,8 +336,11 @@ type commit struct {
 
 func parseCommit(tenant string, body []byte) (*commit, error) {
 	var config xdsv1.Config
-	if err := proto.Unmarshal(body, &config); err != nil || config.GetCommit() == nil {
-		return nil, fmt.Errorf("the control plane sent a Commit of tenant %s that is none (%v)", tenant, err)
+	if err := proto.Unmarshal(body, &config); err != nil {
+		return nil, fmt.Errorf("the control plane sent a Commit of tenant %s that cannot be read: %w", tenant, err)
+	}
+	if config.GetCommit() == nil {
+		return nil, fmt.Errorf("the control plane sent a Commit of tenant %s that is none", tenant)
 	}
 	return &commit{tenant, config.GetCommit().GetRevision(), config.GetCommit().GetDigest()}, nil
 }

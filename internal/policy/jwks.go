@@ -76,7 +76,7 @@ func parseJwks(data []byte, fetched bool) ([]verificationKey, error) {
 		return nil, errors.New("no JSON Web Key Set: it has no `keys`")
 	}
 	var keys []verificationKey
-	var unusable error = errors.New("it is empty")
+	unusable := errors.New("it is empty")
 	for i, raw := range set.Keys {
 		key, err := parseKey(raw, fetched)
 		if err != nil {

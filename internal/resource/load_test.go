@@ -171,14 +171,14 @@ func scalarFor(fd protoreflect.FieldDescriptor, choice int) protoreflect.Value {
 func TestSecretsStayHidden(t *testing.T) {
 	const secret = "hunter2"
 	for i := range specs.Len() {
-		o, other := &adminv1.Object{Name: "x"}, &adminv1.Object{Name: "x"}
+		o := &adminv1.Object{Name: "x"}
 		fill(o.ProtoReflect().Mutable(specs.Get(i)).Message(), 0)
 		n := 0
 		for _, c := range Credentials(o) {
 			c.Source = &policyv1.Credential_Value{Value: secret}
 			n++
 		}
-		other = proto.CloneOf(o)
+		other := proto.CloneOf(o)
 		for _, c := range Credentials(other) {
 			c.Source = &policyv1.Credential_Value{Value: secret + "3"}
 		}

@@ -188,7 +188,8 @@ func TestDrain(t *testing.T) {
 	a, b := mcptest.NewServer(t, mcptest.Options{}), mcptest.NewServer(t, mcptest.Options{})
 	f := newFleet(t, 1, "private-network")
 	f.apply(config(f.port, a.URL, b.URL, `'true'`))
-	client := mcptest.Connect(t, f.url(0), mcptest.ClientOptions{Version: "2025-11-25"})
+	// Without the standalone stream: the client takes its end for the session's.
+	client := mcptest.Connect(t, f.url(0), mcptest.ClientOptions{Version: "2025-11-25", NoStream: true})
 	before := len(a.Requests())
 	slow := make(chan string, 1)
 	go func() {

@@ -71,6 +71,7 @@ func example(t *testing.T, name string, port int, r *strings.Replacer) string {
 func serve(t *testing.T, env []string, file string, port int) (string, admin) {
 	t.Helper()
 	dir := t.TempDir()
+	env = append(env, "npm_config_yes=true") // npx asks before it fetches, and there is nobody to answer
 	p := start(t, env, "up", "-f", file, "--data-dir", dir, "--admin-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0", "--ops-addr", "127.0.0.1:0")
 	if want := fmt.Sprint("127.0.0.1:", port); !slices.Contains(p.Listeners, want) {
 		t.Fatalf("listeners %v lack %s", p.Listeners, want)

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -14,7 +13,6 @@ import (
 type session struct {
 	id     string
 	header http.Header
-	next   atomic.Int64
 }
 
 type answer struct {

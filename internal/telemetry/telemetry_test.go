@@ -44,7 +44,7 @@ func TestLogger(t *testing.T) {
 }
 
 func TestOps(t *testing.T) {
-	var ready error = errors.New("no configuration yet")
+	ready := errors.New("no configuration yet")
 	registry := NewRegistry()
 	handler := Ops{Registry: registry, Ready: func() (string, error) { return "stale", ready }}.Handler()
 	get := func(path string) (int, string) {

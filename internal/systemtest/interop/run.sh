@@ -3,7 +3,9 @@
 # server-everything, over stdio) for clients of the session era; `go` and `fast` (FastMCP) for those of the stateless era.
 #
 #   run.sh            all clients
-#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page
+#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page seeds
+#
+# `seeds` runs the examples of internal/systemtest/seeds_test.go with the reference servers from npm, through npx.
 #
 # Settings: CACHE (tools; default ~/.cache/sluice), OUT (logs). Needs Go, npm, Python >= 3.10 with venv, and Chromium for the page.
 # Exit: 0 all pass, 1 some fail, 2 could not run.
@@ -98,7 +100,9 @@ client_page() {
   INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_page_version")" PORT="$(free_port)" node_client page.mjs playwright-core@1.64.1
 }
 
-[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page
+client_seeds() { (cd "$repo" && SLUICE_NPM=1 go test -count=1 -v -run TestSeed ./internal/systemtest/ | sed 's/^ *--- PASS/ok&/'; exit "${PIPESTATUS[0]}"); }
+
+[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page seeds
 passed=0 failed=0
 for client in "$@"; do
   if "client_$client" >"$OUT/$client.log" 2>&1; then
