@@ -162,7 +162,7 @@ func (p *process) run(ctx context.Context) error {
 	context.AfterFunc(running, func() { cancel(context.Cause(running)) })
 	err := p.start(starting)
 	if err == nil {
-		p.goAll(group, running)
+		p.goAll(running, group)
 		select {
 		case <-ctx.Done():
 		case <-running.Done(): // something ended that must not
@@ -233,7 +233,7 @@ func (p *process) start(ctx context.Context) (err error) {
 	return nil
 }
 
-func (p *process) goAll(group *errgroup.Group, ctx context.Context) {
+func (p *process) goAll(ctx context.Context, group *errgroup.Group) {
 	group.Go(func() error { return p.store.Run(ctx) })
 	group.Go(func() error { return p.client.Run(ctx) })
 	group.Go(func() error {
