@@ -2,6 +2,7 @@ package mcp
 
 import (
 	"encoding/base64"
+	"errors"
 	"net/http"
 	"strings"
 	"unicode/utf8"
@@ -109,8 +110,8 @@ func checkNameHeader(h http.Header, m *Message) *Error {
 		return nil // nothing in the body to agree with
 	}
 	target, err := m.Target()
-	if err != nil {
-		return err.(*Error)
+	if refused := (*Error)(nil); errors.As(err, &refused) {
+		return refused
 	}
 	switch name, ok := DecodeHeader(values[0]); {
 	case !ok:

@@ -2,6 +2,7 @@ package mux
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -12,8 +13,6 @@ import (
 
 // serverSays is what a target says of itself in initialize or server/discover.
 type serverSays struct {
-	version      string
-	versions     []mcp.Revision
 	capabilities map[string]json.RawMessage
 	instructions string
 	page         mcp.Page // its cache hints
@@ -21,12 +20,8 @@ type serverSays struct {
 
 func parseServer(result []byte) (serverSays, error) {
 	var says serverSays
-	err := mcp.Members(result, mcp.Limits{}, []string{"protocolVersion", "supportedVersions", "capabilities", "instructions", "ttlMs", "cacheScope"}, func(name, value []byte) error {
+	err := mcp.Members(result, mcp.Limits{}, []string{"capabilities", "instructions", "ttlMs", "cacheScope"}, func(name, value []byte) error {
 		switch string(name) {
-		case "protocolVersion":
-			return json.Unmarshal(value, &says.version)
-		case "supportedVersions":
-			return json.Unmarshal(value, &says.versions)
 		case "capabilities":
 			return json.Unmarshal(value, &says.capabilities)
 		case "instructions":
@@ -38,6 +33,18 @@ func parseServer(result []byte) (serverSays, error) {
 		says.page, err = mcp.ReadList(mcp.Tools, result, mcp.Limits{}, func(*mcp.Item) error { return nil })
 	}
 	return says, err
+}
+
+// protocolVersion is the one thing of an initialize result that every session needs.
+func protocolVersion(result []byte) (v mcp.Revision, err error) {
+	err = mcp.Members(result, mcp.Limits{}, []string{"protocolVersion"}, func(name, value []byte) error {
+		if string(name) == "protocolVersion" {
+			text, _ := mcp.Unquote(value)
+			v = mcp.Revision(text)
+		}
+		return nil
+	})
+	return v, err
 }
 
 // serverMerge makes one server of several.
@@ -132,7 +139,7 @@ func (m *missing) refuse(x *Request, asked int, errs []error) error {
 		if err == nil {
 			continue
 		}
-		if e, ok := x.readdress(err).(*mcp.Error); ok && len(m.names) > 1 {
+		if e := (*mcp.Error)(nil); errors.As(x.readdress(err), &e) && len(m.names) > 1 {
 			e.Message += fmt.Sprintf(" (and %d more targets)", len(m.names)-1)
 			return e
 		}
@@ -157,7 +164,7 @@ func reason(err error) string {
 	if e, ok := err.(interface{ Unwrap() error }); ok && e.Unwrap() != nil {
 		err = e.Unwrap()
 	}
-	if e, ok := err.(*mcp.Error); ok {
+	if e := (*mcp.Error)(nil); errors.As(err, &e) {
 		return e.Message
 	}
 	return "it did not answer"
