@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -71,5 +72,48 @@ func TestCallAllocations(t *testing.T) {
 	call := callOnce(t, 1, "echo")
 	if n := testing.AllocsPerRun(200, call); n > 60 {
 		t.Errorf("a call allocates %v times, want at most 60", n)
+	}
+}
+
+// listed is a target that lists 100 tools of some 600 bytes at once.
+type listed struct{}
+
+var hundredTools = func() string {
+	var b strings.Builder
+	b.WriteString(`{"jsonrpc":"2.0","id":7,"result":{"tools":[`)
+	for i := range 100 {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(`{"name":"tool_` + strings.Repeat("x", i%9) + `","description":"` + strings.Repeat("word ", 80) +
+			`","inputSchema":{"type":"object","properties":{"a":{"type":"string"},"b":{"type":"number","description":"a number"}},"required":["a"]}}`)
+	}
+	b.WriteString(`]}}`)
+	return b.String()
+}()
+
+func (listed) Owned() bool { return false }
+func (listed) Do(context.Context, *upstream.Request) (*upstream.Response, error) {
+	return &upstream.Response{Status: 200, Header: http.Header{"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(hundredTools))}},
+		Body: io.NopCloser(strings.NewReader(hundredTools))}, nil
+}
+
+func BenchmarkList(b *testing.B) {
+	srv := mcptest.NewServer(b, mcptest.Options{JSON: true})
+	var targets []string
+	for i := range 10 {
+		targets = append(targets, "t"+strconv.Itoa(i)+"="+srv.URL)
+	}
+	p := behind(targets...).start(b)
+	id := p.initialize(b, "2025-11-25")
+	p.proxy.mux = mux.New(mux.Config{Transport: func(*snapshot.Target) upstream.Transport { return listed{} }, ProxyID: "proxy-1"})
+	handler := p.handler(testPort)
+	req := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/mcp", nil)
+	req.Header = http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}, "Mcp-Session-Id": {id}}
+	req.ContentLength = int64(len(listTools))
+	b.ReportAllocs()
+	for b.Loop() {
+		req.Body = io.NopCloser(strings.NewReader(listTools))
+		handler.ServeHTTP(&nowhere{http.Header{}}, req)
 	}
 }

@@ -168,13 +168,13 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	if msg.Error.Present() {
 		return session.Target{}, hs, nil
 	}
-	says, err := parseServer(msg.Result.Of(msg.Body))
-	if err != nil || !mcp.Revision(says.version).HasSessions() {
+	version, err := protocolVersion(msg.Result.Of(msg.Body))
+	if err != nil || !version.HasSessions() {
 		x.Record.Err = err
 		return session.Target{}, hs, x.fail(http.StatusBadGateway, mcp.CodeInternal,
-			"target %q answered initialize with protocol version %q, which has no sessions that this proxy knows", t.Name, says.version)
+			"target %q answered initialize with protocol version %q, which has no sessions that this proxy knows", t.Name, version)
 	}
-	return session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: says.version, Place: place(t)}, hs, nil
+	return session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: string(version), Place: place(t)}, hs, nil
 }
 
 // greet is handshake for a client: a target that refuses because it has no sessions is told as that, and what it speaks

@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -125,16 +127,18 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 	private := false
 	var next []session.Part
 	owned := map[string]string{} // whole: name → target
+	size := 0
 	for i, part := range parts {
 		if whole {
 			x.claim(part.target, list, pages[i], owned)
 		}
 		keep := x.keeper(part.target, list, owned)
 		for _, p := range pages[i] {
+			size += len(p.result) + len(p.result)/8
 			read, err := merge.Add(p.result, keep)
 			if err != nil {
 				x.Record.Err = err
-				return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q gave a %s result that cannot be read", part.target.Name, list.Method())
+				return x.unreadable(part.target, list)
 			}
 			if read.NextCursor.IsString() && !whole {
 				next = append(next, session.Part{Target: part.target.Name, Cursor: read.NextCursor.String()})
@@ -157,8 +161,19 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 	default:
 		tail.NextCursor = []byte(x.Codec.SealCursor(x.Scope, session.Cursor{Epoch: x.epoch(), Parts: next}))
 	}
-	return x.answer(w, merge.AppendResult(nil, tail))
+	buf := listBuffers.Get().(*[]byte)
+	defer listBuffers.Put(buf)
+	body := append(slices.Grow((*buf)[:0], size+1024), `{"jsonrpc":"2.0","id":`...)
+	body = append(append(body, x.Message.RawID()...), `,"result":`...)
+	body = append(merge.AppendResult(body, tail), '}')
+	if cap(body) <= 4<<20 {
+		*buf = body
+	}
+	return x.write(w, body)
 }
+
+// listBuffers hold merged lists while they are written.
+var listBuffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // keeper says what of a target's list the client sees, and under which name.
 func (x *Request) keeper(t *snapshot.Target, list mcp.List, owned map[string]string) func(*mcp.Item) bool {
@@ -225,7 +240,6 @@ func (x *Request) claim(t *snapshot.Target, list mcp.List, pages []*page, owned 
 // page is one page of one target's list as the target sent it.
 type page struct {
 	result []byte
-	next   *string // nil: the last page
 }
 
 // allPages reads a whole list.
@@ -237,9 +251,15 @@ func (x *Request) allPages(ctx context.Context, t *snapshot.Target, list mcp.Lis
 			return nil, err
 		}
 		pages = append(pages, p)
-		if cursor = p.next; cursor == nil {
+		read, err := x.read(t, list, p)
+		if err != nil {
+			return nil, err
+		}
+		if !read.NextCursor.IsString() {
 			break
 		}
+		next := read.NextCursor.String()
+		cursor = &next
 	}
 	return pages, nil
 }
@@ -352,10 +372,14 @@ func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.
 		if err != nil || f.page == nil {
 			return f, err
 		}
-		ttl, k := f.hints.TTL, key
+		read, err := x.read(t, list, f.page)
+		if err != nil {
+			return nil, err
+		}
+		ttl, k := read.TTL, key
 		if !x.stateless() {
 			ttl = t.Config.GetListCache().AsDuration()
-		} else if f.hints.CacheScope == "public" && !t.Policy.Passthrough() {
+		} else if read.CacheScope == "public" && !t.Policy.Passthrough() {
 			k = key.public()
 		}
 		if ttl = min(ttl, maxTTL); ttl > 0 {
@@ -384,11 +408,10 @@ func (k pageKey) flight() string {
 
 // fetched is a target's answer to a list request.
 type fetched struct {
-	page  *page // nil: the answer is an error
-	hints mcp.Page
-	resp  *upstream.Response // its body is read
-	raw   []byte             // the body as it came
-	msg   *mcp.Message
+	page *page              // nil: the answer is an error
+	resp *upstream.Response // its body is read
+	raw  []byte             // the body as it came
+	msg  *mcp.Message
 }
 
 // fetch asks the target for one page. A target without the capability has an empty list.
@@ -408,18 +431,22 @@ func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, 
 		}
 		return f, nil
 	}
-	p := &page{result: msg.Result.Of(msg.Body)}
-	f.hints, err = mcp.ReadList(list, p.result, x.mux.cfg.Limits, func(*mcp.Item) error { return nil })
+	f.page = &page{result: msg.Result.Of(msg.Body)}
+	return f, nil
+}
+
+// read looks at a page for what stands beside its items.
+func (x *Request) read(t *snapshot.Target, list mcp.List, p *page) (mcp.Page, error) {
+	read, err := mcp.ReadList(list, p.result, x.mux.cfg.Limits, func(*mcp.Item) error { return nil })
 	if err != nil {
 		x.Record.Err = err
-		return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q gave a %s result that cannot be read", t.Name, list.Method())
+		return read, x.unreadable(t, list)
 	}
-	if f.hints.NextCursor.IsString() {
-		next := f.hints.NextCursor.String()
-		p.next = &next
-	}
-	f.page = p
-	return f, nil
+	return read, nil
+}
+
+func (x *Request) unreadable(t *snapshot.Target, list mcp.List) error {
+	return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q gave a %s result that cannot be read", t.Name, list.Method())
 }
 
 // failure is a target's error as the client's: the only target's in its own words.

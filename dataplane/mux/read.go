@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -33,7 +35,7 @@ func (x *Request) readResponse(t *snapshot.Target, resp *upstream.Response) (*mc
 func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response) (*mcp.Message, error) {
 	if contentType(resp.Header) != streamType {
 		defer resp.Body.Close()
-		body, err := readAll(resp.Body, x.mux.maxBytes())
+		body, err := readAll(resp, x.mux.maxBytes())
 		if err != nil {
 			return nil, err
 		}
@@ -140,13 +142,25 @@ func (m *Mux) maxBytes() int {
 	return 16 << 20
 }
 
-func readAll(r io.Reader, limit int) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, int64(limit)+1))
-	if err != nil {
-		return nil, err
+// readAll reads a whole body, into a buffer of the right size where the target says how long it is.
+func readAll(resp *upstream.Response, limit int) ([]byte, error) {
+	size := 512
+	if n, err := strconv.Atoi(resp.Header.Get("Content-Length")); err == nil && n > 0 && n <= 1<<20 {
+		size = n + 1 // so that the end is seen without growing
 	}
-	if len(b) > limit {
-		return nil, fmt.Errorf("the answer has more than %d bytes", limit)
+	b := make([]byte, 0, size)
+	for {
+		n, err := resp.Body.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		switch {
+		case err == io.EOF:
+			return b, nil
+		case err != nil:
+			return nil, err
+		case len(b) > limit:
+			return nil, fmt.Errorf("the answer has more than %d bytes", limit)
+		case len(b) == cap(b):
+			b = slices.Grow(b, len(b))
+		}
 	}
-	return b, nil
 }

@@ -20,7 +20,10 @@ import (
 
 // answer gives the client a result of the proxy's own; nil is the empty one.
 func (x *Request) answer(w http.ResponseWriter, result []byte) error {
-	body := mcp.AppendResult(make([]byte, 0, 64+len(result)), x.Message.RawID(), result)
+	return x.write(w, mcp.AppendResult(make([]byte, 0, 64+len(result)), x.Message.RawID(), result))
+}
+
+func (x *Request) write(w http.ResponseWriter, body []byte) error {
 	w.Header()["Content-Type"] = typeJSON
 	w.WriteHeader(http.StatusOK)
 	_, _ = w.Write(body) // the client is gone: nobody to tell
