@@ -50,13 +50,13 @@ func TestMain(m *testing.M) {
 //		is exec for a command that must end with that code.
 //	json PATH VALUE
 //		compares a value of the JSON on stdout; PATH is e.g. policies.mcpAuthorization.from or [0].name, VALUE is a string
-//		as it is or any other value as JSON. `! json PATH VALUE` wants another, `json PATH` alone that there is one.
+//		as it is or any other value as JSON. `json PATH` wants any, `! json PATH` none.
 //	until REGEXP COMMAND [ARG...]
 //		runs a command again and again until its stdout matches.
 //	sees REGEXP FILE
 //		waits until a file matches.
 //
-// PORT and PORT2 are ports that are free.
+// PORT and PORT2 are ports that are free, SEEDS is the folder of the seed examples.
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -65,6 +65,11 @@ func TestScript(t *testing.T) {
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "", // of what cmp compares
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", env.WorkDir) // the default data directory lies there
+			seeds, err := filepath.Abs("../internal/resource/testdata/seeds")
+			if err != nil {
+				return err
+			}
+			env.Setenv("SEEDS", seeds)
 			for _, name := range []string{"PORT", "PORT2"} {
 				port, err := freePort()
 				if err != nil {
@@ -228,8 +233,8 @@ func exitsCmd(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func jsonCmd(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) < 1 || len(args) > 2 {
-		ts.Fatalf("usage: json PATH [VALUE]")
+	if len(args) < 1 || len(args) > 2 || neg && len(args) == 2 {
+		ts.Fatalf("usage: [!] json PATH, json PATH VALUE")
 	}
 	var value any
 	d := json.NewDecoder(strings.NewReader(ts.ReadFile("stdout")))
@@ -239,7 +244,10 @@ func jsonCmd(ts *testscript.TestScript, neg bool, args []string) {
 		switch at := value.(type) {
 		case map[string]any:
 			v, ok := at[step]
-			if !ok && !neg {
+			if !ok && neg {
+				return
+			}
+			if !ok {
 				ts.Fatalf("%s: no %q, but %q", args[0], step, slices.Sorted(maps.Keys(at)))
 			}
 			value = v
@@ -253,6 +261,9 @@ func jsonCmd(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Fatalf("%s: %q of %v", args[0], step, at)
 		}
 	}
+	if neg {
+		ts.Fatalf("%s is there: %v", args[0], value)
+	}
 	if len(args) == 1 {
 		return
 	}
@@ -262,8 +273,8 @@ func jsonCmd(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		got = string(data)
 	}
-	if (got == args[1]) == neg {
-		ts.Fatalf("%s is %s, want %s (not: %v)", args[0], got, args[1], neg)
+	if got != args[1] {
+		ts.Fatalf("%s is %s, want %s", args[0], got, args[1])
 	}
 }
 
@@ -288,7 +299,7 @@ func seesCmd(ts *testscript.TestScript, neg bool, args []string) {
 
 // poll waits for what another process does.
 func poll(ts *testscript.TestScript, pattern string, look func() string) {
-	want, err := regexp.Compile(pattern)
+	want, err := regexp.Compile("(?m)" + pattern)
 	ts.Check(err)
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		text := look()

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/status"
@@ -33,12 +35,43 @@ func (s *source) load(env Env) (resource.Set, error) {
 	}
 	set, diagnostics := resource.Load(files, env.Getenv)
 	if resource.Failed(diagnostics) {
-		printDiagnostics(env.Stderr, diagnostics)
+		printDiagnostics(env.Stderr, alsoWrong(set.Objects, diagnostics))
 		return resource.Set{}, &codedError{code: Invalid}
 	}
 	printDiagnostics(env.Stderr, diagnostics)
 	return set, nil
 }
+
+// alsoWrong adds to what is told of files with errors what else is wrong with their objects, so that all is told at once.
+// What is at, around, within or beside a place that is told may only follow from that and is left out, and so are
+// references to what may not have been read.
+func alsoWrong(objects []*adminv1.Object, told []*adminv1.Diagnostic) []*adminv1.Diagnostic {
+	follows := func(d *adminv1.Diagnostic) bool {
+		return slices.ContainsFunc(told, func(t *adminv1.Diagnostic) bool {
+			return t.File == d.File && (strings.HasPrefix(d.Path, t.Path) || strings.HasPrefix(t.Path, d.Path) || around(t.Path) == around(d.Path))
+		})
+	}
+	all := slices.Clone(told)
+	for _, d := range resource.Validate(objects, resource.Context{Partial: true}) {
+		if d.Severity <= adminv1.Diagnostic_SEVERITY_ERROR && !follows(d) {
+			all = append(all, d)
+		}
+	}
+	order := map[string]int{} // of the files, as they were given
+	for _, d := range told {
+		if _, ok := order[d.File]; !ok {
+			order[d.File] = len(order)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b *adminv1.Diagnostic) int {
+		return cmp.Or(cmp.Compare(order[a.File], order[b.File]), cmp.Compare(a.File, b.File),
+			cmp.Compare(a.Position.GetLine(), b.Position.GetLine()), cmp.Compare(a.Position.GetColumn(), b.Position.GetColumn()))
+	})
+	return all
+}
+
+// around cuts the last field off a path.
+func around(path string) string { return path[:max(strings.LastIndexByte(path, '.'), 0)] }
 
 func (s *source) read(env Env) ([]resource.File, error) {
 	var files []resource.File

@@ -165,7 +165,9 @@ func newConfiguration(env Env, file string) (*configuration, error) {
 	}
 	c.last = string(data)
 	set, diagnostics := resource.Load([]resource.File{{Name: file, Data: data}}, env.Getenv)
-	if !resource.Failed(diagnostics) {
+	if resource.Failed(diagnostics) {
+		diagnostics = alsoWrong(set.Objects, diagnostics)
+	} else {
 		diagnostics = controlplane.Validate(set.Objects, set.Single)
 	}
 	if resource.Failed(diagnostics) {

@@ -1,0 +1,86 @@
+package cli
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluicegate/sluice/internal/resource"
+)
+
+// TestRead: what -f takes, in the order in which it is taken.
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for name, data := range map[string]string{
+		"one.yaml": "1", "conf/b.yml": "b", "conf/a.yaml": "a", "conf/deep/c.json": "c", "conf/readme.md": "no", "conf/.a.yaml.swp": "no", "bare/x.txt": "no",
+	} {
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name  string
+		files []string
+		want  []resource.File
+		err   string
+	}{
+		{"a file", []string{"one.yaml"}, []resource.File{{Name: "one.yaml", Data: []byte("1")}}, ""},
+		{"standard input and a file", []string{"-", "one.yaml"}, []resource.File{{Name: "-", Data: []byte("stdin")}, {Name: "one.yaml", Data: []byte("1")}}, ""},
+		{"a folder", []string{"conf"}, []resource.File{
+			{Name: "conf/a.yaml", Data: []byte("a")}, {Name: "conf/b.yml", Data: []byte("b")}, {Name: "conf/deep/c.json", Data: []byte("c")}}, ""},
+		{"a folder without any", []string{"bare"}, nil, "bare holds no .yaml, .yml or .json file"},
+		{"nothing there", []string{"nowhere"}, nil, "nowhere: no such file"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := source{files: tt.files}
+			got, err := s.read(Env{Stdin: strings.NewReader("stdin")})
+			if (err != nil) != (tt.err != "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Fatalf("error %v, want one with %q", err, tt.err)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("read (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestAlsoWrong: one wrong line must not hide another, nor be told twice in other words.
+func TestAlsoWrong(t *testing.T) {
+	const file = `mcp:
+  targets:
+  - name: a
+    mcp: {host: $UNSET_VARIABLE}
+  - name: b
+    stdio: {cmd: 7}
+  - name: B
+    mcp:
+      host: https://b.example.com/mcp
+    policies:
+      mcpAuthorization: {rules: ["mcp.tool.name ="]}
+  - name: c
+    mpc: {host: "https://c.example.com/mcp"}
+`
+	set, told := resource.Load([]resource.File{{Name: "f.yaml", Data: []byte(file)}}, nil)
+	var got []string
+	for _, d := range alsoWrong(set.Objects, told) {
+		line, _, _ := strings.Cut(resource.Format(d), ": ")
+		got = append(got, line+" "+d.Path)
+	}
+	want := []string{
+		"f.yaml:4:17 mcp.targets[0].mcp.host",
+		"f.yaml:6:18 mcp.targets[1].stdio.cmd",
+		"f.yaml:7:5 mcp.targets[2].name",
+		"f.yaml:11:34 mcp.targets[2].policies.mcpAuthorization.rules[0]",
+		"f.yaml:13:5 mcp.targets[3]",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("places (-want +got):\n%s", diff)
+	}
+}
