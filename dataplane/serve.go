@@ -57,7 +57,15 @@ func newProxy(parts proxyParts) *proxy {
 		Limits:    mcp.Limits{Bytes: maxBody},
 		Draining:  listener.Draining,
 	})
-	parts.Store.Subscribe(p.mux.Changed)
+	parts.Store.Subscribe(func(old, now *snapshot.Index) {
+		p.codecs.Range(func(name, _ any) bool {
+			if now.Tenant(name.(string)) == nil {
+				p.codecs.Delete(name)
+			}
+			return true
+		})
+		p.mux.Changed(old, now)
+	})
 	return p
 }
 

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"github.com/sluicegate/sluice/dataplane/mux"
 	"github.com/sluicegate/sluice/internal/mcptest"
 )
 
@@ -179,5 +181,35 @@ func TestProgressAndCancel(t *testing.T) {
 	case <-over:
 	case <-time.After(5 * time.Second):
 		t.Error("the call goes on")
+	}
+}
+
+// A socket that is drained ends its streams, a listen the polite way, and leaves those of other sockets alone.
+func TestDrain(t *testing.T) {
+	w, a, b := two(t, "2025-11-25", mcptest.Options{})
+	p := w.start(t)
+	drain := make(chan struct{})
+	p.proxy.mux = mux.New(mux.Config{Transport: p.parts.Upstreams.Transport, ProxyID: "proxy-1", Draining: func(ctx context.Context) <-chan struct{} { return drain }})
+	id := p.initialize(t, "2025-11-25")
+	get := p.open(t, http.MethodGet, id, "")
+	awaitStreams(t, a, b)
+	w2, _, _ := two(t, "2026-07-28", mcptest.Options{})
+	modern := w2.start(t)
+	other := make(chan struct{})
+	modern.proxy.mux = mux.New(mux.Config{Transport: modern.parts.Upstreams.Transport, Draining: func(context.Context) <-chan struct{} { return other }})
+	body := strings.Replace(listenAll, "%", "a+test://", 1)
+	listen := modern.open(t, http.MethodPost, "", body, "MCP-Protocol-Version", "2026-07-28", "Mcp-Method", "subscriptions/listen")
+	listen.next(t, "notifications/subscriptions/acknowledged")
+	close(drain)
+	get.ended(t)
+	select {
+	case msg, ok := <-listen.msgs:
+		t.Errorf("another socket's listen got %v, %v", msg, ok)
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(other)
+	msgs := listen.ended(t)
+	if last := msgs[len(msgs)-1]; last["id"] != "L" || last["result"] == nil {
+		t.Errorf("a listen ends with %v, want its result", last)
 	}
 }
