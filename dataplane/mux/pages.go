@@ -1,0 +1,310 @@
+package mux
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+)
+
+// page is one page of one target's list as the target sent it.
+type page struct {
+	result []byte
+}
+
+// allPages reads a whole list.
+func (x *Request) allPages(ctx context.Context, t *snapshot.Target, list mcp.List) ([]*page, error) {
+	var pages []*page
+	for cursor := (*string)(nil); len(pages) < maxPages; {
+		p, err := x.page(ctx, t, list, cursor)
+		if err != nil {
+			return nil, err
+		}
+		pages = append(pages, p)
+		read, err := x.read(t, list, p)
+		if err != nil {
+			return nil, err
+		}
+		if !read.NextCursor.IsString() {
+			break
+		}
+		next := read.NextCursor.String()
+		cursor = &next
+	}
+	return pages, nil
+}
+
+// pageKey is all that a page may depend on. The target's digest covers its policies and credentials.
+type pageKey struct {
+	digest    string
+	principal string // "" of a page that all may share, else "=" and the principal
+	caps      uint64
+	era       mcp.Era
+	list      mcp.List
+	first     bool
+	cursor    string
+	changes   uint64
+}
+
+// listThrough passes the only target's answer on in the form that it has, unless the list is cached.
+func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mcp.List) error {
+	var cursor *string
+	if x.Message.Cursor.IsString() {
+		own := x.Message.Cursor.String()
+		cursor = &own
+	}
+	key := x.pageKey(t, list, cursor)
+	if t.Refused != nil || !x.caches(t) {
+		return x.forward(w, t, item{lifecycle: true})
+	}
+	x.Record.Target = t.Name
+	if p := x.cached(key); p != nil {
+		return x.answer(w, p.result)
+	}
+	f, own, err := x.fetchShared(x.HTTP.Context(), t, list, cursor, key)
+	if err != nil {
+		return err
+	}
+	if !own {
+		if f.page == nil {
+			return f.failure(x, t, list)
+		}
+		return x.answer(w, f.page.result)
+	}
+	x.head(w, t, f.resp)
+	_, _ = w.Write(f.raw)
+	return nil
+}
+
+// caches reports whether the target's lists may be kept at all.
+func (x *Request) caches(t *snapshot.Target) bool {
+	return x.stateless() || t.Config.GetListCache() != nil
+}
+
+func (x *Request) pageKey(t *snapshot.Target, list mcp.List, cursor *string) pageKey {
+	key := pageKey{digest: t.Digest, principal: "=" + x.Scope.Principal, caps: x.capabilities(), era: x.Verdict.Era, list: list,
+		first: cursor == nil, changes: x.mux.changes(t, list)}
+	if cursor != nil {
+		key.cursor = *cursor
+	}
+	return key
+}
+
+// public is the key of a page that all callers share.
+func (k pageKey) public() pageKey {
+	k.principal = ""
+	return k
+}
+
+// cached is a page that is still good, nil if there is none.
+func (x *Request) cached(key pageKey) *page {
+	if x.mux.pages.empty() {
+		return nil
+	}
+	if p, ok := x.mux.pages.get(key); ok {
+		return p
+	}
+	p, _ := x.mux.pages.get(key.public())
+	return p
+}
+
+// page returns one page, from the cache if the target lets it be cached. Admission comes after.
+func (x *Request) page(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string) (*page, error) {
+	var f *fetched
+	var err error
+	if !x.caches(t) {
+		f, err = x.fetch(ctx, t, list, cursor)
+	} else {
+		key := x.pageKey(t, list, cursor)
+		if p := x.cached(key); p != nil {
+			return p, nil
+		}
+		f, _, err = x.fetchShared(ctx, t, list, cursor, key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if f.page == nil {
+		return nil, f.failure(x, t, list)
+	}
+	return f.page, nil
+}
+
+// fetchShared fetches a page for all requests of one caller that need it at the same time, and keeps it as long as the
+// target says. Until the answer is there nobody knows whether other callers may share it. own is true for the request
+// that was sent.
+func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string, key pageKey) (f *fetched, own bool, err error) {
+	v, err, _ := x.mux.flights.Do("page\x00"+key.flight(), func() (any, error) {
+		own = true
+		ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
+		defer cancel()
+		f, err := x.fetch(ctx, t, list, cursor)
+		if err != nil || f.page == nil {
+			return f, err
+		}
+		read, err := x.read(t, list, f.page)
+		if err != nil {
+			return nil, err
+		}
+		ttl, k := read.TTL, key
+		if !x.stateless() {
+			ttl = t.Config.GetListCache().AsDuration()
+		} else if read.CacheScope == "public" && !t.Policy.Passthrough() {
+			k = key.public()
+		}
+		if ttl = min(ttl, maxTTL); ttl > 0 {
+			x.mux.pages.put(k, f.page, 512+len(f.page.result), time.Now().Add(ttl))
+		}
+		return f, nil
+	})
+	if err != nil {
+		return nil, own, x.readdress(err)
+	}
+	return v.(*fetched), own, nil
+}
+
+// maxTTL bounds what targets ask for: the proxy would hold what it cannot be told to drop.
+const maxTTL = 10 * time.Minute
+
+func (k pageKey) flight() string {
+	b := append([]byte(k.digest), 0)
+	b = binary.BigEndian.AppendUint64(b, k.caps)
+	b = binary.BigEndian.AppendUint64(b, k.changes)
+	b = append(b, byte(k.era), byte(k.list))
+	b = strconv.AppendBool(b, k.first)
+	b = strconv.AppendQuote(b, k.cursor)
+	return string(append(b, k.principal...))
+}
+
+// fetched is a target's answer to a list request.
+type fetched struct {
+	page *page              // nil: the answer is an error
+	resp *upstream.Response // its body is read
+	raw  []byte             // the body as it came
+	msg  *mcp.Message
+}
+
+// fetch asks the target for one page. A target without the capability has an empty list.
+func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string) (*fetched, error) {
+	resp, err := x.send(ctx, t, outgoing{body: x.listRequest(list, cursor), method: list.Method(), safe: true})
+	if err != nil {
+		return nil, err
+	}
+	msg, raw, err := x.readWhole(t, resp)
+	if err != nil {
+		return nil, err
+	}
+	f := &fetched{resp: resp, raw: raw, msg: msg}
+	if msg.Error.Present() {
+		if code, _ := errorCode(msg); code == mcp.CodeMethodNotFound && x.alone() == nil {
+			f.page = &page{result: []byte("{}")}
+		}
+		return f, nil
+	}
+	f.page = &page{result: msg.Result.Of(msg.Body)}
+	return f, nil
+}
+
+// read looks at a page for what stands beside its items.
+func (x *Request) read(t *snapshot.Target, list mcp.List, p *page) (mcp.Page, error) {
+	read, err := mcp.ReadList(list, p.result, x.mux.cfg.Limits, func(*mcp.Item) error { return nil })
+	if err != nil {
+		x.Record.Err = err
+		return read, x.unreadable(t, list)
+	}
+	return read, nil
+}
+
+func (x *Request) unreadable(t *snapshot.Target, list mcp.List) error {
+	return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q gave a %s result that cannot be read", t.Name, list.Method())
+}
+
+// failure is a target's error as the client's: the only target's in its own words.
+func (f *fetched) failure(x *Request, t *snapshot.Target, list mcp.List) error {
+	var e struct {
+		Code    int
+		Message string
+		Data    json.RawMessage
+	}
+	if err := json.Unmarshal(f.msg.Error.Of(f.msg.Body), &e); err != nil {
+		e.Code = mcp.CodeInternal
+	}
+	if x.alone() == nil && e.Code != mcp.CodeInvalidParams { // a bad cursor is the client's to know
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused %s: %s", t.Name, list.Method(), errorMessage(f.msg))
+	}
+	fail := x.fail(f.resp.Status, e.Code, "%s", e.Message)
+	fail.Data = e.Data
+	return fail
+}
+
+// listRequest is the client's own request with a target's cursor, or one of the proxy's in the client's name.
+func (x *Request) listRequest(list mcp.List, cursor *string) []byte {
+	msg := x.Message
+	if msg.Method == list.Method() && cursor == nil && !msg.Cursor.Present() {
+		return msg.Body
+	}
+	params := []byte{'{'}
+	if cursor != nil {
+		params = mcp.AppendString(append(params, `"cursor":`...), *cursor)
+	}
+	if meta := x.ownMeta(); meta != nil {
+		if len(params) > 1 {
+			params = append(params, ',')
+		}
+		params = append(append(params, `"_meta":`...), meta...)
+	}
+	return mcp.AppendRequest(nil, []byte(`"sluice-list"`), list.Method(), append(params, '}'))
+}
+
+// ownMeta is what a request of the proxy's own needs in the stateless era: who the client is and what it can.
+func (x *Request) ownMeta() []byte {
+	if !x.stateless() {
+		return nil
+	}
+	b := x.Message.Body
+	meta := append([]byte(`{"io.modelcontextprotocol/protocolVersion":`), strconv.Quote(string(x.Verdict.Revision))...)
+	if caps := x.Message.Meta.ClientCapabilities.Of(b); caps != nil {
+		meta = append(append(meta, `,"io.modelcontextprotocol/clientCapabilities":`...), caps...)
+	} else {
+		meta = append(meta, `,"io.modelcontextprotocol/clientCapabilities":{}`...)
+	}
+	if info := x.Message.Meta.ClientInfo.Of(b); info != nil {
+		meta = append(append(meta, `,"io.modelcontextprotocol/clientInfo":`...), info...)
+	}
+	return append(meta, '}')
+}
+
+// changes counts how often a target has said that a list changed: pages of before are not found any more.
+func (m *Mux) changes(t *snapshot.Target, list mcp.List) uint64 {
+	if m.changed.empty() {
+		return 0
+	}
+	n, ok := m.changed.get(changeKey{t.Digest, list})
+	if !ok {
+		return 0
+	}
+	return n.Load()
+}
+
+type changeKey struct {
+	digest string
+	list   mcp.List
+}
+
+func (m *Mux) forgetPages(t *snapshot.Target, list mcp.List) {
+	key := changeKey{t.Digest, list}
+	n, ok := m.changed.get(key)
+	if !ok {
+		n = &atomic.Uint64{}
+		n.Store(uint64(time.Now().UnixNano())) // never a number that was used before it was evicted
+		m.changed.put(key, n, 1, time.Time{})
+	}
+	n.Add(1)
+}
