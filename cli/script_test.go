@@ -65,6 +65,7 @@ func TestScript(t *testing.T) {
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "", // of what cmp compares
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", env.WorkDir) // the default data directory lies there
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else -race costs each of some 300 commands a second
 			seeds, err := filepath.Abs("../internal/resource/testdata/seeds")
 			if err != nil {
 				return err
@@ -315,7 +316,7 @@ func poll(ts *testscript.TestScript, pattern string, look func() string) {
 // environ is the script's environment, as far as servers care.
 func environ(ts *testscript.TestScript) []string {
 	env := os.Environ()
-	for _, name := range []string{"HOME", "PATH", "TMPDIR", "WORK", "PORT", "PORT2", "NOTES_URL", "API_KEY", "SLUICE_DEMO_PORT", "SLUICE_DATA_DIR"} {
+	for _, name := range []string{"HOME", "PATH", "TMPDIR", "WORK", "PORT", "PORT2", "GORACE", "NOTES_URL", "API_KEY", "SLUICE_DEMO_PORT", "SLUICE_DATA_DIR"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}
