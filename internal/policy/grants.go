@@ -27,7 +27,7 @@ type Grants struct {
 //	metadata           addresses of cloud metadata services, which nothing else grants
 //	stdio=npx          a command of stdio targets, as the configuration writes it
 //	file=/etc/sluice/* a file that proxies read: * stays within a directory, ** does not
-//	env=SVC_*          an environment variable of proxies
+//	env=SVC_*          an environment variable of proxies; stdio children inherit those granted, beside PATH and the like
 //	stdio, file, env   any of the kind; so does stdio=* …
 //	*                  everything but metadata
 //

@@ -285,6 +285,11 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 		return
 	}
 	for i, rule := range p.GetMcpAuthorization().GetRules() {
+		if policy.DenyRefusesOthers(rule.GetDeny()) {
+			v.tell(severityWarning, o, index(block+".mcpAuthorization.rules", i),
+				"the rule reads mcp.tool, which prompts and resources have not: it fails for them, and a deny that fails refuses",
+				"if only tools are meant, begin with `has(mcp.tool) &&`")
+		}
 		for variable, kind := range map[string]string{"jwt": "jwtAuth", "apiKey": "apiKey"} {
 			if !v.reads(ruleText(rule), variable) {
 				continue
