@@ -381,20 +381,31 @@ func TestGrants(t *testing.T) {
 
 func TestChildEnvironment(t *testing.T) {
 	t.Setenv("SLUICE_TOKEN", "secret")
-	t.Setenv("INHERITED", "yes")
-	c := open(t, manager(t, nil).Transport(stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.Env["OWN"] = "mine" })))
-	clear := open(t, manager(t, nil).Transport(stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.ClearEnv, c.Env["OWN"] = true, "mine" })))
-	got := map[string][2]string{}
-	for _, name := range []string{"SLUICE_TOKEN", "INHERITED", "OWN"} {
-		args := fmt.Sprintf(`{"name":%q}`, name)
-		got[name] = [2]string{c.said("env", args), clear.said("env", args)}
+	t.Setenv("SVC_MINE", "yes")
+	t.Setenv("DB_PASSWORD", "not theirs")
+	start := func(clear bool, grants ...string) *caller {
+		tt := stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.ClearEnv, c.Env["OWN"] = clear, "mine" })
+		g, err := policy.ParseGrants(grants)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tt.Tenant.Grants = g
+		return open(t, manager(t, nil).Transport(tt))
 	}
-	want := map[string][2]string{"SLUICE_TOKEN": {"-", "-"}, "INHERITED": {"yes", "-"}, "OWN": {"mine", "mine"}}
+	all, some, clear := start(false, "*"), start(false, "stdio,env=SVC_*"), start(true, "*")
+	got := map[string][3]string{}
+	for _, name := range []string{"SLUICE_TOKEN", "SVC_MINE", "DB_PASSWORD", "OWN"} {
+		args := fmt.Sprintf(`{"name":%q}`, name)
+		got[name] = [3]string{all.said("env", args), some.said("env", args), clear.said("env", args)}
+	}
+	want := map[string][3]string{"SLUICE_TOKEN": {"-", "-", "-"}, "SVC_MINE": {"yes", "yes", "-"}, "DB_PASSWORD": {"not theirs", "-", "-"}, "OWN": {"mine", "mine", "mine"}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
 	}
-	if clear.said("env", `{"name":"PATH"}`) == "-" {
-		t.Error("a cleared environment has no PATH")
+	for _, c := range []*caller{some, clear} {
+		if c.said("env", `{"name":"PATH"}`) == "-" {
+			t.Error("a child has no PATH")
+		}
 	}
 }
 

@@ -62,7 +62,7 @@ func openStdio(ctx context.Context, o *owned, _ *Request, ch *channel) error {
 	c := &child{ch: ch, slots: o.s.slots, grace: o.s.cfg.StopGrace, log: ch.log, exited: make(chan struct{})}
 	c.cmd = exec.Command(cfg.GetCmd(), cfg.GetArgs()...)
 	c.cmd.Dir = cfg.GetCwd()
-	c.cmd.Env = childEnv(cfg, o.t.Policy, os.Environ())
+	c.cmd.Env = childEnv(cfg, o.t.Tenant.Grants, o.t.Policy, os.Environ())
 	c.out.most = o.s.cfg.MaxQueued
 	c.out.ready = make(chan struct{}, 1)
 	if err := c.start(o.s.cfg.MaxMessage); err != nil {
@@ -73,14 +73,22 @@ func openStdio(ctx context.Context, o *owned, _ *Request, ch *channel) error {
 	return nil
 }
 
-// childEnv is a child's environment: the proxy's own less what is Sluice's, or PATH alone; then the target's; then
-// the credential.
-func childEnv(cfg *xdsv1.StdioTransport, p *policy.Target, own []string) []string {
+// commonEnv are the variables that programs need to run at all and that hold no secret; LC_* are too.
+var commonEnv = []string{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"}
+
+// childEnv is a child's environment: of the proxy's own what is common or granted to the tenant, or PATH alone; then the
+// target's; then the credential. Tools exist that print their environment, so running a command must not be a way to
+// variables that `env:` would be refused.
+func childEnv(cfg *xdsv1.StdioTransport, grants policy.Grants, p *policy.Target, own []string) []string {
 	env := slices.DeleteFunc(slices.Clone(own), func(v string) bool {
-		if cfg.GetClearEnv() {
-			return !strings.HasPrefix(v, "PATH=")
+		name, _, _ := strings.Cut(v, "=")
+		switch {
+		case cfg.GetClearEnv():
+			return name != "PATH"
+		case strings.HasPrefix(name, "SLUICE_"):
+			return true
 		}
-		return strings.HasPrefix(v, "SLUICE_")
+		return !slices.Contains(commonEnv, name) && !strings.HasPrefix(name, "LC_") && !grants.Env(name)
 	})
 	for name, value := range cfg.GetEnv() {
 		env = append(env, name+"="+value)
