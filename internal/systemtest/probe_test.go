@@ -2,6 +2,8 @@ package systemtest
 
 import (
 	"encoding/json"
+	"io"
+	"log"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -142,3 +144,6 @@ func replace(t *testing.T, file, content string) {
 		t.Fatal(err)
 	}
 }
+
+// discard is for servers whose clients are meant to fail.
+var discard = log.New(io.Discard, "", 0)
