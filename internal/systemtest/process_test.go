@@ -37,7 +37,7 @@ func sluice(env []string, args ...string) *exec.Cmd {
 		panic(err)
 	}
 	cmd := exec.Command(exe, args...)
-	cmd.Env = append(append(os.Environ(), asCommand+"=1"), env...)
+	cmd.Env = append(append(os.Environ(), asCommand+"=1", "GORACE=atexit_sleep_ms=0"), env...) // the race detector waits a second at exit
 	return cmd
 }
 
