@@ -22,10 +22,8 @@ const defaultSet = "default"
 type applyOptions struct {
 	connection
 	source
+	outcome
 	set        string
-	wait       string
-	strict     bool
-	timeout    time.Duration
 	dryRun     bool
 	ifRevision int64
 	comment    string
@@ -44,25 +42,17 @@ func applyCommand(env Env) *cobra.Command {
 	}
 	opt.connection.flags(cmd)
 	opt.source.flags(cmd)
+	opt.outcome.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&opt.set, "set", defaultSet, "set that the files are the whole content of")
-	waitFlag(cmd, &opt.wait, &opt.timeout)
-	f.BoolVar(&opt.strict, "strict", false, "with --wait: fail if a known proxy is disconnected")
 	f.BoolVar(&opt.dryRun, "dry-run", false, "check and show the changes, store nothing")
 	f.Int64Var(&opt.ifRevision, "if-revision", 0, "only if the tenant's head is this revision")
 	f.StringVar(&opt.comment, "comment", "", "why, for the log")
 	return cmd
 }
 
-func waitFlag(cmd *cobra.Command, wait *string, timeout *time.Duration) {
-	cmd.Flags().StringVar(wait, "wait", "", "return when the connected proxies serve the revision: `all`, or a share such as 95%")
-	cmd.Flags().Lookup("wait").NoOptDefVal = "all"
-	cmd.Flags().DurationVar(timeout, "timeout", time.Minute, "how long --wait waits")
-}
-
 func apply(ctx context.Context, env Env, opt applyOptions) error {
-	percent, err := parseWait(opt.wait)
-	if err != nil {
+	if err := opt.check(); err != nil {
 		return err
 	}
 	set, err := opt.load(env)
@@ -81,24 +71,39 @@ func apply(ctx context.Context, env Env, opt applyOptions) error {
 	if err != nil {
 		return refusal(env, err)
 	}
-	printDiagnostics(env.Stderr, resp.Diagnostics)
-	printChanges(env.Stdout, resp.Changes)
+	summary := fmt.Sprintf("revision %d: %s", resp.Revision, count(len(resp.Changes), "change"))
 	switch {
 	case opt.dryRun:
-		fmt.Fprintf(env.Stdout, "dry run: %s; nothing stored\n", count(len(resp.Changes), "change"))
-		return nil
+		summary = fmt.Sprintf("dry run: %s; nothing stored", count(len(resp.Changes), "change"))
+		opt.wait = ""
 	case len(resp.Changes) == 0:
-		fmt.Fprintf(env.Stdout, "no changes; revision %d\n", resp.Revision)
-	default:
-		fmt.Fprintf(env.Stdout, "revision %d: %s\n", resp.Revision, count(len(resp.Changes), "change"))
+		summary = fmt.Sprintf("no changes; revision %d", resp.Revision)
 	}
-	if opt.wait == "" {
-		return nil
-	}
-	return wait(ctx, env, client, waitFor{
-		tenant: opt.tenant, revision: resp.Revision, expected: resp.Connected, disconnected: resp.Disconnected,
-		percent: percent, strict: opt.strict, timeout: opt.timeout,
-	})
+	return opt.tell(ctx, env, client, opt.tenant, resp, summary)
+}
+
+// outcome is what commands that make a revision have in common: how it is told, and whether they wait for the proxies.
+type outcome struct {
+	output
+	wait    string
+	percent uint32 // of wait
+	strict  bool
+	timeout time.Duration
+}
+
+func (o *outcome) flags(cmd *cobra.Command) {
+	o.output.flag(cmd)
+	f := cmd.Flags()
+	f.StringVar(&o.wait, "wait", "", "return when the connected proxies serve the revision: `all`, or a share such as 95%")
+	f.Lookup("wait").NoOptDefVal = "all"
+	f.DurationVar(&o.timeout, "timeout", time.Minute, "how long --wait waits")
+	f.BoolVar(&o.strict, "strict", false, "with --wait: fail if a known proxy is disconnected")
+}
+
+// check is for before anything is done.
+func (o *outcome) check() (err error) {
+	o.percent, err = parseWait(o.wait)
+	return err
 }
 
 // parseWait returns the share of proxies, in percent.
@@ -113,73 +118,87 @@ func parseWait(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-type waitFor struct {
-	tenant       string
-	revision     int64
-	expected     []string // connected when the revision was committed
-	disconnected []string
-	percent      uint32
-	strict       bool
-	timeout      time.Duration
+// tell prints what was done, waits if that was asked for, and prints what came of it. JSON and YAML are the admin API's
+// answer, with the last status of the wait in `status`.
+func (o *outcome) tell(ctx context.Context, env Env, client adminv1.AdminClient, tenant string, resp *adminv1.ApplyResponse, summary string) error {
+	printDiagnostics(env.Stderr, resp.Diagnostics)
+	table := env.Stdout
+	if o.format != "table" {
+		table = io.Discard
+	}
+	printChanges(table, resp.Changes)
+	fmt.Fprintln(table, summary)
+	var last *adminv1.StatusResponse
+	var failed error
+	if o.wait != "" {
+		last, failed = o.await(ctx, env, table, client, tenant, resp)
+	}
+	if o.format == "table" {
+		return failed
+	}
+	value := plainOne(resp)
+	if last != nil {
+		value["status"] = plainOne(last)
+	}
+	return errors.Join(o.print(env.Stdout, value, nil), failed)
 }
 
-// wait follows the revision until the wished share of proxies serves it, one refuses it, or time is up.
-func wait(ctx context.Context, env Env, client adminv1.AdminClient, w waitFor) error {
-	if len(w.disconnected) > 0 {
-		fmt.Fprintf(env.Stderr, "not connected, will follow when back: %s\n", list(w.disconnected))
-		if w.strict {
-			return &codedError{TimedOut, fmt.Errorf("sluice: revision %d is stored, but %s not connected (--strict)", w.revision, count(len(w.disconnected), "proxy"))}
+// await follows the revision until the wished share of proxies serves it, one refuses it, or time is up.
+func (o *outcome) await(ctx context.Context, env Env, table io.Writer, client adminv1.AdminClient, tenant string, resp *adminv1.ApplyResponse) (last *adminv1.StatusResponse, err error) {
+	revision := resp.Revision
+	if len(resp.Disconnected) > 0 {
+		fmt.Fprintf(env.Stderr, "not connected, will follow when back: %s\n", list(resp.Disconnected))
+		if o.strict {
+			return nil, &codedError{TimedOut, fmt.Errorf("sluice: revision %d is stored, but %s not connected (--strict)", revision, count(len(resp.Disconnected), "proxy"))}
 		}
 	}
-	if len(w.expected) == 0 {
-		fmt.Fprintf(env.Stdout, "no proxy is connected; revision %d waits for the first\n", w.revision)
-		return nil
+	if len(resp.Connected) == 0 {
+		fmt.Fprintf(table, "no proxy is connected; revision %d waits for the first\n", revision)
+		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, w.timeout)
+	waiting, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	stream, err := client.Status(ctx, &adminv1.StatusRequest{
-		Tenant: w.tenant, Revision: w.revision, Wait: true, Percent: w.percent, Expected: w.expected,
+	stream, err := client.Status(waiting, &adminv1.StatusRequest{
+		Tenant: tenant, Revision: revision, Wait: true, Percent: o.percent, Expected: resp.Connected,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var last *adminv1.StatusResponse
 	for {
-		resp, err := stream.Recv()
+		next, err := stream.Recv()
 		switch {
 		case err == nil:
-			last = resp
-			if resp.Done {
-				return outcome(env, w, last)
+			if last = next; last.Done {
+				return last, o.judge(env, table, last)
 			}
-		case status.Code(err) == codes.DeadlineExceeded || errors.Is(err, context.DeadlineExceeded):
-			return timedOut(w, last)
 		case ctx.Err() != nil:
-			return fmt.Errorf("stopped waiting; revision %d is stored, and `sluice status` tells how far it is", w.revision)
+			return last, fmt.Errorf("stopped waiting; revision %d is stored, and `sluice status` tells how far it is", revision)
+		case status.Code(err) == codes.DeadlineExceeded, waiting.Err() != nil:
+			return last, o.timedOut(revision, last)
 		case errors.Is(err, io.EOF):
-			return fmt.Errorf("the control plane ended the status of revision %d early", w.revision)
+			return last, fmt.Errorf("the control plane ended the status of revision %d early", revision)
 		default:
-			return err
+			return last, err
 		}
 	}
 }
 
-// outcome tells what the last status says. A refusal fails the wait unless a smaller share was asked for and is reached.
-func outcome(env Env, w waitFor, s *adminv1.StatusResponse) error {
+// judge tells what the last status says. A refusal fails the wait unless a smaller share was asked for and is reached.
+func (o *outcome) judge(env Env, table io.Writer, s *adminv1.StatusResponse) error {
 	for _, r := range s.Refused {
 		fmt.Fprintf(env.Stderr, "%s refused %s\n", r.Proxy, refusalText(r))
 	}
-	reached := w.percent < 100 && int(s.Serving)*100 >= int(w.percent)*int(s.Total)
+	reached := o.percent < 100 && int(s.Serving)*100 >= int(o.percent)*int(s.Total)
 	if len(s.Refused) > 0 && !reached {
 		return &codedError{Refused, fmt.Errorf("sluice: revision %d: %d of %d proxies serve it whole; what was refused keeps its last good form", s.Revision, s.Serving, s.Total)}
 	}
 	if len(s.Disconnected) > 0 {
 		fmt.Fprintf(env.Stderr, "not connected: %s\n", list(s.Disconnected))
-		if w.strict {
+		if o.strict {
 			return &codedError{TimedOut, fmt.Errorf("sluice: revision %d: %d of %d proxies serve it, and the others went away (--strict)", s.Revision, s.Serving, s.Total)}
 		}
 	}
-	fmt.Fprintf(env.Stdout, "revision %d: %d of %d proxies serve it\n", s.Revision, s.Serving, s.Total)
+	fmt.Fprintf(table, "revision %d: %d of %d proxies serve it\n", s.Revision, s.Serving, s.Total)
 	return nil
 }
 
@@ -191,11 +210,11 @@ func refusalText(r *adminv1.ProxyRefusal) string {
 	return r.Object + ": " + r.Field + ": " + r.Reason
 }
 
-func timedOut(w waitFor, last *adminv1.StatusResponse) error {
+func (o *outcome) timedOut(revision int64, last *adminv1.StatusResponse) error {
 	if last == nil {
-		return &codedError{TimedOut, fmt.Errorf("sluice: revision %d: no answer within %s", w.revision, w.timeout)}
+		return &codedError{TimedOut, fmt.Errorf("sluice: revision %d is stored, but nothing is known of the proxies after %s", revision, o.timeout)}
 	}
-	return &codedError{TimedOut, fmt.Errorf("sluice: revision %d: %d of %d proxies serve it after %s; waiting for: %s", w.revision, last.Serving, last.Total, w.timeout, list(append(last.Lagging, last.Disconnected...)))}
+	return &codedError{TimedOut, fmt.Errorf("sluice: revision %d: %d of %d proxies serve it after %s; waiting for: %s", revision, last.Serving, last.Total, o.timeout, list(last.Lagging))}
 }
 
 func printChanges(w io.Writer, changes []*adminv1.Change) {

@@ -9,38 +9,45 @@ import (
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 )
 
+type deleteOptions struct {
+	connection
+	outcome
+	comment    string
+	ifRevision int64
+}
+
 func deleteCommand(env Env) *cobra.Command {
-	var conn connection
-	var comment string
-	var ifRevision int64
+	var opt deleteOptions
 	cmd := &cobra.Command{
 		Use:               "delete KIND NAME",
 		Short:             "Remove one object",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: completeKinds,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return remove(cmd.Context(), env, conn, &adminv1.DeleteRequest{
-				Tenant: conn.tenant, Kind: singular(args[0]), Name: args[1], IfRevision: ifRevision, Comment: comment,
-			})
+			return remove(cmd.Context(), env, opt, args[0], args[1])
 		},
 	}
-	conn.flags(cmd)
-	cmd.Flags().StringVar(&comment, "comment", "", "why, for the log")
-	cmd.Flags().Int64Var(&ifRevision, "if-revision", 0, "only if the tenant's head is this revision")
+	opt.connection.flags(cmd)
+	opt.outcome.flags(cmd)
+	cmd.Flags().StringVar(&opt.comment, "comment", "", "why, for the log")
+	cmd.Flags().Int64Var(&opt.ifRevision, "if-revision", 0, "only if the tenant's head is this revision")
 	return cmd
 }
 
-func remove(ctx context.Context, env Env, conn connection, req *adminv1.DeleteRequest) error {
-	client, closeConn, err := conn.dial(env)
+func remove(ctx context.Context, env Env, opt deleteOptions, kind, name string) error {
+	if err := opt.check(); err != nil {
+		return err
+	}
+	client, closeConn, err := opt.dial(env)
 	if err != nil {
 		return err
 	}
 	defer closeConn()
-	resp, err := client.Delete(ctx, req)
+	resp, err := client.Delete(ctx, &adminv1.DeleteRequest{
+		Tenant: opt.tenant, Kind: singular(kind), Name: name, IfRevision: opt.ifRevision, Comment: opt.comment,
+	})
 	if err != nil {
 		return refusal(env, err)
 	}
-	printChanges(env.Stdout, resp.Changes)
-	fmt.Fprintf(env.Stdout, "revision %d\n", resp.Revision)
-	return nil
+	return opt.tell(ctx, env, client, opt.tenant, resp, fmt.Sprintf("revision %d: %s", resp.Revision, count(len(resp.Changes), "change")))
 }

@@ -96,7 +96,8 @@ func plain[M proto.Message](messages []M) []any {
 	return out
 }
 
-func plainOne(m proto.Message) any { return plainMessage(m.ProtoReflect()) }
+// plainOne is [plain] for one message, which must not be one that is shown as a scalar.
+func plainOne(m proto.Message) map[string]any { return plainMessage(m.ProtoReflect()).(map[string]any) }
 
 func plainMessage(m protoreflect.Message) any {
 	switch v := m.Interface().(type) {

@@ -40,7 +40,7 @@ func TestPlain(t *testing.T) {
 		})
 	}
 	proxy := &adminv1.Proxy{Revisions: map[string]int64{"acme": 1 << 60}}
-	if got, want := plainOne(proxy).(map[string]any)["revisions"], map[string]any{"acme": int64(1 << 60)}; !cmp.Equal(got, any(want)) {
+	if got, want := plainOne(proxy)["revisions"], map[string]any{"acme": int64(1 << 60)}; !cmp.Equal(got, any(want)) {
 		t.Errorf("a map of 64 bit numbers is %v, want %v", got, want)
 	}
 	if got := plain([]*adminv1.Proxy(nil)); got == nil || len(got) != 0 {
@@ -82,33 +82,33 @@ func TestParseWait(t *testing.T) {
 	}
 }
 
-// TestOutcome: what the last status of a wait means for the exit code.
-func TestOutcome(t *testing.T) {
+// TestJudge: what the last status of a wait means for the exit code.
+func TestJudge(t *testing.T) {
 	refused := []*adminv1.ProxyRefusal{{Proxy: "p1", Object: "target/a/b", Field: "policies.backendTLS.root", Reason: "is not there"}}
 	for _, tt := range []struct {
 		name           string
-		wait           waitFor
+		wait           outcome
 		status         *adminv1.StatusResponse
 		code           Code
 		stdout, stderr string
 	}{
-		{"all serve", waitFor{percent: 100}, &adminv1.StatusResponse{Revision: 7, Serving: 2, Total: 2}, Done,
+		{"all serve", outcome{percent: 100}, &adminv1.StatusResponse{Revision: 7, Serving: 2, Total: 2}, Done,
 			"revision 7: 2 of 2 proxies serve it\n", ""},
-		{"one refuses", waitFor{percent: 100}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Refused: refused}, Refused,
+		{"one refuses", outcome{percent: 100}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Refused: refused}, Refused,
 			"", "p1 refused target/a/b: policies.backendTLS.root: is not there\n"},
-		{"one refuses, and the share is reached", waitFor{percent: 50}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Refused: refused}, Done,
+		{"one refuses, and the share is reached", outcome{percent: 50}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Refused: refused}, Done,
 			"revision 7: 1 of 2 proxies serve it\n", "p1 refused target/a/b: policies.backendTLS.root: is not there\n"},
-		{"the share is not reached", waitFor{percent: 60}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Refused: refused}, Refused,
+		{"the share is not reached", outcome{percent: 60}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Refused: refused}, Refused,
 			"", "p1 refused target/a/b: policies.backendTLS.root: is not there\n"},
-		{"one went away", waitFor{percent: 100}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Disconnected: []string{"p2"}}, Done,
+		{"one went away", outcome{percent: 100}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Disconnected: []string{"p2"}}, Done,
 			"revision 7: 1 of 2 proxies serve it\n", "not connected: p2\n"},
-		{"one went away, strictly", waitFor{percent: 100, strict: true}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Disconnected: []string{"p2"}}, TimedOut,
+		{"one went away, strictly", outcome{percent: 100, strict: true}, &adminv1.StatusResponse{Revision: 7, Serving: 1, Total: 2, Disconnected: []string{"p2"}}, TimedOut,
 			"", "not connected: p2\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var stdout, stderr strings.Builder
 			code := Done
-			if err := outcome(Env{Stdout: &stdout, Stderr: &stderr}, tt.wait, tt.status); err != nil {
+			if err := tt.wait.judge(Env{Stderr: &stderr}, &stdout, tt.status); err != nil {
 				var coded *codedError
 				if !errors.As(err, &coded) {
 					t.Fatal(err)

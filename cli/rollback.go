@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,10 +11,8 @@ import (
 
 type rollbackOptions struct {
 	connection
+	outcome
 	to      int64
-	wait    string
-	timeout time.Duration
-	strict  bool
 	comment string
 }
 
@@ -30,15 +27,13 @@ func rollbackCommand(env Env) *cobra.Command {
 	opt.connection.flags(cmd)
 	cmd.Flags().Int64Var(&opt.to, "to", 0, "revision whose content to bring back")
 	_ = cmd.MarkFlagRequired("to")
-	waitFlag(cmd, &opt.wait, &opt.timeout)
-	cmd.Flags().BoolVar(&opt.strict, "strict", false, "with --wait: fail if a known proxy is disconnected")
+	opt.outcome.flags(cmd)
 	cmd.Flags().StringVar(&opt.comment, "comment", "", "why, for the log")
 	return cmd
 }
 
 func rollback(ctx context.Context, env Env, opt rollbackOptions) error {
-	percent, err := parseWait(opt.wait)
-	if err != nil {
+	if err := opt.check(); err != nil {
 		return err
 	}
 	client, closeConn, err := opt.dial(env)
@@ -50,14 +45,5 @@ func rollback(ctx context.Context, env Env, opt rollbackOptions) error {
 	if err != nil {
 		return refusal(env, err)
 	}
-	printDiagnostics(env.Stderr, resp.Diagnostics)
-	printChanges(env.Stdout, resp.Changes)
-	fmt.Fprintf(env.Stdout, "revision %d has the content of revision %d\n", resp.Revision, opt.to)
-	if opt.wait == "" {
-		return nil
-	}
-	return wait(ctx, env, client, waitFor{
-		tenant: opt.tenant, revision: resp.Revision, expected: resp.Connected, disconnected: resp.Disconnected,
-		percent: percent, strict: opt.strict, timeout: opt.timeout,
-	})
+	return opt.tell(ctx, env, client, opt.tenant, resp, fmt.Sprintf("revision %d has the content of revision %d", resp.Revision, opt.to))
 }

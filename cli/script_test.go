@@ -44,6 +44,8 @@ func TestMain(m *testing.M) {
 //		Their stderr is in NAME.err.
 //	stop [NAME]
 //		interrupts it, and checks that it ends with code 0 and has written nothing more to stdout.
+//	signal NAME STOP|CONT
+//		stops a server in its tracks, and lets it go on.
 //	notes
 //		serves the demo's notes over HTTP, with NOTES_URL as its address.
 //	exits CODE COMMAND [ARG...]
@@ -64,7 +66,7 @@ func TestScript(t *testing.T) {
 		RequireUniqueNames:  true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "", // of what cmp compares
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("HOME", env.WorkDir) // the default data directory lies there
+			env.Setenv("HOME", env.WorkDir)           // the default data directory lies there
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // else -race costs each of some 300 commands a second
 			seeds, err := filepath.Abs("../internal/resource/testdata/seeds")
 			if err != nil {
@@ -82,7 +84,7 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"start": startCmd, "stop": stopCmd, "notes": notesCmd, "exits": exitsCmd, "json": jsonCmd, "until": untilCmd, "sees": seesCmd,
+			"start": startCmd, "stop": stopCmd, "signal": signalCmd, "notes": notesCmd, "exits": exitsCmd, "json": jsonCmd, "until": untilCmd, "sees": seesCmd,
 		},
 	})
 }
@@ -161,18 +163,23 @@ func startCmd(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("%s: want a ready line, got %q\n%s", name, line, ts.ReadFile(name+".err"))
 	}
 	var ready struct {
-		Admin, XDS, Ops string
-		Listeners       []string
+		Admin, XDS, Ops *string
+		Listeners       *[]string
 	}
-	ts.Check(json.Unmarshal([]byte(object), &ready))
+	d := json.NewDecoder(strings.NewReader(object))
+	d.DisallowUnknownFields()
+	ts.Check(d.Decode(&ready))
+	if ready.Admin == nil || ready.XDS == nil || ready.Ops == nil || ready.Listeners == nil {
+		ts.Fatalf("%s: want admin, xds, ops and listeners in %s", name, object)
+	}
 	if args[0] != "proxy" {
-		ts.Setenv("SLUICE_ADMIN", "http://"+ready.Admin)
+		ts.Setenv("SLUICE_ADMIN", "http://"+*ready.Admin)
 		ts.Setenv("SLUICE_TOKEN", "@"+filepath.Join(dir, "admin.token"))
-		ts.Setenv("XDS", ready.XDS)
+		ts.Setenv("XDS", *ready.XDS)
 	}
-	ts.Setenv("OPS", ready.Ops)
-	if len(ready.Listeners) > 0 {
-		ts.Setenv("URL", "http://"+ready.Listeners[0]+"/mcp")
+	ts.Setenv("OPS", *ready.Ops)
+	if listeners := *ready.Listeners; len(listeners) > 0 {
+		ts.Setenv("URL", "http://"+listeners[0]+"/mcp")
 	}
 }
 
@@ -204,6 +211,14 @@ func stopCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if len(s.stdout) > 0 {
 		ts.Fatalf("%s has written more than its ready line to stdout:\n%s", args[0], s.stdout)
 	}
+}
+
+func signalCmd(ts *testscript.TestScript, neg bool, args []string) {
+	signals := map[string]os.Signal{"STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
+	if neg || len(args) != 2 || signals[args[1]] == nil {
+		ts.Fatalf("usage: signal NAME STOP|CONT")
+	}
+	ts.Check(ts.Value(serversKey{}).(*servers).byName[args[0]].cmd.Process.Signal(signals[args[1]]))
 }
 
 func notesCmd(ts *testscript.TestScript, _ bool, _ []string) {
