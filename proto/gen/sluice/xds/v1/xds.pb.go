@@ -1343,7 +1343,7 @@ type StdioTransport struct {
 	Cmd   string                 `protobuf:"bytes,1,opt,name=cmd,proto3" json:"cmd,omitempty"`
 	Args  []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
 	Env   map[string]string      `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// If true the child gets `env` and PATH alone; else the proxy's own less SLUICE_*.
+	// If true the child gets `env` and PATH alone; else the proxy's own as far as granted (and PATH, HOME, LANG and the like).
 	ClearEnv bool `protobuf:"varint,4,opt,name=clear_env,json=clearEnv,proto3" json:"clear_env,omitempty"`
 	// Working directory. If empty: the proxy's.
 	Cwd string `protobuf:"bytes,5,opt,name=cwd,proto3" json:"cwd,omitempty"`
