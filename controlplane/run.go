@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -142,7 +141,7 @@ func newPlane(ctx context.Context, c Config, s store.Store) (*plane, error) {
 	if err != nil {
 		return nil, err
 	}
-	ca, err := openCA(c.DataDir)
+	ca, err := mtls.OpenCA(filepath.Join(c.DataDir, "ca"), "")
 	if err != nil {
 		return nil, err
 	}
@@ -166,25 +165,6 @@ func newPlane(ctx context.Context, c Config, s store.Store) (*plane, error) {
 		return nil, err
 	}
 	return p, writeCA(c.DataDir, ca)
-}
-
-// openCA opens the CA in dir/ca. A new one is made beside it and then renamed, so that a process that is killed meanwhile
-// leaves no half of one.
-func openCA(dir string) (*mtls.CA, error) {
-	path := filepath.Join(dir, "ca")
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		fresh := path + ".new"
-		if err := os.RemoveAll(fresh); err != nil {
-			return nil, err
-		}
-		if _, err := mtls.OpenCA(fresh, ""); err != nil {
-			return nil, err
-		}
-		if err := os.Rename(fresh, path); err != nil {
-			return nil, err
-		}
-	}
-	return mtls.LoadCA(path)
 }
 
 // identify tells the xDS server who is at the other end, from the certificate alone.

@@ -68,10 +68,10 @@ func TestStart(t *testing.T) {
 // A first start that was killed between the CA's key and its certificate is no reason not to start.
 func TestStartAfterHalfAFirstStart(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "ca.new"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, "ca"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "ca.new", "ca.key"), []byte("half"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "ca", "ca.key.new"), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	start(t, dir)

@@ -31,8 +31,9 @@ const (
 	caTTL     = 10 * 365 * 24 * time.Hour
 	clockSkew = 5 * time.Minute // a peer's clock may be behind ours by this much
 
-	caCertFile = "ca.crt"
-	caKeyFile  = "ca.key"
+	caCertFile   = "ca.crt"
+	caKeyFile    = "ca.key"
+	caNewKeyFile = "ca.key.new" // until its certificate is there
 )
 
 // CA signs the certificates of one trust domain. It is immutable and safe for concurrent use.
@@ -44,12 +45,20 @@ type CA struct {
 
 // OpenCA loads the CA of dir, or makes one if dir has none: an ECDSA P-256 key and a certificate for ten
 // years, `ca.key` (0600) and `ca.crt`. The trust domain of a new CA is trustDomain ([DefaultTrustDomain]
-// if empty); that of one on disk is its own, and another one wished for is an error.
+// if empty); that of one on disk is its own, and another one wished for is an error. A process that was killed while it made
+// a CA leaves nothing that the next one has to be helped with.
 func OpenCA(dir, trustDomain string) (*CA, error) {
-	_, keyErr := os.Stat(filepath.Join(dir, caKeyFile))
-	_, certErr := os.Stat(filepath.Join(dir, caCertFile))
-	if errors.Is(keyErr, fs.ErrNotExist) && errors.Is(certErr, fs.ErrNotExist) {
+	missing := func(file string) bool {
+		_, err := os.Stat(filepath.Join(dir, file))
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	switch {
+	case missing(caKeyFile) && missing(caCertFile):
 		return createCA(dir, trustDomain)
+	case missing(caKeyFile) && !missing(caNewKeyFile): // killed before the last step
+		if err := adoptKey(dir); err != nil {
+			return nil, err
+		}
 	}
 	ca, err := LoadCA(dir)
 	if err != nil {
@@ -91,14 +100,26 @@ func createCA(dir, trustDomain string) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The key first: a certificate without its key would look like a CA that lost it.
-	if err := WriteFile(filepath.Join(dir, caKeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})); err != nil {
+	// The certificate's file decides: without it, a key that lies here has signed nothing yet and is made anew. So neither
+	// half by itself is ever taken for a CA that lost the other.
+	if err := WriteFile(filepath.Join(dir, caNewKeyFile), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})); err != nil {
 		return nil, err
 	}
 	if err := WriteFile(filepath.Join(dir, caCertFile), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})); err != nil {
 		return nil, err
 	}
+	if err := adoptKey(dir); err != nil {
+		return nil, err
+	}
 	return LoadCA(dir)
+}
+
+// adoptKey ends the making of a CA.
+func adoptKey(dir string) error {
+	if err := os.Rename(filepath.Join(dir, caNewKeyFile), filepath.Join(dir, caKeyFile)); err != nil {
+		return err
+	}
+	return syncDir(dir)
 }
 
 // LoadCA reads the CA of dir. It errs if the key can be read by every user of the machine, or if key and

@@ -285,10 +285,13 @@ func WriteFile(path string, data []byte) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("write %s: %w", path, err), os.Remove(f.Name()))
 	}
+	return syncDir(dir) // the rename itself must last
+}
+
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return d.Sync() // the rename itself must last
+	return errors.Join(d.Sync(), d.Close())
 }

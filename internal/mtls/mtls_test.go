@@ -114,6 +114,46 @@ func TestJoinToken(t *testing.T) {
 	}
 }
 
+// TestCAKilledWhileMade stops the making of a CA between any two of its steps.
+func TestCAKilledWhileMade(t *testing.T) {
+	whole := t.TempDir()
+	made, err := OpenCA(whole, "acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name  string
+		files map[string]string // copies
+		same  bool              // the CA is the one that was being made
+	}{
+		{"before the key", nil, false},
+		{"before the certificate", map[string]string{"ca.key.new": "ca.key"}, false},
+		{"before the key gets its name", map[string]string{"ca.key.new": "ca.key", "ca.crt": "ca.crt"}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for to, from := range tt.files {
+				copyFile(t, filepath.Join(whole, from), filepath.Join(dir, to))
+			}
+			ca, err := OpenCA(dir, "acme")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if same := ca.Pin() == made.Pin(); same != tt.same {
+				t.Errorf("the same CA: %v, want %v", same, tt.same)
+			}
+			again, err := LoadCA(dir)
+			if err != nil || again.Pin() != ca.Pin() {
+				t.Errorf("opened again it is another one: %v", err)
+			}
+			entries, err := os.ReadDir(dir)
+			if err != nil || len(entries) != 2 {
+				t.Errorf("left in the directory: %v, %v, want key and certificate", entries, err)
+			}
+		})
+	}
+}
+
 func TestCAOnDisk(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new")
 	ca, err := OpenCA(dir, "acme")
