@@ -34,9 +34,10 @@ func Diff(old, new []*adminv1.Object) []*adminv1.Change {
 			changes = append(changes, &adminv1.Change{Op: adminv1.Change_OP_UPDATE, Kind: Kind(o), Name: o.GetName(), Fields: fields})
 		}
 	}
+	kinds := Kinds()
 	slices.SortFunc(changes, func(a, b *adminv1.Change) int {
 		return cmp.Or(
-			cmp.Compare(slices.Index(Kinds(), a.GetKind()), slices.Index(Kinds(), b.GetKind())),
+			cmp.Compare(slices.Index(kinds, a.GetKind()), slices.Index(kinds, b.GetKind())),
 			cmp.Compare(a.GetName(), b.GetName()))
 	})
 	findRenames(changes, before, after)
@@ -102,37 +103,57 @@ func byKey(objects []*adminv1.Object) map[string]*adminv1.Object {
 // first (listener before route, backend before target), so that a reference to a renamed object is no
 // difference.
 func findRenames(changes []*adminv1.Change, before, after map[string]*adminv1.Object) {
-	deleted := map[string]bool{}
+	created, deleted := map[string][]*adminv1.Change{}, map[string][]*adminv1.Change{} // by kind, in order of names
 	for _, c := range changes {
-		if c.GetOp() == adminv1.Change_OP_DELETE {
-			deleted[c.GetKind()+"/"+c.GetName()] = true
+		switch c.GetOp() {
+		case adminv1.Change_OP_CREATE:
+			created[c.GetKind()] = append(created[c.GetKind()], c)
+		case adminv1.Change_OP_DELETE:
+			deleted[c.GetKind()] = append(deleted[c.GetKind()], c)
 		}
 	}
 	renamed := map[string]string{} // key of an old name → new name
 	for _, kind := range []string{"secret", "listener", "backend", "target", "route"} {
-		for _, c := range changes {
-			if c.GetKind() != kind || c.GetOp() != adminv1.Change_OP_CREATE {
+		if len(created[kind]) == 0 {
+			continue
+		}
+		candidates := map[string][]candidate{} // by content
+		for _, d := range deleted[kind] {
+			was := follow(before[kind+"/"+d.GetName()], renamed)
+			spec := showSpec(was)
+			content := spec.revealed().flow()
+			candidates[content] = append(candidates[content], candidate{was, spec})
+		}
+		if len(candidates) == 0 {
+			continue
+		}
+		for _, c := range created[kind] {
+			now := after[kind+"/"+c.GetName()]
+			spec := showSpec(now)
+			content := spec.revealed().flow()
+			alike := candidates[content]
+			at := slices.IndexFunc(alike, func(d candidate) bool { return d.becomes(now, spec) })
+			if at < 0 {
 				continue
 			}
-			for _, d := range changes { // in order of names: the outcome is the same each time
-				key := kind + "/" + d.GetName()
-				if d.GetKind() != kind || d.GetOp() != adminv1.Change_OP_DELETE || !deleted[key] {
-					continue
-				}
-				was := follow(before[key], renamed)
-				now := after[kind+"/"+c.GetName()]
-				if kind == "target" && TargetName(was) != TargetName(now) && was.GetTarget().GetBackend() != now.GetTarget().GetBackend() {
-					continue // moved and renamed: nobody would call it the same
-				}
-				if len(diffFields(showSpec(was), showSpec(now))) == 0 {
-					c.RenamedFrom = d.GetName()
-					renamed[key] = c.GetName()
-					delete(deleted, key)
-					break
-				}
-			}
+			c.RenamedFrom = alike[at].was.GetName()
+			renamed[kind+"/"+c.RenamedFrom] = c.GetName()
+			candidates[content] = slices.Delete(alike, at, at+1)
 		}
 	}
+}
+
+// candidate is a deleted object that may live on under another name.
+type candidate struct {
+	was  *adminv1.Object
+	spec shown
+}
+
+func (d candidate) becomes(now *adminv1.Object, spec shown) bool {
+	if now.GetTarget() != nil && TargetName(d.was) != TargetName(now) && d.was.GetTarget().GetBackend() != now.GetTarget().GetBackend() {
+		return false // moved and renamed: nobody would call it the same
+	}
+	return len(diffFields(d.spec, spec)) == 0
 }
 
 // follow returns an object with its references led to the new names.
@@ -207,6 +228,21 @@ func lookup(s shown, name string) (shown, bool) {
 		}
 	}
 	return shown{}, false
+}
+
+// revealed shows values of credentials: to compare with, never to be written.
+func (s shown) revealed() shown {
+	s.fields, s.items = slices.Clone(s.fields), slices.Clone(s.items)
+	for i := range s.fields {
+		s.fields[i].value = s.fields[i].value.revealed()
+	}
+	for i := range s.items {
+		s.items[i] = s.items[i].revealed()
+	}
+	if s.secret != "" {
+		s.text += s.secret
+	}
+	return s
 }
 
 // flow writes a value in one line.

@@ -1,12 +1,15 @@
 package resource
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
 
 func TestDiff(t *testing.T) {
@@ -53,6 +56,38 @@ delete target port-1-route-1-backend-1/a
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestRenamesAmongMany: each created object finds the deleted one of its content, credentials included, and a large
+// change is told in little time.
+func TestRenamesAmongMany(t *testing.T) {
+	const n = 5000
+	targets := func(prefix string) []*adminv1.Object {
+		var out []*adminv1.Object
+		for i := range n {
+			key := &policyv1.Policies{BackendAuth: &policyv1.BackendAuth{Method: &policyv1.BackendAuth_Key{Key: &policyv1.KeyAuth{
+				Credentials: []*policyv1.LocatedCredential{{Credential: &policyv1.Credential{Source: &policyv1.Credential_Value{Value: fmt.Sprint("secret-", i)}}}}}}}}
+			out = append(out, &adminv1.Object{Name: fmt.Sprintf("b/%s%d", prefix, i), Spec: &adminv1.Object_Target{Target: &adminv1.Target{Backend: "b", Policies: key}}})
+		}
+		return out
+	}
+	if changes := Diff(nil, targets("new")); len(changes) != n || changes[0].GetRenamedFrom() != "" {
+		t.Errorf("%d changes, the first %v, want %d creates", len(changes), changes[0], n)
+	}
+	start := time.Now()
+	changes := Diff(targets("old"), targets("new"))
+	if took := time.Since(start); took > 20*time.Second { // when each was compared with each: minutes
+		t.Errorf("took %s", took)
+	}
+	found := 0
+	for _, c := range changes {
+		if c.GetOp() == adminv1.Change_OP_CREATE && c.GetRenamedFrom() == strings.Replace(c.GetName(), "new", "old", 1) {
+			found++
+		}
+	}
+	if found != n {
+		t.Errorf("%d of %d renames found", found, n)
 	}
 }
 
