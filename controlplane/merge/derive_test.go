@@ -138,8 +138,7 @@ func byName(o *Output) (config, secret map[string]Resource) {
 // An editor makes random, mostly valid edits to a tenant, the way an operator would: few names, so that they meet.
 type editor struct {
 	*rand.Rand
-	in   Inputs
-	seed int
+	in Inputs
 }
 
 func newEditor(seed int) *editor {

@@ -31,7 +31,6 @@ type tenant struct {
 
 	mu      sync.Mutex // guards what follows; held for no longer than encoding a frame takes
 	head    int64
-	dropped bool
 	commit  Resource
 	sets    [2]set
 	cursors map[*cursor]struct{}

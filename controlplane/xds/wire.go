@@ -20,14 +20,19 @@ const maxFrame = 512 << 10
 // maxRequest is room for the versions of some 200,000 resources, of which a reconnecting proxy sends a list.
 const maxRequest = 16 << 20
 
+// window is how much a proxy may send that is not read yet. ACKs are small; the list of versions of a large tenant comes once.
+const window = 256 << 10
+
 // ServerOptions are the options that a gRPC server with this service on it must be made with: the codec that sends
 // shared frames, small buffers, message limits and keepalive. Other services on it are served as ever.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)}),
-		// A connected proxy is idle nearly always: buffers of its own would be most of what it costs.
-		grpc.SharedWriteBuffer(true),
+		// A connected proxy is idle nearly always: large buffers of its own would be most of what it costs.
 		grpc.ReadBufferSize(4 << 10),
+		// gRPC's own estimate of the window sends a ping for what arrives: for each ACK of a fleet a write and a read more.
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
 		grpc.MaxRecvMsgSize(maxRequest),
 		grpc.MaxConcurrentStreams(128),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
