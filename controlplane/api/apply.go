@@ -75,13 +75,19 @@ func (s *Server) response(name string, out *Outcome) *adminv1.ApplyResponse {
 	}
 }
 
-// disconnected returns the known proxies that should serve the tenant and are not among the connected.
+// disconnected returns the known proxies that should serve the tenant and are not among the connected, who are sorted.
 func (s *Server) disconnected(name string, connected []string) []string {
 	var missing []string
-	groups := s.Publisher.Groups()
+	serves := map[string]bool{} // groups
+	for group, tenants := range s.Publisher.Groups() {
+		serves[group] = slices.Contains(tenants, name)
+	}
 	now := s.Now()
 	for _, p := range s.Registry.Proxies() {
-		if !p.Revoked && now.Before(p.Expires) && slices.Contains(groups[p.Group], name) && !slices.Contains(connected, p.ID) {
+		if p.Revoked || !now.Before(p.Expires) || !serves[p.Group] {
+			continue
+		}
+		if _, there := slices.BinarySearch(connected, p.ID); !there {
 			missing = append(missing, p.ID)
 		}
 	}
