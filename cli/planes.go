@@ -13,6 +13,7 @@ import (
 	"github.com/sluicegate/sluice/controlplane"
 	"github.com/sluicegate/sluice/dataplane"
 	"github.com/sluicegate/sluice/internal/policy"
+	"github.com/sluicegate/sluice/internal/telemetry"
 )
 
 // readyLine is what a server prints on stdout once it serves, after the word `ready`.
@@ -36,7 +37,7 @@ func printReady(w io.Writer, r readyLine) {
 
 func controlPlaneCommand(env Env) *cobra.Command {
 	var config controlplane.Config
-	var verbose bool
+	var logs logging
 	cmd := &cobra.Command{
 		Use:     "controlplane",
 		Aliases: []string{"control-plane"},
@@ -50,7 +51,10 @@ func controlPlaneCommand(env Env) *cobra.Command {
 			if _, err := policy.ParseGrants(config.Allow); err != nil {
 				return &codedError{Invalid, fmt.Errorf("sluice: --allow: %w", err)}
 			}
-			config.Log = logger(env.Stderr, verbose)
+			var err error
+			if config.Log, err = logs.logger(env); err != nil {
+				return err
+			}
 			config.Ready = func(a controlplane.Addresses) {
 				printReady(env.Stdout, readyLine{Admin: a.Admin, XDS: a.XDS, Ops: a.Ops})
 			}
@@ -61,16 +65,17 @@ func controlPlaneCommand(env Env) *cobra.Command {
 	f.StringVar(&config.DataDir, "data-dir", "", "where state is kept (default: $SLUICE_DATA_DIR, or ~/.local/share/sluice)")
 	f.StringVar(&config.AdminAddr, "admin-addr", controlplane.DefaultAdminAddr, "address of the admin port; TLS unless on loopback")
 	f.StringVar(&config.XDSAddr, "xds-addr", controlplane.DefaultXDSAddr, "address of the xDS port, for proxies")
-	f.StringVar(&config.OpsAddr, "ops-addr", "127.0.0.1:7074", "address of the operations port: /healthz, /readyz, /metrics")
+	f.StringVar(&config.OpsAddr, "ops-addr", controlplane.DefaultOpsAddr, "address of the operations port: /healthz, /readyz, /metrics")
 	f.StringSliceVar(&config.Allow, "allow", nil, "local powers of the tenant `default`, e.g. private-network,stdio=npx,file=/etc/sluice/*,env=SVC_*")
 	f.StringVar(&config.ClusterKeyFile, "cluster-key-file", "", "key that seals stored secrets (default: cluster.key in the data directory)")
-	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
+	logs.flags(cmd)
 	return cmd
 }
 
 func proxyCommand(env Env) *cobra.Command {
 	var config dataplane.Config
-	var verbose bool
+	var logs logging
+	var calls bool
 	cmd := &cobra.Command{
 		Use:   "proxy",
 		Short: "Start a proxy",
@@ -81,7 +86,14 @@ func proxyCommand(env Env) *cobra.Command {
 			if config.DataDir == "" {
 				config.DataDir = filepath.Join(defaultDataDir(env), "proxy")
 			}
-			config.Log, config.Version = logger(env.Stderr, verbose), version()
+			var err error
+			if config.Log, err = logs.logger(env); err != nil {
+				return err
+			}
+			config.Version, config.AccessLog = version(), env.Stderr
+			if !calls {
+				config.AccessLog = io.Discard
+			}
 			config.Ready = func(a dataplane.Addresses) {
 				printReady(env.Stdout, readyLine{XDS: config.XDSAddr, Ops: a.Ops, Listeners: a.Listeners})
 			}
@@ -97,7 +109,9 @@ func proxyCommand(env Env) *cobra.Command {
 	f.StringVar(&config.Name, "name", "", "what to call it (default: the host's name)")
 	f.StringVar(&config.DiskKeyFile, "disk-key-file", "", "key that seals the last good configuration (default: proxy.key in the data directory)")
 	f.DurationVar(&config.MaxStale, "max-stale", 0, "how long to serve without a control plane after a restart (default 24h; negative: no limit)")
-	f.BoolVarP(&verbose, "verbose", "v", false, "log more")
+	f.DurationVar(&config.Drain, "drain", 0, "how long requests may still run once it is told to stop (default 30s)")
+	f.BoolVar(&calls, "access-log", true, "write a JSON line for each call to stderr")
+	logs.flags(cmd)
 	return cmd
 }
 
@@ -109,10 +123,20 @@ func demoServerCommand(Env) *cobra.Command {
 	}
 }
 
-func logger(w io.Writer, verbose bool) *slog.Logger {
-	level := slog.LevelInfo
-	if verbose {
-		level = slog.LevelDebug
+// logging is how a server logs, to stderr.
+type logging struct{ format, level string }
+
+func (l *logging) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&l.format, "log-format", "text", "text or json")
+	cmd.Flags().StringVar(&l.level, "log-level", "info", "debug, info, warn or error")
+	_ = cmd.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (l *logging) logger(env Env) (*slog.Logger, error) {
+	log, err := telemetry.NewLogger(env.Stderr, l.format, l.level)
+	if err != nil {
+		return nil, &codedError{Invalid, fmt.Errorf("sluice: %w", err)}
 	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+	return log, nil
 }

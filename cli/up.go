@@ -27,8 +27,8 @@ import (
 )
 
 type upOptions struct {
+	logging
 	file, dataDir, adminAddr, xdsAddr, opsAddr, bind string
-	verbose                                          bool
 }
 
 func upCommand(env Env) *cobra.Command {
@@ -46,11 +46,11 @@ func upCommand(env Env) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVarP(&opt.file, "file", "f", "", "configuration, watched")
 	f.StringVar(&opt.dataDir, "data-dir", "", "where state is kept (default: $SLUICE_DATA_DIR, or ~/.local/share/sluice)")
-	f.StringVar(&opt.adminAddr, "admin-addr", "127.0.0.1:7070", "address of the admin port")
-	f.StringVar(&opt.xdsAddr, "xds-addr", "127.0.0.1:7071", "address of the xDS port")
+	f.StringVar(&opt.adminAddr, "admin-addr", controlplane.DefaultAdminAddr, "address of the admin port")
+	f.StringVar(&opt.xdsAddr, "xds-addr", controlplane.DefaultXDSAddr, "address of the xDS port")
 	f.StringVar(&opt.opsAddr, "ops-addr", "127.0.0.1:7072", "address of the operations port: /healthz, /readyz, /metrics")
 	f.StringVar(&opt.bind, "bind", "127.0.0.1", "host part of every listener")
-	f.BoolVarP(&opt.verbose, "verbose", "v", false, "log more")
+	opt.logging.flags(cmd)
 	_ = cmd.MarkFlagFilename("file", "yaml", "yml")
 	return cmd
 }
@@ -61,11 +61,14 @@ func up(parent context.Context, env Env, opt upOptions) error {
 	if opt.dataDir == "" {
 		opt.dataDir = defaultDataDir(env)
 	}
+	log, err := opt.logger(env)
+	if err != nil {
+		return err
+	}
 	config, err := newConfiguration(env, opt.file)
 	if err != nil {
 		return err // before anything is started or made
 	}
-	log := logger(env.Stderr, opt.verbose)
 	group, ctx := errgroup.WithContext(parent)
 
 	planeReady := make(chan controlplane.Addresses, 1)
@@ -99,7 +102,7 @@ func up(parent context.Context, env Env, opt upOptions) error {
 		group.Go(func() error { return config.watch(ctx, env, log) })
 		return dataplane.Run(ctx, dataplane.Config{
 			XDSAddr: reachable(plane.XDS), JoinToken: join, DataDir: filepath.Join(opt.dataDir, "proxy"), OpsAddr: opt.opsAddr, Bind: opt.bind,
-			Name: "up", Log: log, Version: version(), Fresh: true,
+			Name: "up", Log: log, AccessLog: env.Stderr, Version: version(), Fresh: true,
 			Ready: func(proxy dataplane.Addresses) {
 				group.Go(func() error { return announce(ctx, env, opt, config, revision, plane, proxy) })
 			},
