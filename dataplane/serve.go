@@ -29,10 +29,11 @@ const maxBody = 16 << 20
 
 // proxy is the request path. It is safe for concurrent use.
 type proxy struct {
-	parts  proxyParts
-	log    *slog.Logger
-	mux    *mux.Mux
-	codecs sync.Map // tenant's name → *tenantCodec
+	parts    proxyParts
+	log      *slog.Logger
+	mux      *mux.Mux
+	codecs   sync.Map // tenant's name → *tenantCodec
+	sessions session.Cache
 }
 
 // tenantCodec is made once for the keys of a snapshot's tenant.
@@ -229,7 +230,7 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 	if codec != nil {
 		for _, b := range x.route.Backends {
 			scope.Backend = b.Resource
-			state, err := codec.Decode(scope, v.Session)
+			state, err := x.proxy.sessions.Decode(codec, scope, v.Session)
 			if err != nil || x.proxy.mux.Deleted(state) {
 				continue
 			}

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"sync/atomic"
 )
 
 // ErrInvalid is the one answer to an id that does not open, whatever the reason.
@@ -51,17 +52,20 @@ var strict = base64.RawURLEncoding.Strict()
 
 // Codec seals and opens one tenant's ids. It is immutable and safe for concurrent use.
 type Codec struct {
+	serial uint64 // tells it from all others of this process
 	seals  xaes
 	sealID [keyIDSize]byte
 	opens  map[[keyIDSize]byte]xaes // keys that seal no more open as long as their ids live
 }
+
+var serials atomic.Uint64
 
 // New returns a codec. The first key seals, all open; there must be one.
 func New(keys []Key) (*Codec, error) {
 	if len(keys) == 0 {
 		return nil, errors.New("session: no session key")
 	}
-	c := &Codec{sealID: keys[0].ID, opens: make(map[[keyIDSize]byte]xaes, len(keys))}
+	c := &Codec{serial: serials.Add(1), sealID: keys[0].ID, opens: make(map[[keyIDSize]byte]xaes, len(keys))}
 	for _, k := range keys {
 		if _, twice := c.opens[k.ID]; twice {
 			return nil, fmt.Errorf("session: two keys with the id %x", k.ID)

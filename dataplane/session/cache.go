@@ -1,0 +1,61 @@
+package session
+
+import (
+	"hash/maphash"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Cache spares the opening of ids that were opened a moment ago: a client sends the same one with each request. The
+// zero value is ready, and safe for concurrent use.
+//
+// It is bounded by its slots and by maxCached, and an id that it does not hold costs what it costs without it. Only what
+// opened goes in, so that strangers cannot push out what is held.
+type Cache struct {
+	seed  atomic.Pointer[maphash.Seed]
+	slots [cacheSlots]atomic.Pointer[opened]
+}
+
+const (
+	cacheSlots = 1 << 13
+	maxCached  = 1 << 10 // the longest id that is held: an entry takes about twice its id, so all take at most some 20 MB
+)
+
+// opened is what one id was opened to. The codec stands in it by number, lest keys outlive their codec.
+type opened struct {
+	codec uint64
+	scope Scope
+	id    string
+	state *State
+}
+
+// Decode is [Codec.Decode]. Requests share the State that it returns: it must not be changed.
+func (c *Cache) Decode(codec *Codec, scope Scope, id string) (*State, error) {
+	if len(id) > maxCached {
+		return codec.Decode(scope, id)
+	}
+	slot := &c.slots[maphash.String(c.hashSeed(), id)%cacheSlots]
+	if o := slot.Load(); o != nil && o.codec == codec.serial && o.id == id && o.scope == scope {
+		if !time.Now().Before(o.state.Expires) {
+			return nil, ErrInvalid
+		}
+		return o.state, nil
+	}
+	state, err := codec.Decode(scope, id)
+	if err == nil {
+		slot.Store(&opened{codec: codec.serial, scope: scope, id: strings.Clone(id), state: state})
+	}
+	return state, err
+}
+
+func (c *Cache) hashSeed() maphash.Seed {
+	if s := c.seed.Load(); s != nil {
+		return *s
+	}
+	s := maphash.MakeSeed()
+	if c.seed.CompareAndSwap(nil, &s) {
+		return s
+	}
+	return *c.seed.Load()
+}
