@@ -3,7 +3,9 @@ package api
 import (
 	"context"
 	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -11,6 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/sluicegate/sluice/controlplane/store"
+	"github.com/sluicegate/sluice/controlplane/tenant"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 )
 
@@ -214,11 +218,15 @@ func (w *wait) objects(progress Progress) []*adminv1.ObjectStatus {
 
 // ListProxies returns the known proxies: of all groups, or of those that serve a tenant.
 func (a admin) ListProxies(ctx context.Context, _ *adminv1.ListProxiesRequest) (*adminv1.ListProxiesResponse, error) {
-	name := callerOf(ctx).tenant
+	c := callerOf(ctx)
+	name := c.tenant
+	var ports map[string]bool // the tenant's own; nil: all
 	if name != "" {
-		if _, ok := a.Publisher.View(name); !ok {
+		view, ok := a.Publisher.View(name)
+		if !ok {
 			return nil, noTenant(name)
 		}
+		ports = listenerPorts(view.Objects)
 	}
 	groups, serving := a.Publisher.Groups(), a.Fleet.Serving()
 	response := &adminv1.ListProxiesResponse{}
@@ -233,7 +241,10 @@ func (a admin) ListProxies(ctx context.Context, _ *adminv1.ListProxiesRequest) (
 		}
 		if r := a.reports.of(p.ID); r != nil {
 			shown.LastSeen, shown.Version = timestamppb.New(r.at), r.report.GetVersion()
-			shown.Listeners, shown.Ops, shown.Stale = r.report.GetListeners(), r.report.GetOps(), r.stale(name)
+			shown.Listeners, shown.Stale = onPorts(r.report.GetListeners(), ports), r.stale(name)
+			if c.Role == tenant.PlatformAdmin {
+				shown.Ops = r.report.GetOps() // its metrics tell of every tenant that it serves
+			}
 		}
 		if connected {
 			shown.LastSeen = timestamppb.New(a.Now())
@@ -241,6 +252,30 @@ func (a admin) ListProxies(ctx context.Context, _ *adminv1.ListProxiesRequest) (
 		response.Proxies = append(response.Proxies, shown)
 	}
 	return response, nil
+}
+
+func listenerPorts(objects map[string]*store.Object) map[string]bool {
+	ports := map[string]bool{}
+	for _, o := range objects {
+		if l := o.Object.GetListener(); l != nil {
+			ports[strconv.FormatUint(uint64(l.GetPort()), 10)] = true
+		}
+	}
+	return ports
+}
+
+// onPorts keeps the addresses with these ports: a proxy that several tenants share listens for each of them.
+func onPorts(addresses []string, ports map[string]bool) []string {
+	if ports == nil {
+		return addresses
+	}
+	var own []string
+	for _, address := range addresses {
+		if _, port, err := net.SplitHostPort(address); err == nil && ports[port] {
+			own = append(own, address)
+		}
+	}
+	return own
 }
 
 // only keeps one tenant's revision: a tenant sees no other's name. An empty name keeps all.
