@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -120,13 +121,13 @@ func (o *Output) check(before *Output, unknown bool) []*adminv1.Diagnostic {
 		before = &Output{}
 	}
 	c := &checker{Output: o, told: map[string]bool{}, resolver: o.resolver(unknown)}
-	for name, chain := range o.chains.all() {
-		if o.differs(before, name) {
-			c.chain(name, chain)
+	for name := range o.suspects(before) {
+		if !o.differs(before, name) {
+			continue
 		}
-	}
-	for key, n := range o.nodes.all() {
-		if l := n.object.GetListener(); l.GetTls() != nil && o.differs(before, o.in.Tenant+"/"+key) {
+		if chain, ok := o.chains.get(name); ok {
+			c.chain(name, chain)
+		} else if n, ok := o.nodes.get(strings.TrimPrefix(name, o.in.Tenant+"/")); ok && n.object.GetListener().GetTls() != nil {
 			c.listener(n.object)
 		}
 	}
@@ -140,6 +141,34 @@ func (o *Output) check(before *Output, unknown bool) []*adminv1.Diagnostic {
 		return strings.Compare(a.Path+a.Message, b.Path+b.Message)
 	})
 	return c.found
+}
+
+// suspects yields the resources that may differ from before, each once: what was touched since then and what refers to
+// something that was, or else all that is built.
+func (o *Output) suspects(before *Output) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if before.identity == nil || o.changes == nil || o.changes.from != before.identity {
+			for name := range o.config.all() {
+				if !yield(name) {
+					return
+				}
+			}
+			return
+		}
+		for name := range o.changes.configs {
+			if !yield(name) {
+				return
+			}
+		}
+		if len(o.changes.refs) == 0 {
+			return
+		}
+		for name, refs := range o.refs.all() {
+			if !o.changes.configs[name] && slices.ContainsFunc(refs, func(ref string) bool { return o.changes.refs[ref] }) && !yield(name) {
+				return
+			}
+		}
+	}
 }
 
 // differs tells whether a resource, or anything that it refers to, is not what it was.

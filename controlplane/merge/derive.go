@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -30,6 +31,17 @@ type Output struct {
 	bound     table[string]   // Route or Binding resource → its chain's name
 	refs      table[[]string] // resource → what it refers to
 	users     table[int]      // reference → how many resources refer to it
+
+	identity *byte        // names this Output, and keeps nothing of it alive
+	changes  *differences // nil for one that was derived from scratch
+}
+
+// differences are what an Output may have other than the one that it was updated from. They cost what the change costs:
+// so a check of an edit looks at what it touched, and not at ten thousand chains.
+type differences struct {
+	from    *byte           // names the Output before
+	configs map[string]bool // resources
+	refs    map[string]bool // secrets and key sets
 }
 
 // Config yields all resources of type Config, in no order.
@@ -232,8 +244,10 @@ func (u *update) emitPolicies() {
 // emitReferenced writes secrets and key sets: those whose users came or went, and those in use whose value differs.
 func (u *update) emitReferenced() {
 	rekeyed := !bytes.Equal(u.prev.in.VersionKey, u.in.VersionKey)
-	for name := range differing(u.prev.in.Secrets, u.in.Secrets, rekeyed) {
-		u.dirtyRefs[secretRef(name)] = true
+	if rekeyed || !sameMap(u.prev.in.Secrets, u.in.Secrets) {
+		for name := range differing(u.prev.in.Secrets, u.in.Secrets, rekeyed) {
+			u.dirtyRefs[secretRef(name)] = true
+		}
 	}
 	for url := range differing(u.prev.in.Jwks, u.in.Jwks, false) {
 		u.dirtyRefs[jwksRef(url)] = true
@@ -257,6 +271,11 @@ func (u *update) emitReferenced() {
 			}
 		}
 	}
+}
+
+// sameMap tells whether two maps are one and the same: Inputs are immutable, so then nothing differs.
+func sameMap(a, b map[string][]byte) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }
 
 // differing yields the keys whose values differ between two maps; all that either has, if everything does.
@@ -350,10 +369,14 @@ func (u *update) done() (*Output, Delta, error) {
 		config: u.config.done(), secret: u.secret.done(), nodes: u.nodes.done(),
 		targetsOf: u.targetsOf.done(), routesOf: u.routesOf.done(), routesAt: u.routesAt.done(),
 		chains: u.chains.done(), bound: u.bound.done(), refs: u.refs.done(), users: u.users.done(),
+		identity: new(byte),
+	}
+	if u.prev.identity != nil {
+		o.changes = &differences{from: u.prev.identity, configs: u.touched[configs], refs: u.dirtyRefs}
 	}
 	var d Delta
-	d.Config, d.RemovedConfig = o.difference(u.touched[0], configType, u.prev.config, o.config)
-	d.Secret, d.RemovedSecret = o.difference(u.touched[1], secretType, u.prev.secret, o.secret)
+	d.Config, d.RemovedConfig = o.difference(u.touched[configs], configType, u.prev.config, o.config)
+	d.Secret, d.RemovedSecret = o.difference(u.touched[secrets], secretType, u.prev.secret, o.secret)
 	return o, d, nil
 }
 

@@ -279,6 +279,19 @@ func (e *editor) edit() Inputs {
 	return in
 }
 
+// different are the resources that a check builds again.
+func different(o, before *Output) map[string]bool {
+	names := map[string]bool{}
+	for name := range o.suspects(before) {
+		_, chain := o.chains.get(name)
+		_, object := o.nodes.get(strings.TrimPrefix(name, "acme/"))
+		if (chain || object) && o.differs(before, name) {
+			names[name] = true
+		}
+	}
+	return names
+}
+
 // Any sequence of edits: incremental, from scratch and the specification agree, byte for byte, and the deltas lead there.
 func TestUpdateEqualsDerive(t *testing.T) {
 	for seed := range 20 {
@@ -315,6 +328,11 @@ func TestUpdateEqualsDerive(t *testing.T) {
 			}
 			if len(collect(next.chains)) != len(collect(scratch.chains)) || !maps.Equal(collect(next.users), collect(scratch.users)) || !maps.Equal(collect(next.bound), collect(scratch.bound)) {
 				t.Fatalf("seed %d step %d: the bookkeeping differs from that from scratch, and would leak", seed, step)
+			}
+			whole := *next
+			whole.changes = nil
+			if diff := cmp.Diff(different(&whole, out), different(next, out)); diff != "" {
+				t.Fatalf("seed %d step %d: what a check looks at (-of all +of what was touched):\n%s", seed, step, diff)
 			}
 			if e.IntN(4) > 0 { // else the commit failed: go on from the old one
 				out = next
