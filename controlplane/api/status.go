@@ -64,6 +64,8 @@ func (a admin) Status(r *adminv1.StatusRequest, stream grpc.ServerStreamingServe
 				return err
 			}
 			sent = now
+		} else {
+			again = min(again, sendInterval-now.Sub(sent)) // what is not told now must not wait for the next change
 		}
 		if response.GetDone() {
 			return nil

@@ -102,6 +102,26 @@ func TestStatusWait(t *testing.T) {
 	}
 }
 
+// TestStatusTellsSoon: a change that comes right after a message is not kept back until something else happens.
+func TestStatusTellsSoon(t *testing.T) {
+	c := newConnections("a", "b")
+	s, _ := newServer(t, c)
+	synctest.Test(t, func(t *testing.T) {
+		c.changed = make(chan struct{})
+		s.Now = time.Now
+		ctx, cancel := context.WithTimeout(context.WithValue(t.Context(), callerKey{}, caller{Actor: tenant.Actor{}, tenant: "acme"}), 2*sendInterval)
+		defer cancel()
+		m := &messages{ctx: ctx}
+		time.AfterFunc(time.Millisecond, func() { c.set(func(c *connections) { c.progress.Serving = []string{"a"} }) })
+		if err := (admin{Server: s}).Status(&adminv1.StatusRequest{Wait: true, Expected: []string{"a", "b"}}, m); err == nil {
+			t.Fatal("the wait ended, and b serves nothing")
+		}
+		if last := m.sent[len(m.sent)-1]; last.GetServing() != 1 {
+			t.Errorf("within %s nothing more was told than %v", 2*sendInterval, last)
+		}
+	})
+}
+
 func TestStatusTellsRefusals(t *testing.T) {
 	c := newConnections("a", "b")
 	s, _ := newServer(t, c)
