@@ -35,6 +35,9 @@ type Disk struct {
 	dir  string
 	aead cipher.AEAD
 	bad  bool // the newest generation: it must not push out the older one
+
+	journal       journal  // of the running process
+	before, since []string // journals that the older generation needs alone, and those from the newest one on
 }
 
 // OpenDisk uses the key in keyFile: 32 bytes as hex or base64. If keyFile is empty, the key is dir/proxy.key, which is
@@ -83,6 +86,8 @@ type saved struct {
 	// Seen is when a control plane was last connected.
 	Seen    time.Time
 	Tenants []savedTenant
+	// Journal holds what became active after this.
+	Journal string
 }
 
 type savedTenant struct {
@@ -107,8 +112,13 @@ func (d *Disk) save(s saved) error {
 			return err
 		}
 	}
+	pushed := !d.bad
 	d.bad = false
-	return mtls.WriteFile(current, sealed)
+	if err := mtls.WriteFile(current, sealed); err != nil {
+		return err
+	}
+	d.forgetJournals(s.Journal, pushed)
+	return nil
 }
 
 // load returns the newest generation that is whole. If there is none at all, the error is fs.ErrNotExist; if only the
@@ -154,6 +164,8 @@ func (d *Disk) open(path string) (*saved, error) {
 
 // write saves what is active. A failure is logged: serving goes on.
 func (s *Store) write() {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	s.mu.Lock()
 	if s.connected {
 		s.seen = time.Now()
@@ -162,8 +174,17 @@ func (s *Store) write() {
 	for _, name := range slices.Sorted(maps.Keys(s.tenants)) {
 		out.Tenants = append(out.Tenants, s.tenants[name].export())
 	}
+	var err error
+	out.Journal, err = s.cfg.Disk.rotate()
 	s.mu.Unlock() // bodies are immutable: sealing and writing need no lock
-	if err := s.cfg.Disk.save(out); err != nil {
+	if err == nil {
+		err = s.cfg.Disk.save(out)
+	}
+	s.mu.Lock()
+	s.unwritable = err != nil
+	s.cfg.Disk.journal.found = s.cfg.Disk.journal.found || err == nil
+	s.mu.Unlock()
+	if err != nil {
 		s.cfg.Log.Error("last good configuration was not written", "err", err)
 	}
 }
@@ -201,7 +222,12 @@ func (s *Store) Restore() (bool, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	records, broken := s.cfg.Disk.replay(disk.Journal)
+	err = errors.Join(err, broken)
 	s.seen = disk.Seen
+	if len(records) > 0 {
+		s.seen = records[len(records)-1].Seen
+	}
 	expired := s.cfg.MaxStale > 0 && time.Since(s.seen) > s.cfg.MaxStale
 	for _, from := range disk.Tenants {
 		var none *tenant
@@ -215,7 +241,12 @@ func (s *Store) Restore() (bool, error) {
 		s.build(t)
 		s.swap(t.name)
 	}
-	return len(disk.Tenants) > 0, err
+	for _, r := range records {
+		if broken := s.resume(r, expired); broken != nil {
+			return true, errors.Join(err, broken)
+		}
+	}
+	return len(s.tenants) > 0, err
 }
 
 // rebuild makes the older form that a unit kept, from what it was made of.

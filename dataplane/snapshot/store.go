@@ -55,13 +55,16 @@ type Store struct {
 	index atomic.Pointer[Index]
 	dirty chan struct{} // holds one: something is to be written to disk
 
-	mu          sync.Mutex // guards what is below, and orders swaps
+	writing sync.Mutex // held while the whole is written to disk; taken before mu
+
+	mu          sync.Mutex // guards what is below and the disk's journal, and orders swaps
 	tenants     map[string]*tenant
 	files       map[string]fileContent
 	subscribers map[int]func(old, new *Index)
 	nextID      int
 	connected   bool
 	seen        time.Time // when a control plane was last connected
+	unwritable  bool      // the last write to disk went wrong: Run tries again, Apply does not wait for it
 }
 
 // Resource is one resource as the control plane sent it.
@@ -133,31 +136,45 @@ func (s *Store) Subscribe(f func(old, new *Index)) (cancel func()) {
 
 // Apply makes a revision the active one, at once and whole, but for the units that do not build: all that the tenant
 // has of those now, from this revision or earlier, is returned, ordered by name. The error is [ErrDrift].
+// When it returns, the revision survives the process: who is told that it serves may count on that.
 func (s *Store) Apply(u Update) ([]*xdsv1.Refusal, error) {
+	refusals, kept, err := s.accept(u)
+	if err == nil && !kept {
+		s.write()
+	}
+	return refusals, err
+}
+
+func (s *Store) accept(u Update) (refusals []*xdsv1.Refusal, kept bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.tenants[u.Tenant]
 	t := old.next(u)
 	if len(u.Digest) > 0 && string(u.Digest) != string(t.digest[:]) {
-		return nil, ErrDrift
+		return nil, false, ErrDrift
 	}
 	s.tenants[u.Tenant] = t
 	s.build(t)
 	s.swap(t.name)
-	s.save()
-	return t.refusals(), nil
+	return t.refusals(), s.journalLocked(record{Update: u}), nil
 }
 
 // Drop removes a tenant and all it has.
 func (s *Store) Drop(name string) {
+	if !s.drop(name) {
+		s.write()
+	}
+}
+
+func (s *Store) drop(name string) (kept bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.tenants[name] == nil {
-		return
+		return true
 	}
 	delete(s.tenants, name)
 	s.swap(name)
-	s.save()
+	return s.journalLocked(record{Drop: name})
 }
 
 // Versions claims what is held: name to version, by type URL. Resources that were refused and Commits are claimed
