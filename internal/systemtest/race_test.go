@@ -1,0 +1,6 @@
+//go:build race
+
+package systemtest
+
+// raceEnabled says that processes are slower than those of users.
+const raceEnabled = true
