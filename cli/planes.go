@@ -66,7 +66,7 @@ func controlPlaneCommand(env Env) *cobra.Command {
 	f.StringVar(&config.AdminAddr, "admin-addr", controlplane.DefaultAdminAddr, "address of the admin port; TLS unless on loopback")
 	f.StringVar(&config.XDSAddr, "xds-addr", controlplane.DefaultXDSAddr, "address of the xDS port, for proxies")
 	f.StringVar(&config.OpsAddr, "ops-addr", controlplane.DefaultOpsAddr, "address of the operations port: /healthz, /readyz, /metrics")
-	f.StringSliceVar(&config.Allow, "allow", nil, "local powers of the tenant `default`, e.g. private-network,stdio=npx,file=/etc/sluice/*,env=SVC_*")
+	f.StringSliceVar(&config.Allow, "allow", nil, "local powers of the tenant `default`, e.g. private-network,stdio=npx,file=/etc/sluice/*,env=SVC_* (default: as before, none at first)")
 	f.StringVar(&config.ClusterKeyFile, "cluster-key-file", "", "key that seals stored secrets (default: cluster.key in the data directory)")
 	logs.flags(cmd)
 	return cmd

@@ -191,6 +191,7 @@ func (w *wait) objects(progress Progress) []*adminv1.ObjectStatus {
 			s.Proxies = append(s.Proxies, proxy)
 		}
 	}
+	refused := map[[2]string]bool{} // by proxy and object
 	for proxy, refusals := range progress.Refused {
 		for _, r := range refusals {
 			object, field := w.Publisher.Origin(w.tenant, r)
@@ -199,11 +200,14 @@ func (w *wait) objects(progress Progress) []*adminv1.ObjectStatus {
 				reason = field + ": " + reason
 			}
 			add(object, "Refused", reason, proxy)
+			refused[[2]string{proxy, object}] = true
 		}
 	}
 	w.reports.each(w.tenant, func(proxy, resource, state, reason string) {
 		object, _ := w.Publisher.Origin(w.tenant, refusalOf(resource))
-		add(object, state, reason, proxy)
+		if !refused[[2]string{proxy, object}] { // else the refusal has said why
+			add(object, state, reason, proxy)
+		}
 	})
 	for _, s := range w.Publisher.Warnings(w.tenant) {
 		add(s.GetObject(), s.GetState(), s.GetReason(), "")
@@ -256,12 +260,10 @@ func (a admin) ListProxies(ctx context.Context, _ *adminv1.ListProxiesRequest) (
 	return response, nil
 }
 
-func listenerPorts(objects map[string]*store.Object) map[string]bool {
+func listenerPorts(objects store.Objects) map[string]bool {
 	ports := map[string]bool{}
-	for _, o := range objects {
-		if l := o.Object.GetListener(); l != nil {
-			ports[strconv.FormatUint(uint64(l.GetPort()), 10)] = true
-		}
+	for o := range objects.Kind("listener") {
+		ports[strconv.FormatUint(uint64(o.Object.GetListener().GetPort()), 10)] = true
 	}
 	return ports
 }

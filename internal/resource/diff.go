@@ -59,9 +59,9 @@ func Flips(old, new []*adminv1.Object) []*adminv1.Diagnostic {
 		if had == has {
 			continue
 		}
-		message := fmt.Sprintf("the names of %d targets lose their prefixes: TARGET_NAME becomes NAME", is[o.GetName()])
+		message := fmt.Sprintf("the names of %s lose their prefixes: TARGET_NAME becomes NAME", plural(is[o.GetName()], "target"))
 		if has {
-			message = fmt.Sprintf("the names of %d targets get prefixes: NAME becomes TARGET_NAME", was[o.GetName()])
+			message = fmt.Sprintf("the names of %s get prefixes: NAME becomes TARGET_NAME", plural(was[o.GetName()], "target"))
 		}
 		out = append(out, Diagnose(o, severityWarning, "prefixMode", fmt.Sprintf("backend %q: %s", o.GetName(), message),
 			"set prefixMode to always or never to keep names as they are"))
@@ -262,4 +262,11 @@ func (s shown) flow() string {
 	}
 	s.expands = false // this is to be read, not to be loaded
 	return s.scalar()
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -95,9 +95,9 @@ func TestFlips(t *testing.T) {
 	const head = "mcp:\n  targets:\n"
 	one, two := "  - {name: a, mcp: {host: http://a}}\n", "  - {name: b, mcp: {host: http://b}}\n"
 	for _, tt := range []struct{ name, old, new, want string }{
-		{"a second target", head + one, head + one + two, "the names of 1 targets get prefixes"},
-		{"a target less", head + one + two, head + two, "the names of 1 targets lose their prefixes"},
-		{"always", head + one, "mcp:\n  prefixMode: always\n  targets:\n" + one, "f.yaml:2:3: warning: mcp.prefixMode: backend \"mcp\": the names of 1 targets get prefixes"},
+		{"a second target", head + one, head + one + two, "the names of 1 target get prefixes"},
+		{"a target less", head + one + two, head + two, "the names of 1 target lose their prefixes"},
+		{"always", head + one, "mcp:\n  prefixMode: always\n  targets:\n" + one, "f.yaml:2:3: warning: mcp.prefixMode: backend \"mcp\": the names of 1 target get prefixes"},
 		{"never", "mcp:\n  prefixMode: never\n  targets:\n" + one, "mcp:\n  prefixMode: never\n  targets:\n" + one + two, ""},
 		{"first targets", "mcp: {targets: []}\n", head + one + two, ""},
 		{"a third", head + one + two, head + one + two + "  - {name: c, mcp: {host: http://c}}\n", ""},
