@@ -411,7 +411,9 @@ func (e *evaluation) places() error {
 	for name, s := range e.layer.tenants {
 		if before := e.layer.parent.tenant(name); name != tenant.Platform {
 			regroup = regroup || before == nil || s == nil
-			names = append(names, name)
+			if before == nil || s == nil || !sameMap(before.claims.routes, s.claims.routes) {
+				names = append(names, name) // an edit of a target moves no place
+			}
 		}
 	}
 	platform, changed := e.layer.tenants[tenant.Platform]
@@ -439,10 +441,8 @@ func (e *evaluation) places() error {
 func sameGroups(a, b *state) bool {
 	groups := func(s *state) map[string]string {
 		all := map[string]string{}
-		for key, o := range s.view.Objects {
-			if o.Kind == "group" {
-				all[key] = o.Hash
-			}
+		for o := range s.view.Objects.Kind("group") {
+			all[o.Key()] = o.Hash
 		}
 		return all
 	}

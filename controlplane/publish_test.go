@@ -101,8 +101,8 @@ func TestNothingIsPublishedThatIsNotStored(t *testing.T) {
 		t.Fatalf("Submit: %v", err)
 	}
 	view, _ := p.View("acme")
-	if head := p.server.Progress("acme", 1).Head; head != 1 || view.Revision != 1 || len(view.Objects) != 0 {
-		t.Errorf("after a failed commit: head %d, view %d with %d objects", head, view.Revision, len(view.Objects))
+	if head := p.server.Progress("acme", 1).Head; head != 1 || view.Revision != 1 || view.Objects.Len() != 0 {
+		t.Errorf("after a failed commit: head %d, view %d with %d objects", head, view.Revision, view.Objects.Len())
 	}
 	s.fail.Store(false)
 	out, err := p.Submit(t.Context(), put(listener("b", 2)))
@@ -110,7 +110,7 @@ func TestNothingIsPublishedThatIsNotStored(t *testing.T) {
 		t.Fatalf("Submit: %v, %v", out, err)
 	}
 	view, _ = p.View("acme")
-	if head := p.server.Progress("acme", 1).Head; head != 2 || view.Objects["listener/a"] != nil || view.Objects["listener/b"] == nil {
+	if head := p.server.Progress("acme", 1).Head; head != 2 || view.Objects.Get("listener/a") != nil || view.Objects.Get("listener/b") == nil {
 		t.Errorf("after a good commit: head %d, objects %v", head, view.Objects)
 	}
 }
@@ -149,8 +149,8 @@ func TestPublishFollowsCommitAndBatches(t *testing.T) {
 	if commits := s.commits.Load() - before; commits > 20 {
 		t.Errorf("41 edits took %d commits: they shared none", commits)
 	}
-	if view, _ := p.View("acme"); view.Revision != 42 || len(view.Objects) != 41 {
-		t.Errorf("revision %d with %d objects", view.Revision, len(view.Objects))
+	if view, _ := p.View("acme"); view.Revision != 42 || view.Objects.Len() != 41 {
+		t.Errorf("revision %d with %d objects", view.Revision, view.Objects.Len())
 	}
 	if head := p.server.Progress("acme", 1).Head; head != 42 {
 		t.Errorf("published up to %d", head)
@@ -393,11 +393,11 @@ binds:
 	if wrong != "" {
 		t.Fatal(wrong)
 	}
-	objects := map[string]*store.Object{}
+	var objects []*store.Object
 	for _, o := range set {
-		objects[resource.Key(o)] = &store.Object{Kind: resource.Kind(o), Name: o.GetName(), Object: o}
+		objects = append(objects, &store.Object{Kind: resource.Kind(o), Name: o.GetName(), Object: o})
 	}
-	got := claimsOf(objects)
+	got := claimsOf(store.ObjectsOf(objects))
 	for _, want := range []string{"3000/a.example.com/x", "3000/a.example.com/y (exact)", "3000/b.example.com/"} {
 		if got.routes[want] == nil {
 			t.Errorf("no claim of %q in %v", want, got.routes)
@@ -437,7 +437,7 @@ func TestEditsEqualARestart(t *testing.T) {
 			if slices.ContainsFunc(change.Put, func(o *adminv1.Object) bool { return resource.Key(o) == key }) || slices.Contains(change.Remove, key) {
 				continue
 			}
-			if view.Objects[key] != nil && r.IntN(3) == 0 {
+			if view.Objects.Get(key) != nil && r.IntN(3) == 0 {
 				change.Remove = append(change.Remove, key)
 			} else {
 				change.Put = append(change.Put, o)
@@ -455,7 +455,8 @@ func TestEditsEqualARestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, want := p.world.Load().tenant("acme"), again.world.Load().tenant("acme")
-		opt := []cmp.Option{protocmp.Transform(), cmpopts.IgnoreUnexported(store.Object{}), cmpopts.EquateEmpty()}
+		listed := func(o store.Objects) []*store.Object { return slices.Collect(o.All()) }
+		opt := []cmp.Option{protocmp.Transform(), cmp.Transformer("listed", listed), cmpopts.IgnoreUnexported(store.Object{}), cmpopts.EquateEmpty()}
 		for what, pair := range map[string][2]any{
 			"view": {want.view, got.view}, "sealed": {want.sealed, got.sealed}, "urls": {want.urls, got.urls},
 			"routes": {want.claims.routes, got.claims.routes}, "ports": {want.claims.ports, got.claims.ports},

@@ -72,45 +72,41 @@ func (e *evaluation) next(before *state, c api.Change) (*state, *record, error) 
 func (e *evaluation) objects(n *state, r *record, c api.Change) error {
 	put, remove, moved := api.Effect(n.view, c)
 	if len(put)+len(remove)+len(moved) == 0 {
-		if n.view.Objects == nil {
-			n.view.Objects = map[string]*store.Object{}
-		}
 		return nil
 	}
-	objects := make(map[string]*store.Object, len(n.view.Objects)+len(put))
-	maps.Copy(objects, n.view.Objects)
 	var before, after []*store.Object
+	var gone []string
 	for _, o := range put {
 		stored, err := store.NewObject(resource.Kind(o), o, n.view.Revision, e.at)
 		if err != nil {
 			return err
 		}
-		if old := objects[stored.Key()]; old != nil {
+		if old := n.view.Objects.Get(stored.Key()); old != nil {
 			before = append(before, old)
 		}
-		objects[stored.Key()], after = stored, append(after, stored)
+		after = append(after, stored)
 		r.rev.Put, r.changed = append(r.rev.Put, stored), append(r.changed, stored.Key())
 		if o.GetSource() != nil {
 			r.rev.Sources[stored.Key()] = o.GetSource()
 		}
 	}
 	for _, o := range remove {
-		delete(objects, o.Key())
+		gone = append(gone, o.Key())
 		before, r.changed = append(before, o), append(r.changed, o.Key())
 		r.rev.Remove = append(r.rev.Remove, o)
 	}
 	for _, o := range moved {
-		old := objects[resource.Key(o)]
+		old := n.view.Objects.Get(resource.Key(o))
 		placed, err := store.NewObject(old.Kind, old.Object, old.Object.GetRevision(), old.Object.GetUpdated().AsTime())
 		if err != nil {
 			return err
 		}
 		placed.Object.Source = o.GetSource()
 		before, after = append(before, old), append(after, placed)
-		objects[placed.Key()], r.rev.Sources[placed.Key()] = placed, o.GetSource()
+		r.rev.Sources[placed.Key()] = o.GetSource()
 		r.changed = append(r.changed, placed.Key())
 	}
-	n.view.Objects = objects
+	n.view.Objects = n.view.Objects.With(after, gone)
 	r.any = r.any || len(put)+len(remove) > 0
 	e.describe(n.view.Name, r)
 	n.index(before, after)
@@ -138,7 +134,7 @@ func (e *evaluation) describe(name string, r *record) {
 		return
 	}
 	for _, o := range r.rev.Put {
-		if old := r.rev.Old[o.Key()]; old != nil {
+		if old := r.rev.Old.Get(o.Key()); old != nil {
 			e.outcome.Before = append(e.outcome.Before, old.Object)
 		}
 		e.outcome.After = append(e.outcome.After, o.Object)
@@ -245,10 +241,10 @@ func (e *evaluation) needKeys(n, above *state) error {
 // keyURLs returns the URLs of key sets that a tenant's objects name, each with one of the objects.
 func keyURLs(v *api.View) map[string]*adminv1.Object {
 	urls := map[string]*adminv1.Object{}
-	for _, key := range slices.Sorted(maps.Keys(v.Objects)) {
-		for _, set := range api.Jwks(v.Objects[key].Object) {
+	for o := range v.Objects.All() {
+		for _, set := range api.Jwks(o.Object) {
 			if source, ok := set.GetSource().(*policyv1.Jwks_Url); ok {
-				urls[source.Url] = v.Objects[key].Object
+				urls[source.Url] = o.Object
 			}
 		}
 	}
@@ -257,7 +253,7 @@ func keyURLs(v *api.View) map[string]*adminv1.Object {
 
 // operatorsLevel is the Platform object that stands above all tenants, or nil.
 func operatorsLevel(above *state) *adminv1.Object {
-	if o := above.view.Objects["platform/"+resource.PlatformName]; o != nil {
+	if o := above.view.Objects.Get("platform/" + resource.PlatformName); o != nil {
 		return o.Object
 	}
 	return nil
@@ -284,7 +280,7 @@ func (p *publisher) inputs(n, above, before *state, changed []string) merge.Inpu
 		return in
 	}
 	in.Secrets = map[string][]byte{}
-	for _, o := range n.view.Objects {
+	for o := range n.view.Objects.Kind("secret") {
 		if fp := o.Object.GetSecret().GetValue().GetSealed(); fp != "" {
 			in.Secrets[n.view.Name+"/secret/"+o.Name] = n.sealed[fp]
 		}
@@ -299,7 +295,7 @@ func (p *publisher) inputs(n, above, before *state, changed []string) merge.Inpu
 }
 
 // sameMap tells whether two maps are one, not whether they are equal: maps here are never changed once they are shared.
-func sameMap(a, b map[string][]byte) bool {
+func sameMap[V any](a, b map[string]V) bool {
 	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }
 
@@ -308,9 +304,9 @@ const patchAtMost = 64 // changes; with more it is cheaper to sort all anew
 // patched returns the objects in the order of their keys.
 func patched(n, before *state, changed []string) []*adminv1.Object {
 	if before == nil || before.in.Tenant == "" || len(changed) > patchAtMost {
-		objects := make([]*adminv1.Object, 0, len(n.view.Objects))
-		for _, key := range slices.Sorted(maps.Keys(n.view.Objects)) {
-			objects = append(objects, n.view.Objects[key].Object)
+		objects := make([]*adminv1.Object, 0, n.view.Objects.Len())
+		for o := range n.view.Objects.All() {
+			objects = append(objects, o.Object)
 		}
 		return objects
 	}
@@ -320,7 +316,7 @@ func patched(n, before *state, changed []string) []*adminv1.Object {
 	objects := slices.Clone(before.in.Objects)
 	for _, key := range changed {
 		at, found := slices.BinarySearchFunc(objects, key, func(o *adminv1.Object, key string) int { return strings.Compare(resource.Key(o), key) })
-		switch now := n.view.Objects[key]; {
+		switch now := n.view.Objects.Get(key); {
 		case now == nil && found:
 			objects = slices.Delete(objects, at, at+1)
 		case now != nil && found:
@@ -438,13 +434,10 @@ func (p *publisher) loadTenant(ctx context.Context, info tenant.Info) (*state, e
 	if err != nil {
 		return nil, err
 	}
-	s := &state{view: &api.View{Info: info, Revision: head, Objects: map[string]*store.Object{}, Sealed: map[string]int{}}, sealed: map[string][]byte{}, keys: map[string]keySet{}}
+	s := &state{view: &api.View{Info: info, Revision: head, Objects: store.ObjectsOf(objects), Sealed: map[string]int{}}, sealed: map[string][]byte{}, keys: map[string]keySet{}}
 	sealed, err := records.Sealed(ctx)
 	if err != nil {
 		return nil, err
-	}
-	for _, o := range objects {
-		s.view.Objects[o.Key()] = o
 	}
 	for fp := range fingerprints(objects) {
 		if s.view.Sealed[fp]++; s.view.Sealed[fp] > 1 {

@@ -121,10 +121,8 @@ func (l *layer) View(name string) (*api.View, bool) {
 // regroup recomputes who serves whom, and returns the tenants for which that differs.
 func (l *layer) regroup() []string {
 	groups := map[string][]string{}
-	for _, o := range l.tenant(tenant.Platform).view.Objects {
-		if g := o.Object.GetGroup(); g != nil {
-			groups[o.Name] = g.GetTenants()
-		}
+	for o := range l.tenant(tenant.Platform).view.Objects.Kind("group") {
+		groups[o.Name] = o.Object.GetGroup().GetTenants()
 	}
 	names := l.names()
 	_, before := l.groups()
@@ -146,18 +144,17 @@ type claims struct {
 }
 
 // claimsOf lists the (port, host, path) of all routes. Headers do not tell tenants apart.
-func claimsOf(objects map[string]*store.Object) claims {
+func claimsOf(objects store.Objects) claims {
 	c := claims{routes: map[string]*adminv1.Object{}, ports: map[uint32]bool{}, asks: map[uint32]*adminv1.Object{}}
-	for _, key := range slices.Sorted(maps.Keys(objects)) {
-		if l := objects[key].Object.GetListener(); l != nil {
-			c.ports[l.GetPort()] = l.GetTls() != nil
-			c.asks[l.GetPort()] = objects[key].Object
-		}
+	for o := range objects.Kind("listener") {
+		l := o.Object.GetListener()
+		c.ports[l.GetPort()] = l.GetTls() != nil
+		c.asks[l.GetPort()] = o.Object
 	}
-	for _, key := range slices.Sorted(maps.Keys(objects)) {
-		r := objects[key].Object.GetRoute()
-		listener := objects["listener/"+r.GetListener()]
-		if r == nil || listener == nil {
+	for o := range objects.Kind("route") {
+		r := o.Object.GetRoute()
+		listener := objects.Get("listener/" + r.GetListener())
+		if listener == nil {
 			continue
 		}
 		hosts := r.GetHostnames()
@@ -169,7 +166,7 @@ func claimsOf(objects map[string]*store.Object) claims {
 		}
 		for _, host := range hosts {
 			for _, path := range paths(r) {
-				c.routes[fmt.Sprintf("%d/%s%s", listener.Object.GetListener().GetPort(), strings.ToLower(host), path)] = objects[key].Object
+				c.routes[fmt.Sprintf("%d/%s%s", listener.Object.GetListener().GetPort(), strings.ToLower(host), path)] = o.Object
 			}
 		}
 	}

@@ -78,7 +78,7 @@ type View struct {
 	tenant.Info
 	Revision int64
 	// By key. Inline credentials are sealed.
-	Objects map[string]*store.Object
+	Objects store.Objects
 	// Fingerprints of the sealed values that the objects name, and how often.
 	Sealed map[string]int
 	// Above all tenants; nil if there is none.

@@ -3,7 +3,6 @@ package api
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -233,7 +232,7 @@ func (p *applyPlan) change(view *View, objects []*adminv1.Object, whole bool) (C
 	for _, o := range objects {
 		key := resource.Key(o)
 		wanted[key] = true
-		old := view.Objects[key]
+		old := view.Objects.Get(key)
 		switch {
 		case old == nil:
 		case !whole && old.Object.GetSet() != "": // an edit of one object leaves it where it belongs
@@ -249,9 +248,9 @@ func (p *applyPlan) change(view *View, objects []*adminv1.Object, whole bool) (C
 		c.Put = append(c.Put, o)
 	}
 	if whole {
-		for _, key := range slices.Sorted(maps.Keys(view.Objects)) {
-			if view.Objects[key].Object.GetSet() == p.set() && !wanted[key] {
-				c.Remove = append(c.Remove, key)
+		for o := range view.Objects.All() {
+			if o.Object.GetSet() == p.set() && !wanted[o.Key()] {
+				c.Remove = append(c.Remove, o.Key())
 			}
 		}
 	}
@@ -327,7 +326,7 @@ func same(stored *store.Object, o *adminv1.Object) bool {
 // Effect reduces a change to what differs: objects to store and to remove, and objects whose place alone changed.
 func Effect(view *View, c Change) (put []*adminv1.Object, remove []*store.Object, moved []*adminv1.Object) {
 	for _, o := range c.Put {
-		stored := view.Objects[resource.Key(o)]
+		stored := view.Objects.Get(resource.Key(o))
 		switch {
 		case !same(stored, o):
 			put = append(put, o)
@@ -336,7 +335,7 @@ func Effect(view *View, c Change) (put []*adminv1.Object, remove []*store.Object
 		}
 	}
 	for _, key := range c.Remove {
-		if stored := view.Objects[key]; stored != nil {
+		if stored := view.Objects.Get(key); stored != nil {
 			remove = append(remove, stored)
 		}
 	}

@@ -117,7 +117,7 @@ func TestInlineValuesAreLifted(t *testing.T) {
 	for _, o := range c.Put {
 		hold(t, view, o)
 	}
-	shown := &adminv1.ApplyRequest{Single: true, Objects: []*adminv1.Object{view.Objects["secret/s"].Object}}
+	shown := &adminv1.ApplyRequest{Single: true, Objects: []*adminv1.Object{view.Objects.Get("secret/s").Object}}
 	again := &applyPlan{Server: s, tenant: "acme", request: shown}
 	if err := again.prepare(); err != nil {
 		t.Fatal(err)

@@ -37,8 +37,9 @@ func (a admin) Delete(ctx context.Context, r *adminv1.DeleteRequest) (*adminv1.A
 			}
 			change := Change{Tenant: space, Remove: []string{key}}
 			found := validate(view, change)
-			if set := view.Objects[key].Object.GetSet(); set != "" {
-				found = append(found, resource.Diagnose(view.Objects[key].Object, severityNote, "",
+			object := view.Objects.Get(key).Object
+			if set := object.GetSet(); set != "" {
+				found = append(found, resource.Diagnose(object, severityNote, "",
 					fmt.Sprintf("%s belongs to set %q: the next apply of that set makes it again", key, set), "remove it from the set's file too"))
 			}
 			change.Diagnostics = found
@@ -78,14 +79,14 @@ func (a admin) rollback(ctx context.Context, at World, name string, to int64) ([
 		return nil, err
 	}
 	change := Change{Tenant: name}
-	for _, key := range slices.Sorted(maps.Keys(then)) {
-		if o := then[key].Object; !same(view.Objects[key], o) {
-			change.Put = append(change.Put, o)
+	for o := range then.All() {
+		if !same(view.Objects.Get(o.Key()), o.Object) {
+			change.Put = append(change.Put, o.Object)
 		}
 	}
-	for _, key := range slices.Sorted(maps.Keys(view.Objects)) {
-		if then[key] == nil {
-			change.Remove = append(change.Remove, key)
+	for o := range view.Objects.All() {
+		if then.Get(o.Key()) == nil {
+			change.Remove = append(change.Remove, o.Key())
 		}
 	}
 	if change.Sealed, err = a.unseal(ctx, name, view, change.Put); err != nil {
@@ -242,7 +243,7 @@ func (a admin) DeleteGroup(ctx context.Context, r *adminv1.DeleteGroupRequest) (
 	key := "group/" + r.GetName()
 	_, err := a.Publisher.Submit(ctx, Edit{Tenant: tenant.Platform, Actor: callerOf(ctx).Name, Comment: "group delete",
 		Plan: func(_ context.Context, at World) ([]Change, error) {
-			if view, ok := at.View(tenant.Platform); !ok || view.Objects[key] == nil {
+			if view, ok := at.View(tenant.Platform); !ok || view.Objects.Get(key) == nil {
 				return nil, &Missing{Reason: fmt.Sprintf("there is no group %q", r.GetName())}
 			}
 			return []Change{{Tenant: tenant.Platform, Remove: []string{key}}}, nil

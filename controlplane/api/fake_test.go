@@ -114,7 +114,7 @@ func newServer(t *testing.T, fleet Fleet) (*Server, *published) {
 	}
 	p := &published{views: map[string]*View{}, groups: map[string][]string{tenant.Default: {"default", "acme"}}}
 	for _, name := range []string{tenant.Platform, "default", "acme"} {
-		p.views[name] = &View{Info: tenant.Info{Name: name}, Revision: 3, Objects: map[string]*store.Object{}, Sealed: map[string]int{}}
+		p.views[name] = &View{Info: tenant.Info{Name: name}, Revision: 3, Sealed: map[string]int{}}
 	}
 	server, err := New(Config{Store: s, Registry: registry, Vault: vault, CA: ca, Publisher: p, Fleet: fleet, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -130,7 +130,7 @@ func hold(t *testing.T, v *View, o *adminv1.Object) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.Objects[stored.Key()] = stored
+	v.Objects = v.Objects.With([]*store.Object{stored}, nil)
 	for _, c := range resource.Credentials(o) {
 		if fp := c.GetSealed(); fp != "" {
 			v.Sealed[fp]++

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -37,7 +35,7 @@ func (s *Server) place(c caller, kind string) (space, canonical string, err erro
 }
 
 // find resolves a name as users give it to the key of an object.
-func find(objects map[string]*store.Object, kind, name, tenantName string) (string, error) {
+func find(objects store.Objects, kind, name, tenantName string) (string, error) {
 	switch {
 	case kind == "platform" && name == "":
 		name = resource.PlatformName
@@ -45,7 +43,7 @@ func find(objects map[string]*store.Object, kind, name, tenantName string) (stri
 		name = resource.TenantName
 	}
 	key := kind + "/" + name
-	if objects[key] != nil {
+	if objects.Get(key) != nil {
 		return key, nil
 	}
 	if kind == "target" && !strings.Contains(name, "/") {
@@ -54,11 +52,11 @@ func find(objects map[string]*store.Object, kind, name, tenantName string) (stri
 	return "", &Missing{Reason: fmt.Sprintf("there is no %s %q", kind, name)}
 }
 
-func findTarget(objects map[string]*store.Object, name string) (string, error) {
+func findTarget(objects store.Objects, name string) (string, error) {
 	var keys, names []string
-	for _, key := range slices.Sorted(maps.Keys(objects)) {
-		if o := objects[key]; o.Kind == "target" && resource.TargetName(o.Object) == name {
-			keys, names = append(keys, key), append(names, o.Name)
+	for o := range objects.Kind("target") {
+		if resource.TargetName(o.Object) == name {
+			keys, names = append(keys, o.Key()), append(names, o.Name)
 		}
 	}
 	switch len(keys) {
@@ -91,13 +89,13 @@ func (a admin) Get(ctx context.Context, r *adminv1.GetRequest) (*adminv1.Object,
 	if err != nil {
 		return nil, err
 	}
-	return objects[key].Object, nil
+	return objects.Get(key).Object, nil
 }
 
-func (s *Server) at(ctx context.Context, space string, revision int64) (map[string]*store.Object, error) {
+func (s *Server) at(ctx context.Context, space string, revision int64) (store.Objects, error) {
 	objects, err := store.Of(s.Store, space).At(ctx, revision)
 	if errors.Is(err, store.ErrNoRevision) {
-		return nil, &Missing{Reason: fmt.Sprintf("revision %d of %q is not in the log; `sluice log` shows what is", revision, space)}
+		return objects, &Missing{Reason: fmt.Sprintf("revision %d of %q is not in the log; `sluice log` shows what is", revision, space)}
 	}
 	return objects, err
 }
@@ -117,8 +115,8 @@ func (a admin) List(ctx context.Context, r *adminv1.ListRequest) (*adminv1.ListR
 		return nil, noTenant(space)
 	}
 	response := &adminv1.ListResponse{Revision: view.Revision}
-	for _, key := range slices.Sorted(maps.Keys(view.Objects)) {
-		if o := view.Objects[key]; kind == "" || o.Kind == kind {
+	for o := range view.Objects.All() {
+		if kind == "" || o.Kind == kind {
 			response.Objects = append(response.Objects, o.Object)
 		}
 	}

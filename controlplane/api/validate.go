@@ -45,7 +45,7 @@ func concerned(view *View, c Change) (objects []*adminv1.Object, few bool) {
 	put := make(map[string]*adminv1.Object, len(c.Put))
 	for _, o := range c.Put {
 		key := resource.Key(o)
-		if o.GetTarget() == nil && o.GetSecret() == nil || view.Objects[key] == nil {
+		if o.GetTarget() == nil && o.GetSecret() == nil || view.Objects.Get(key) == nil {
 			return nil, false
 		}
 		put[key] = o
@@ -54,7 +54,7 @@ func concerned(view *View, c Change) (objects []*adminv1.Object, few bool) {
 		if o := put[key]; o != nil {
 			return o
 		}
-		if o := view.Objects[key]; o != nil {
+		if o := view.Objects.Get(key); o != nil {
 			return o.Object
 		}
 		return nil
@@ -78,7 +78,7 @@ func concerned(view *View, c Change) (objects []*adminv1.Object, few bool) {
 	for key := range put {
 		add(key)
 	}
-	if key := "tenant/" + resource.TenantName; view.Objects[key] != nil {
+	if key := "tenant/" + resource.TenantName; view.Objects.Get(key) != nil {
 		add(key)
 	}
 	for _, key := range routesTo(view, in) {
@@ -93,11 +93,11 @@ func concerned(view *View, c Change) (objects []*adminv1.Object, few bool) {
 // routesTo returns the keys of routes that lead to any of the backends.
 func routesTo(view *View, backends map[string]*adminv1.Object) []string {
 	var keys []string
-	for key, o := range view.Objects {
+	for o := range view.Objects.Kind("route") {
 		if slices.ContainsFunc(o.Object.GetRoute().GetBackends(), func(b *adminv1.RouteBackend) bool {
 			return backends["backend/"+b.GetBackend()] != nil
 		}) {
-			keys = append(keys, key)
+			keys = append(keys, o.Key())
 		}
 	}
 	return keys
@@ -125,9 +125,9 @@ func names(o *adminv1.Object) []string {
 
 // after returns a tenant's objects once a change is done, in the order of their keys.
 func after(view *View, c Change) []*adminv1.Object {
-	next := make(map[string]*adminv1.Object, len(view.Objects)+len(c.Put))
-	for key, o := range view.Objects {
-		next[key] = o.Object
+	next := make(map[string]*adminv1.Object, view.Objects.Len()+len(c.Put))
+	for o := range view.Objects.All() {
+		next[o.Key()] = o.Object
 	}
 	for _, key := range c.Remove {
 		delete(next, key)

@@ -211,14 +211,14 @@ func (t Tenant) Sides(ctx context.Context, ops []Op) (before, after []*adminv1.O
 // ErrNoRevision is returned for a revision that never was or that the log no longer reaches.
 var ErrNoRevision = errors.New("no such revision in the log")
 
-// At returns the objects as they were at revision, by key: the present, with what came later undone.
-func (t Tenant) At(ctx context.Context, revision int64) (map[string]*Object, error) {
+// At returns the objects as they were at revision: the present, with what came later undone.
+func (t Tenant) At(ctx context.Context, revision int64) (Objects, error) {
 	head, objects, err := t.Objects(ctx)
 	if err != nil {
-		return nil, err
+		return Objects{}, err
 	}
 	if revision < 1 || revision > head {
-		return nil, ErrNoRevision
+		return Objects{}, ErrNoRevision
 	}
 	hashes := map[string]string{}
 	for _, o := range objects {
@@ -226,10 +226,10 @@ func (t Tenant) At(ctx context.Context, revision int64) (map[string]*Object, err
 	}
 	entries, err := t.Log(ctx, int(head-revision)+1)
 	if err != nil {
-		return nil, err
+		return Objects{}, err
 	}
 	if len(entries) == 0 || entries[len(entries)-1].Revision != revision {
-		return nil, ErrNoRevision
+		return Objects{}, ErrNoRevision
 	}
 	for _, entry := range entries[:len(entries)-1] {
 		for _, op := range slices.Backward(entry.Ops) {
@@ -240,16 +240,16 @@ func (t Tenant) At(ctx context.Context, revision int64) (map[string]*Object, err
 			}
 		}
 	}
-	then := make(map[string]*Object, len(hashes))
+	then := make([]*Object, 0, len(hashes))
 	for key, hash := range hashes {
 		o, err := t.Content(ctx, hash)
 		if err != nil {
-			return nil, fmt.Errorf("tenant %q: content of %s at revision %d: %w", t.name, key, revision, err)
+			return Objects{}, fmt.Errorf("tenant %q: content of %s at revision %d: %w", t.name, key, revision, err)
 		}
 		kind, name, _ := strings.Cut(key, "/")
-		then[key] = &Object{Kind: kind, Name: name, Hash: hash, Object: o}
+		then = append(then, &Object{Kind: kind, Name: name, Hash: hash, Object: o})
 	}
-	return then, nil
+	return ObjectsOf(then), nil
 }
 
 // Sealed returns all sealed values by fingerprint.
@@ -294,10 +294,10 @@ type Revision struct {
 	Entry Entry
 	// The tenant's head before.
 	If int64
-	// Objects to store, from NewObject, and to remove. With Old, the objects before by key, they make Entry.Ops.
+	// Objects to store, from NewObject, and to remove. With Old, the objects before, they make Entry.Ops.
 	Put    []*Object
 	Remove []*Object
-	Old    map[string]*Object
+	Old    Objects
 	// Where objects were read, by key.
 	Sources map[string]*adminv1.Source
 	// Sealed values by fingerprint.
@@ -322,7 +322,7 @@ func (r Revision) Edit() (Edit, error) {
 		}
 		e.Put[blobPrefix+o.Hash], e.Put[objectPrefix+o.Key()] = o.content, record
 		op := Op{Kind: o.Kind, Name: o.Name, New: o.Hash}
-		if old := r.Old[o.Key()]; old != nil {
+		if old := r.Old.Get(o.Key()); old != nil {
 			op.Old = old.Hash
 		}
 		entry.Ops = append(entry.Ops, op)

@@ -53,7 +53,7 @@ func history(t *testing.T, b *Bolt, revisions int) map[int64]map[string]uint32 {
 		for _, o := range objects {
 			old[o.Key()] = o
 		}
-		rev := Revision{Tenant: "t", If: i, Old: old,
+		rev := Revision{Tenant: "t", If: i, Old: ObjectsOf(objects),
 			Entry: Entry{Revision: i + 1, Actor: "tester", Time: time.Unix(i, 0).UTC()}}
 		touched := map[string]bool{}
 		for range 1 + r.IntN(3) {
@@ -86,9 +86,9 @@ func history(t *testing.T, b *Bolt, revisions int) map[int64]map[string]uint32 {
 	return held
 }
 
-func ports(objects map[string]*Object) map[string]uint32 {
+func ports(objects Objects) map[string]uint32 {
 	got := map[string]uint32{}
-	for _, o := range objects {
+	for o := range objects.All() {
 		got[o.Name] = o.Object.GetListener().GetPort()
 	}
 	return got
