@@ -94,7 +94,7 @@ var hundredTools = func() string {
 
 func (listed) Owned() bool { return false }
 func (listed) Do(context.Context, *upstream.Request) (*upstream.Response, error) {
-	return &upstream.Response{Status: 200, Header: http.Header{"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(hundredTools))}},
+	return &upstream.Response{Status: 200, Header: http.Header{"Content-Type": {"application/json"}}, Length: int64(len(hundredTools)),
 		Body: io.NopCloser(strings.NewReader(hundredTools))}, nil
 }
 

@@ -17,6 +17,7 @@ type scanner struct {
 	syntax   *Error                // the text is no JSON, or nested too deeply: nothing more can be read
 	refused  *Error                // the text is JSON, but means nothing or two things
 	scratch  []byte                // decoded strings that had escapes
+	result   func(at int) int      // walks the result of a message; nil: it is skipped
 }
 
 const (

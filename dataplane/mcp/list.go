@@ -33,6 +33,11 @@ func (l List) itemOf() string {
 	return [...]string{"", "an item of tools", "an item of prompts", "an item of resources", "an item of resourceTemplates"}[l]
 }
 
+// resultOf is how errors call the list's result.
+func (l List) resultOf() string {
+	return [...]string{"", "the tools/list result", "the prompts/list result", "the resources/list result", "the resources/templates/list result"}[l]
+}
+
 // An Item of a list. Spans index Raw, which aliases the result that it came from. It is only valid during the
 // callback that it is shown to.
 type Item struct {
@@ -99,12 +104,23 @@ func ReadList(l List, result []byte, lim Limits, f func(*Item) error) (Page, err
 		return page, refusal(413, CodeInvalidRequest, "the %s result has more than %d bytes", l.Method(), lim.bytes())
 	}
 	s := &scanner{b: result, maxDepth: lim.depth()}
-	i := s.ws(0)
-	if i >= len(result) || result[i] != '{' {
-		return page, refusal(400, CodeInvalidRequest, "the %s result is no object", l.Method())
+	i, err := s.list(s.ws(0), l, &page, f)
+	if err != nil {
+		return page, err
+	}
+	if s.end(i) < 0 {
+		return page, s.syntax
+	}
+	return page, nil
+}
+
+// list walks the result at i, see [ReadList]. The error is what is wrong beyond syntax, or f's.
+func (s *scanner) list(i int, l List, page *Page, f func(*Item) error) (int, error) {
+	if i >= len(s.b) || s.b[i] != '{' {
+		return i, refusal(400, CodeInvalidRequest, "the %s result is no object", l.Method())
 	}
 	var o object
-	i = o.begin(s, i, "the "+l.Method()+" result", resultNames[l])
+	i = o.begin(s, i, l.resultOf(), resultNames[l])
 	for i >= 0 {
 		name, _, at, done := o.next(s, i)
 		if done {
@@ -114,15 +130,15 @@ func ReadList(l List, result []byte, lim Limits, f func(*Item) error) (Page, err
 		switch name {
 		case l.Member():
 			var err error
-			if i, err = s.items(at, l, &page, f); err != nil {
-				return page, err
+			if i, err = s.items(at, l, page, f); err != nil {
+				return i, err
 			}
 		case "nextCursor":
 			page.NextCursor, i = s.text(at)
 		case "ttlMs":
 			var v Span
 			if v, i = s.raw(at); i >= 0 {
-				page.TTL, page.HasTTL = milliseconds(v.Of(result))
+				page.TTL, page.HasTTL = milliseconds(v.Of(s.b))
 			}
 		case "cacheScope":
 			var t Text
@@ -131,18 +147,15 @@ func ReadList(l List, result []byte, lim Limits, f func(*Item) error) (Page, err
 		case "_meta":
 			var v Span
 			v, i = s.raw(at)
-			page.Meta = v.Of(result)
+			page.Meta = v.Of(s.b)
 		default:
 			i = s.skip(at)
 		}
 	}
-	if s.end(i) < 0 {
-		return page, s.syntax
+	if i >= 0 && s.refused != nil {
+		return i, s.refused
 	}
-	if s.refused != nil {
-		return page, s.refused
-	}
-	return page, nil
+	return i, nil
 }
 
 // milliseconds reads ttlMs, whose fraction does not matter.

@@ -1,6 +1,9 @@
 package mcp
 
-import "bytes"
+import (
+	"bytes"
+	"unicode/utf8"
+)
 
 // An object that is read is walked member by member, and no two readers of it may see different things: a
 // name given twice, or one that equals a name we read but for its case, is refused. Go servers match names
@@ -20,6 +23,7 @@ type names struct {
 	list   []string
 	folded map[string]string // folded name → name
 	max    int               // longest name
+	shapes [32]uint64        // by the five low bits of the first letter, which case does not change: the lengths of names
 }
 
 func readNames(list ...string) *names {
@@ -27,6 +31,7 @@ func readNames(list ...string) *names {
 	for _, name := range list {
 		n.folded[string(fold(nil, []byte(name)))] = name
 		n.max = max(n.max, len(name))
+		n.shapes[name[0]&31] |= 1 << (len(name) & 63)
 	}
 	return n
 }
@@ -48,6 +53,22 @@ func fold(dst, name []byte) []byte {
 		dst = append(dst, c)
 	}
 	return dst
+}
+
+// resembles reports whether a name could equal one that is read but for its case. It is quick and errs on that side.
+func (n *names) resembles(key []byte) bool {
+	if len(key) == 0 || len(key) > 3*n.max {
+		return false
+	}
+	if n.shapes[key[0]&31]>>(len(key)&63)&1 == 1 {
+		return true
+	}
+	for _, c := range key { // the two characters beyond ASCII that fold into it change length, or the first letter
+		if c >= utf8.RuneSelf {
+			return true
+		}
+	}
+	return false
 }
 
 // begin enters the object at i.
@@ -99,7 +120,7 @@ func (o *object) check(s *scanner, key []byte) string {
 		o.mask |= 1 << i
 		return name
 	}
-	if len(key) <= 3*o.names.max {
+	if o.names.resembles(key) {
 		var buf [128]byte
 		if name, ok := o.names.folded[string(fold(buf[:0], key))]; ok {
 			s.refuse("%s holds %q, which some would read as %q", o.what, clip(key), name)

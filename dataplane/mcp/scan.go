@@ -199,7 +199,12 @@ func (s *scanner) envelope(i int, m *Message) int {
 		case "params":
 			m.Params, i = s.params(at, m)
 		case "result":
-			m.Result, i = s.raw(at)
+			if s.result != nil {
+				i = s.result(at)
+				m.Result = span(at, i)
+			} else {
+				m.Result, i = s.raw(at)
+			}
 		case "error":
 			m.Error, i = s.raw(at)
 			if i >= 0 && s.b[at] != '{' {

@@ -144,7 +144,7 @@ func (x *Request) probe(ctx context.Context, t *snapshot.Target) (eras, error) {
 		defer resp.Body.Close()
 		return eras{}, x.unauthorized(t, resp)
 	}
-	if msg, err := x.readMessage(t, resp); err == nil {
+	if msg, err := x.readMessage(t, resp, x.scanned()); err == nil {
 		e := eras{versions: discovered(msg)}
 		if len(e.versions) > 0 && (msg.Result.Present() || !e.have(mcp.Stateless)) {
 			return e, nil

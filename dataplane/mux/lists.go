@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"net/http"
-	"slices"
-	"sync"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -34,7 +32,7 @@ func (m *Mux) list(w http.ResponseWriter, x *Request) error {
 			pages[i] = all
 			return err
 		}
-		p, err := x.page(ctx, t, list, parts[i].cursor)
+		p, err := x.page(ctx, t, list, parts[i].cursor, x.keeper(t, list, nil))
 		if err == nil {
 			pages[i] = []*page{p}
 		}
@@ -49,7 +47,13 @@ func (m *Mux) list(w http.ResponseWriter, x *Request) error {
 	if err := missing.refuse(x, len(parts), errs); err != nil {
 		return err
 	}
-	return x.merge(w, list, parts, pages, whole, missing)
+	err = x.merge(w, list, parts, pages, whole, missing)
+	for _, of := range pages {
+		for _, p := range of {
+			p.free()
+		}
+	}
+	return err
 }
 
 // part is one target's share of a page.
@@ -123,15 +127,13 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 	private := false
 	var next []session.Part
 	owned := map[string]string{} // whole: name → target
-	size := 0
 	for i, part := range parts {
 		if whole {
 			x.claim(part.target, list, pages[i], owned)
 		}
 		keep := x.keeper(part.target, list, owned)
 		for _, p := range pages[i] {
-			size += len(p.result) + len(p.result)/8
-			read, err := merge.Add(p.result, keep)
+			read, err := addPage(merge, p, keep)
 			if err != nil {
 				x.Record.Err = err
 				return x.unreadable(part.target, list)
@@ -157,22 +159,19 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 	default:
 		tail.NextCursor = []byte(x.Codec.SealCursor(x.Scope, session.Cursor{Epoch: x.epoch(), Parts: next}))
 	}
-	buf := listBuffers.Get().(*[]byte)
-	defer listBuffers.Put(buf)
-	body := append(slices.Grow((*buf)[:0], size+1024), `{"jsonrpc":"2.0","id":`...)
-	body = append(append(body, x.Message.RawID()...), `,"result":`...)
-	body = append(merge.AppendResult(body, tail), '}')
-	if cap(body) <= 4<<20 {
-		*buf = body
-	}
-	return x.write(w, body)
+	before := append(append([]byte(`{"jsonrpc":"2.0","id":`), x.Message.RawID()...), `,"result":`...)
+	return x.write(w, merge.Pieces(before, tail, []byte{'}'})...)
 }
 
-// listBuffers hold merged lists while they are written.
-var listBuffers = sync.Pool{New: func() any { return new([]byte) }}
+func addPage(merge *mcp.Merge, p *page, keep keeper) (mcp.Page, error) {
+	if p.part != nil {
+		return p.part.Page, merge.AddPart(*p.part)
+	}
+	return merge.Add(p.result, keep)
+}
 
 // keeper says what of a target's list the client sees, and under which name.
-func (x *Request) keeper(t *snapshot.Target, list mcp.List, owned map[string]string) func(*mcp.Item) bool {
+func (x *Request) keeper(t *snapshot.Target, list mcp.List, owned map[string]string) keeper {
 	kind := [...]policy.ItemKind{mcp.Tools: policy.Tool, mcp.Prompts: policy.Prompt, mcp.Resources: policy.Resource, mcp.Templates: policy.Template}[list]
 	rules, wraps, prefixed := t.Policy.Authorizes(), x.wraps(t), x.prefixed()
 	return func(it *mcp.Item) bool {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,13 +18,40 @@ import (
 // page is one page of one target's list as the target sent it.
 type page struct {
 	result []byte
+	part   *mcp.Part // what was made of it for one client's list as it was read; nil: make it of result
+	body   []byte    // beside part: where result stands
 }
+
+// pagesRoom is memory for pages that end with their request. Lists are long, and each would have to be cleared first.
+var pagesRoom sync.Pool
+
+func roomOfPages(size int) []byte {
+	if b, ok := pagesRoom.Get().(*[]byte); ok && cap(*b) >= size {
+		return (*b)[:0]
+	}
+	return make([]byte, 0, size)
+}
+
+// free gives the memory of a page back, if it is this request's alone. Nothing may look at the page any more.
+func (p *page) free() {
+	if p.part == nil {
+		return
+	}
+	for _, b := range [][]byte{p.body, p.part.Items} {
+		if 16<<10 <= cap(b) && cap(b) <= 1<<20 {
+			pagesRoom.Put(&b)
+		}
+	}
+}
+
+// keeper says what of a list a client sees, and changes it on the way.
+type keeper func(*mcp.Item) bool
 
 // allPages reads a whole list.
 func (x *Request) allPages(ctx context.Context, t *snapshot.Target, list mcp.List) ([]*page, error) {
 	var pages []*page
 	for cursor := (*string)(nil); len(pages) < maxPages; {
-		p, err := x.page(ctx, t, list, cursor)
+		p, err := x.page(ctx, t, list, cursor, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -115,12 +143,13 @@ func (x *Request) cached(key pageKey) *page {
 	return p
 }
 
-// page returns one page, from the cache if the target lets it be cached. Admission comes after.
-func (x *Request) page(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string) (*page, error) {
+// page returns one page, from the cache if the target lets it be cached. Admission comes after; for what only this
+// request sees it may take place while the answer is read, if keep says how.
+func (x *Request) page(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string, keep keeper) (*page, error) {
 	var f *fetched
 	var err error
 	if !x.caches(t) {
-		f, err = x.fetch(ctx, t, list, cursor)
+		f, err = x.fetch(ctx, t, list, cursor, keep)
 	} else {
 		key := x.pageKey(t, list, cursor)
 		if p := x.cached(key); p != nil {
@@ -145,7 +174,7 @@ func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.
 		own = true
 		ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
 		defer cancel()
-		f, err := x.fetch(ctx, t, list, cursor)
+		f, err := x.fetch(ctx, t, list, cursor, nil)
 		if err != nil || f.page == nil {
 			return f, err
 		}
@@ -187,29 +216,48 @@ func (k pageKey) flight() string {
 type fetched struct {
 	page *page              // nil: the answer is an error
 	resp *upstream.Response // its body is read
-	raw  []byte             // the body as it came
+	raw  []byte             // the body as it came; nil where a part was made of it
 	msg  *mcp.Message
 }
 
 // fetch asks the target for one page. A target without the capability has an empty list.
-func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string) (*fetched, error) {
+func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string, keep keeper) (*fetched, error) {
 	resp, err := x.send(ctx, t, outgoing{body: x.listRequest(list, cursor), method: list.Method(), safe: true})
 	if err != nil {
 		return nil, err
 	}
-	msg, raw, err := x.readWhole(t, resp)
+	var part *mcp.Part
+	f := &fetched{resp: resp}
+	if keep != nil {
+		f.msg, part, err = x.readPart(t, resp, list, keep)
+	} else {
+		f.msg, f.raw, err = x.readWhole(t, resp)
+	}
 	if err != nil {
 		return nil, err
 	}
-	f := &fetched{resp: resp, raw: raw, msg: msg}
+	msg := f.msg
 	if msg.Error.Present() {
 		if code, _ := errorCode(msg); code == mcp.CodeMethodNotFound && x.alone() == nil {
 			f.page = &page{result: []byte("{}")}
 		}
 		return f, nil
 	}
-	f.page = &page{result: msg.Result.Of(msg.Body)}
+	f.page = &page{result: msg.Result.Of(msg.Body), part: part, body: msg.Body}
 	return f, nil
+}
+
+// readPart reads an answer and makes a part of its list in the same pass. The part is nil for what is no list.
+func (x *Request) readPart(t *snapshot.Target, resp *upstream.Response, list mcp.List, keep keeper) (*mcp.Message, *mcp.Part, error) {
+	var part *mcp.Part
+	msg, err := x.readResponseBy(t, resp, reading{room: roomOfPages, scan: func(body []byte) (mcp.Message, error) {
+		msg, p, ok, err := mcp.ScanPart(list, roomOfPages(len(body)+len(body)/16), body, x.mux.cfg.Limits, keep)
+		if ok {
+			part = &p
+		}
+		return msg, err
+	}})
+	return msg, part, err
 }
 
 // read looks at a page for what stands beside its items.

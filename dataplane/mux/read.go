@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -21,7 +20,26 @@ var errNoResponse = errors.New("the answer holds no response")
 // readResponse reads an answer up to its response message and closes it. Notifications on the way are dropped, and
 // requests of the target are declined: who calls this has no stream to pass them on by.
 func (x *Request) readResponse(t *snapshot.Target, resp *upstream.Response) (*mcp.Message, error) {
-	msg, err := x.readMessage(t, resp)
+	return x.readResponseBy(t, resp, x.scanned())
+}
+
+// reading is how the messages of an answer are read.
+type reading struct {
+	scan func(body []byte) (mcp.Message, error)
+	room func(size int) []byte // where a body is read to
+}
+
+// scanned reads by [mcp.Scan] within the limits.
+func (x *Request) scanned() reading {
+	return reading{
+		scan: func(body []byte) (mcp.Message, error) { return mcp.Scan(body, x.mux.cfg.Limits) },
+		room: func(size int) []byte { return make([]byte, 0, size) },
+	}
+}
+
+// readResponseBy is readResponse for who reads more of the messages.
+func (x *Request) readResponseBy(t *snapshot.Target, resp *upstream.Response, by reading) (*mcp.Message, error) {
+	msg, err := x.readMessage(t, resp, by)
 	if err != nil {
 		x.Record.Err = err
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, upstream.ErrTimeout) {
@@ -32,14 +50,14 @@ func (x *Request) readResponse(t *snapshot.Target, resp *upstream.Response) (*mc
 	return msg, nil
 }
 
-func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response) (*mcp.Message, error) {
+func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response, by reading) (*mcp.Message, error) {
 	if contentType(resp.Header) != streamType {
 		defer resp.Body.Close()
-		body, err := readAll(resp, x.mux.maxBytes())
+		body, err := readAll(resp, x.mux.maxBytes(), by.room)
 		if err != nil {
 			return nil, err
 		}
-		msg, err := mcp.Scan(body, x.mux.cfg.Limits)
+		msg, err := by.scan(body)
 		if err == nil && msg.Kind != mcp.Response {
 			err = errNoResponse
 		}
@@ -58,7 +76,7 @@ func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response) (*mcp
 		if len(ev.Data) == 0 {
 			continue
 		}
-		msg, err := mcp.Scan(append([]byte(nil), ev.Data...), x.mux.cfg.Limits)
+		msg, err := by.scan(append([]byte(nil), ev.Data...))
 		switch {
 		case err != nil:
 			_ = resp.Body.Close()
@@ -74,6 +92,12 @@ func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response) (*mcp
 
 // readWhole is readResponse for an answer that is passed on: raw is all of the body up to the response, at least.
 func (x *Request) readWhole(t *snapshot.Target, resp *upstream.Response) (msg *mcp.Message, raw []byte, err error) {
+	if contentType(resp.Header) != streamType {
+		if msg, err = x.readResponse(t, resp); err != nil {
+			return nil, nil, err
+		}
+		return msg, msg.Body, nil
+	}
 	rec := &recorded{body: resp.Body}
 	read := *resp
 	read.Body = rec
@@ -143,12 +167,12 @@ func (m *Mux) maxBytes() int {
 }
 
 // readAll reads a whole body, into a buffer of the right size where the target says how long it is.
-func readAll(resp *upstream.Response, limit int) ([]byte, error) {
+func readAll(resp *upstream.Response, limit int, room func(size int) []byte) ([]byte, error) {
 	size := 512
-	if n, err := strconv.Atoi(resp.Header.Get("Content-Length")); err == nil && n > 0 && n <= 1<<20 {
-		size = n + 1 // so that the end is seen without growing
+	if n := resp.Length; n > 0 && n <= 1<<20 {
+		size = int(n) + 1 // so that the end is seen without growing
 	}
-	b := make([]byte, 0, size)
+	b := room(size)
 	for {
 		n, err := resp.Body.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"sync"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -21,12 +22,27 @@ func (x *Request) answer(w http.ResponseWriter, result []byte) error {
 	return x.write(w, mcp.AppendResult(make([]byte, 0, 64+len(result)), x.Message.RawID(), result))
 }
 
-func (x *Request) write(w http.ResponseWriter, body []byte) error {
+// write answers with a body in pieces.
+func (x *Request) write(w http.ResponseWriter, pieces ...[]byte) error {
+	size := 0
+	for _, p := range pieces {
+		size += len(p)
+	}
 	w.Header()["Content-Type"] = typeJSON
+	if size > smallAnswer {
+		w.Header()["Content-Length"] = []string{strconv.Itoa(size)}
+	}
 	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(body) // the client is gone: nobody to tell
+	for _, p := range pieces {
+		if _, err := w.Write(p); err != nil {
+			break // the client is gone: nobody to tell
+		}
+	}
 	return nil
 }
+
+// smallAnswer is what net/http counts by itself; a longer answer without a length goes out in chunks.
+const smallAnswer = 2 << 10
 
 // accepted ends a notification or response.
 func accepted(w http.ResponseWriter) error {
@@ -63,9 +79,8 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 		}
 	}
 	stream := contentType(resp.Header) == streamType
-	length := resp.Header["Content-Length"]
-	if !stream && len(length) == 1 && !x.wraps(t) {
-		w.Header()["Content-Length"] = length
+	if resp.Length > 0 && !stream && !x.wraps(t) {
+		w.Header()["Content-Length"] = []string{strconv.FormatInt(resp.Length, 10)}
 	}
 	x.head(w, t, resp)
 	switch {

@@ -158,7 +158,7 @@ func (x *Request) check(t *snapshot.Target, resp *upstream.Response) (*upstream.
 		return resp, nil
 	case resp.Status < 300 && (kind == jsonType || kind == streamType):
 		return resp, nil
-	case resp.Status == http.StatusOK && kind == "" && resp.Header.Get("Content-Length") == "0":
+	case resp.Status == http.StatusOK && kind == "" && resp.Body == http.NoBody:
 		return resp, nil // some answer notifications so
 	}
 	defer resp.Body.Close()
@@ -168,7 +168,7 @@ func (x *Request) check(t *snapshot.Target, resp *upstream.Response) (*upstream.
 	page, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorPage+1))
 	if err == nil && len(page) <= maxErrorPage {
 		if msg, err := mcp.Scan(bytes.TrimSpace(page), x.mux.cfg.Limits); err == nil && msg.Kind == mcp.Response {
-			resp.Body = io.NopCloser(bytes.NewReader(page))
+			resp.Body, resp.Length = io.NopCloser(bytes.NewReader(page)), int64(len(page))
 			resp.Header["Content-Type"] = typeJSON
 			return resp, nil
 		}

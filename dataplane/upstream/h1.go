@@ -206,7 +206,7 @@ func (x *exchange) readHead() error {
 // connection serves others while the caller still looks at the body.
 func (x *exchange) answer() (*Response, error) {
 	c, h := x.c, &x.head
-	res := &Response{Status: h.status, Header: h.header}
+	res := &Response{Status: h.status, Header: h.header, Length: max(0, h.length)}
 	switch {
 	case h.length == 0:
 		res.Body = http.NoBody

@@ -153,7 +153,11 @@ func (w *h2wire) do(ctx context.Context, call *h1call) (*Response, error) {
 			w.tr.CloseIdleConnections()
 		}
 	}
-	return &Response{Status: res.StatusCode, Header: res.Header, Body: &h2body{ReadCloser: res.Body, ctx: ctx, end: end}}, nil
+	if res.Body == http.NoBody {
+		end()
+		return &Response{Status: res.StatusCode, Header: res.Header, Body: http.NoBody}, nil
+	}
+	return &Response{Status: res.StatusCode, Header: res.Header, Length: max(0, res.ContentLength), Body: &h2body{ReadCloser: res.Body, ctx: ctx, end: end}}, nil
 }
 
 func (w *h2wire) drain() {

@@ -315,7 +315,7 @@ func isRefusal(res *Response) bool {
 
 func jsonBody(msg []byte) *Response {
 	return &Response{Status: http.StatusOK, Header: http.Header{
-		"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(msg))}}, Body: &wholeBody{rest: msg}}
+		"Content-Type": {"application/json"}}, Length: int64(len(msg)), Body: &wholeBody{rest: msg}}
 }
 
 // refuse answers with a JSON-RPC error of our own. id nil: none.

@@ -50,6 +50,8 @@ type Response struct {
 	// Body is never nil. It streams; an error from Read is an [*Error] but for io.EOF. Close may be called at any
 	// time, also while another goroutine reads.
 	Body io.ReadCloser
+	// Length is the body's, where it is known before the body is read; else 0. An empty body is [http.NoBody].
+	Length int64
 	// Renewed says that this request made the session anew: what the target knew of the session is lost.
 	Renewed bool
 }
