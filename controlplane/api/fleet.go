@@ -173,8 +173,19 @@ func (r *report) stale(name string) bool {
 	})
 }
 
-// each calls tell for all that is bad in a tenant, by resource.
-func (r *reports) each(name string, tell func(proxy, resource, state, reason string)) {
+// revision is that of the tenant which the proxy served when it reported.
+func (r *report) revision(name string) int64 {
+	for _, t := range r.report.GetTenants() {
+		if t.GetTenant() == name {
+			return t.GetRevision()
+		}
+	}
+	return 0
+}
+
+// each calls tell for all that is bad in a tenant, by resource. What those that serve the revision said of their units
+// before they took it is no longer so: all of it built.
+func (r *reports) each(name string, revision int64, serving []string, tell func(proxy, resource, state, reason string)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for proxy, last := range r.last {
@@ -183,8 +194,9 @@ func (r *reports) each(name string, tell func(proxy, resource, state, reason str
 				tell(proxy, t.GetTarget(), "Degraded", t.GetError())
 			}
 		}
+		outdated := last.revision(name) < revision && slices.Contains(serving, proxy)
 		for _, u := range last.report.GetUnits() {
-			if tenantOf(u.GetName()) != name {
+			if outdated || tenantOf(u.GetName()) != name {
 				continue
 			}
 			state := "Degraded" // an older form serves

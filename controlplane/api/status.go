@@ -203,7 +203,7 @@ func (w *wait) objects(progress Progress) []*adminv1.ObjectStatus {
 			refused[[2]string{proxy, object}] = true
 		}
 	}
-	w.reports.each(w.tenant, func(proxy, resource, state, reason string) {
+	w.reports.each(w.tenant, w.revision, progress.Serving, func(proxy, resource, state, reason string) {
 		object, _ := w.Publisher.Origin(w.tenant, refusalOf(resource))
 		if !refused[[2]string{proxy, object}] { // else the refusal has said why
 			add(object, state, reason, proxy)

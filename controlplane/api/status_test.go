@@ -11,6 +11,7 @@ import (
 
 	"github.com/sluicegate/sluice/controlplane/tenant"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	fleetv1 "github.com/sluicegate/sluice/proto/gen/sluice/fleet/v1"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -139,5 +140,24 @@ func TestStatusTellsRefusals(t *testing.T) {
 	}
 	if err := (admin{Server: s}).Status(&adminv1.StatusRequest{Revision: 4}, m); err == nil {
 		t.Error("a revision that is not there has a status")
+	}
+}
+
+// TestStatusForgetsOldReports: what a proxy reported before it took a revision whole is no word on that.
+func TestStatusForgetsOldReports(t *testing.T) {
+	c := newConnections("a")
+	s, _ := newServer(t, c)
+	c.progress = Progress{Serving: []string{"a"}}
+	head := s.Publisher.(*published).views["acme"].Revision
+	for reported, want := range map[int64]int{head - 1: 0, head: 1} { // the same revision: e.g. a file went away since
+		s.reports.put("a", &fleetv1.ReportRequest{Tenants: []*fleetv1.TenantReport{{Tenant: "acme", Revision: reported}},
+			Units: []*fleetv1.UnitReport{{Name: "acme/listener/main", Reason: "address already in use"}}}, time.Now())
+		m := &messages{ctx: context.WithValue(t.Context(), callerKey{}, caller{tenant: "acme"})}
+		if err := (admin{Server: s}).Status(&adminv1.StatusRequest{}, m); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.sent[0].GetObjects(); len(got) != want {
+			t.Errorf("reported at revision %d of %d, objects are %v, want %d", reported, head, got, want)
+		}
 	}
 }
