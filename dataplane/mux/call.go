@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
@@ -143,14 +142,8 @@ func safe(method string) bool {
 func (x *Request) callContext(t *snapshot.Target) (context.Context, context.CancelFunc) {
 	ctx, cancel := x.HTTP.Context(), context.CancelFunc(func() {})
 	if !x.revision().CancelsOnDisconnect() {
-		client := ctx
-		var end context.CancelCauseFunc
-		ctx, end = context.WithCancelCause(context.WithoutCancel(client))
-		stop := context.AfterFunc(client, func() {
-			timer := time.AfterFunc(x.mux.cfg.Linger, func() { end(context.Cause(client)) })
-			context.AfterFunc(ctx, func() { timer.Stop() })
-		})
-		cancel = func() { stop(); end(nil) }
+		l := linger(ctx, x.mux.cfg.Linger)
+		ctx, cancel = l, l.end
 	}
 	if d := t.Config.GetTimeout(); d != nil {
 		outer := cancel

@@ -51,12 +51,20 @@ func (p *h1pool) try(ctx context.Context, call *h1call, fresh bool) (*Response, 
 		return nil, &Error{Op: "write", Err: err}
 	}
 	x := &exchange{c: c, ctx: ctx}
-	x.stop = context.AfterFunc(ctx, c.cancel)
+	x.stop = afterFunc(ctx, c.cancel)
 	if err := x.send(call); err != nil {
 		x.end(false)
 		return nil, err
 	}
 	return x.answer()
+}
+
+// afterFunc is [context.AfterFunc]; a context that has its own is asked without a context of ours in between.
+func afterFunc(ctx context.Context, f func()) (stop func() bool) {
+	if own, ok := ctx.(interface{ AfterFunc(f func()) func() bool }); ok {
+		return own.AfterFunc(f)
+	}
+	return context.AfterFunc(ctx, f)
 }
 
 // exchange is one request and its answer on a connection; as Response.Body it reads the answer's body.

@@ -35,7 +35,7 @@ func target(t testing.TB, kind policy.Transport, cfg *xdsv1.Target, p *policyv1.
 		t.Fatal(err)
 	}
 	cfg.Name = "one"
-	return &snapshot.Target{Name: "one", Resource: "acme/target/tools/one", Tenant: &snapshot.Tenant{Name: "acme", Grants: g},
+	return &snapshot.Target{Name: "one", Resource: "acme/target/tools/one", Tenant: &snapshot.Owner{Name: "acme", Grants: g},
 		Config: cfg, Policy: compiled, Digest: compiled.Digest()}
 }
 

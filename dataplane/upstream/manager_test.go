@@ -40,7 +40,7 @@ func TestRetain(t *testing.T) {
 		t.Errorf("%d connections: the pool did not outlive the snapshot", s.Conns())
 	}
 	other := httpTarget(t, s.URL, nil)
-	other.Tenant = &snapshot.Tenant{Name: "other", Grants: first.Tenant.Grants}
+	other.Tenant = &snapshot.Owner{Name: "other", Grants: first.Tenant.Grants}
 	ask(other)
 	if s.Conns() != 2 {
 		t.Errorf("%d connections: two tenants share one", s.Conns())
@@ -105,7 +105,7 @@ func TestClose(t *testing.T) {
 
 func TestUnserved(t *testing.T) {
 	why := errors.New("backendTLS.root is no certificate")
-	_, err := manager(t, nil).Transport(&snapshot.Target{Resource: "acme/target/a/b", Tenant: &snapshot.Tenant{Name: "acme"}, Refused: why}).Do(limited(t), post("{}"))
+	_, err := manager(t, nil).Transport(&snapshot.Target{Resource: "acme/target/a/b", Tenant: &snapshot.Owner{Name: "acme"}, Refused: why}).Do(limited(t), post("{}"))
 	if !errors.Is(err, why) || !NotSent(err) {
 		t.Errorf("error %v", err)
 	}
