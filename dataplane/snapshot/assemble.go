@@ -142,52 +142,94 @@ func assemble(t *tenant) *Tenant {
 		Grants: t.info.grants, SessionTTL: t.info.ttl, Keys: t.keys,
 		refused: t.refusals(), unserved: map[string]bool{},
 	}
-	listeners := map[string]*Listener{}
-	targets := map[[2]string][]*Target{} // by route and backend
-	var routes []*unit
-	for name, u := range t.units {
-		if len(u.refused) > 0 && u.form == nil {
+	for name, u := range t.refused {
+		if u.form == nil {
 			out.unserved[name] = true
 		}
-		switch u.kind {
-		case "route":
-			routes = append(routes, u)
-		case "listener":
-			if f, ok := u.form.(*listenerForm); ok {
-				l := &Listener{Name: ownName(name), Resource: name, Tenant: out, Port: f.port, Hostnames: f.hostnames, TLS: f.tls}
-				listeners[name] = l
-				out.listeners = append(out.listeners, l)
-			}
-		case "binding":
-			if target, at, ok := assembleTarget(out, u); ok {
-				targets[at] = append(targets[at], target)
-			}
+	}
+	listeners := map[string]*Listener{}
+	for name, u := range t.listeners {
+		if f, ok := u.form.(*listenerForm); ok {
+			l := &Listener{Name: ownName(name), Resource: name, Tenant: out, Port: f.port, Hostnames: f.hostnames, TLS: f.tls}
+			listeners[name] = l
+			out.listeners = append(out.listeners, l)
 		}
 	}
-	for _, list := range targets {
-		slices.SortFunc(list, func(a, b *Target) int {
-			return cmp.Or(cmp.Compare(place(a), place(b)), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Resource, b.Resource))
-		})
-	}
 	slices.SortFunc(out.listeners, func(a, b *Listener) int { return cmp.Compare(a.Resource, b.Resource) })
-	slices.SortFunc(routes, func(a, b *unit) int { return cmp.Compare(a.name, b.name) })
-	for _, u := range routes {
-		if r := assembleRoute(out, t, u, listeners, targets); r != nil {
+	for _, name := range slices.Sorted(maps.Keys(t.routes)) {
+		if r := assembleRoute(out, t, t.routes[name], listeners); r != nil {
 			out.routes = append(out.routes, r)
 		}
 	}
 	return out
 }
 
-// place puts targets of which nothing is known last.
-func place(t *Target) uint64 {
+// place is where targets are reached: the resource names of a route and a backend.
+type place struct{ route, backend string }
+
+// group is the targets at one place, in order, and what changes of them until settle.
+type group struct {
+	targets []*Target // never changed, for the Index has it
+	gone    map[*Target]bool
+	added   []*Target
+}
+
+// place puts the target that a binding makes into its group.
+func (t *tenant) place(u *unit) {
+	target, at, ok := assembleTarget(t.owner, u)
+	if !ok {
+		return
+	}
+	g := t.groups[at]
+	if g == nil {
+		g = &group{gone: map[*Target]bool{}}
+		t.groups[at] = g
+	}
+	u.made, u.madeAt = target, at
+	g.added = append(g.added, target)
+}
+
+func (t *tenant) displace(u *unit) {
+	if u.made != nil {
+		t.groups[u.madeAt].gone[u.made] = true
+		u.made = nil
+	}
+}
+
+func (g *group) settle() {
+	if len(g.gone)+len(g.added) == 0 {
+		return
+	}
+	added := slices.DeleteFunc(g.added, func(t *Target) bool { return g.gone[t] })
+	slices.SortFunc(added, byOrder)
+	next := make([]*Target, 0, len(g.targets)+len(added))
+	for _, old := range g.targets {
+		if g.gone[old] {
+			continue
+		}
+		for len(added) > 0 && byOrder(added[0], old) < 0 {
+			next, added = append(next, added[0]), added[1:]
+		}
+		next = append(next, old)
+	}
+	g.targets, g.added = append(next, added...), nil
+	clear(g.gone)
+}
+
+// byOrder is the order of the configuration.
+func byOrder(a, b *Target) int {
+	return cmp.Or(cmp.Compare(index(a), index(b)), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Resource, b.Resource), cmp.Compare(a.binding, b.binding))
+}
+
+// index puts targets of which nothing is known last.
+func index(t *Target) uint64 {
 	if t.Config == nil {
 		return 1 << 40
 	}
 	return uint64(t.Config.GetIndex())
 }
 
-func assembleTarget(tenant *Tenant, u *unit) (*Target, [2]string, bool) {
+func assembleTarget(owner *Owner, u *unit) (*Target, place, bool) {
 	f, ok := u.form.(*targetForm)
 	var refused error
 	if !ok {
@@ -197,16 +239,16 @@ func assembleTarget(tenant *Tenant, u *unit) (*Target, [2]string, bool) {
 		}
 	}
 	if f == nil || f.binding.GetRoute() == "" || f.binding.GetTarget() == "" {
-		return nil, [2]string{}, false
+		return nil, place{}, false
 	}
 	resource := f.binding.GetTarget()
 	t := &Target{
-		Name: resource[strings.LastIndexByte(resource, '/')+1:], Resource: resource, Tenant: tenant,
+		Name: resource[strings.LastIndexByte(resource, '/')+1:], Resource: resource, Tenant: owner, binding: u.name,
 		Config: f.config, Policy: f.policy, Digest: f.digest, Refused: refused,
 	}
 	backend := f.config.GetBackend()
 	if backend == "" { // `<tenant>/target/<backend>/<target>`
-		backend = tenant.Name + "/backend/" + strings.TrimSuffix(ownName(resource), "/"+t.Name)
+		backend = owner.Name + "/backend/" + strings.TrimSuffix(ownName(resource), "/"+t.Name)
 	}
 	if f.config.GetName() != "" {
 		t.Name = f.config.GetName()
@@ -214,7 +256,7 @@ func assembleTarget(tenant *Tenant, u *unit) (*Target, [2]string, bool) {
 	if refused != nil {
 		t.Policy, t.Digest = nil, "refused "+u.name
 	}
-	return t, [2]string{f.binding.GetRoute(), backend}, true
+	return t, place{f.binding.GetRoute(), backend}, true
 }
 
 // bindingFromName is for a binding that cannot be read: `<tenant>/binding/<route>/<backend>/<target>`.
@@ -231,7 +273,7 @@ func bindingFromName(name string) *targetForm {
 	}}
 }
 
-func assembleRoute(tenant *Tenant, t *tenant, u *unit, listeners map[string]*Listener, targets map[[2]string][]*Target) *Route {
+func assembleRoute(tenant *Tenant, t *tenant, u *unit, listeners map[string]*Listener) *Route {
 	r := &Route{Name: ownName(u.name), Resource: u.name, Tenant: tenant}
 	f, ok := u.form.(*routeForm)
 	if !ok {
@@ -261,7 +303,9 @@ func assembleRoute(tenant *Tenant, t *tenant, u *unit, listeners map[string]*Lis
 		b := &Backend{
 			Name: ownName(weighted.GetBackend()), Resource: weighted.GetBackend(), Tenant: tenant, Weight: weighted.GetWeight(),
 			Prefix: xdsv1.Backend_PREFIX_MODE_CONDITIONAL, Failure: xdsv1.Backend_FAILURE_MODE_FAIL_CLOSED,
-			Targets: targets[[2]string{u.name, weighted.GetBackend()}],
+		}
+		if g := t.groups[place{u.name, weighted.GetBackend()}]; g != nil {
+			b.Targets = g.targets
 		}
 		if backend := t.units[weighted.GetBackend()]; backend != nil {
 			if form, ok := backend.form.(*backendForm); ok {

@@ -194,8 +194,8 @@ func (t *tenant) export() savedTenant {
 	for _, r := range t.resources {
 		out.Resources = append(out.Resources, r.Resource)
 	}
-	for name, u := range t.units {
-		if u.form == nil || len(u.refused) == 0 {
+	for name, u := range t.refused {
+		if u.form == nil {
 			continue
 		}
 		for _, i := range u.good.resources {
@@ -230,8 +230,8 @@ func (s *Store) Restore() (bool, error) {
 	}
 	expired := s.cfg.MaxStale > 0 && time.Since(s.seen) > s.cfg.MaxStale
 	for _, from := range disk.Tenants {
-		var none *tenant
-		t := none.next(Update{Tenant: from.Name, Revision: from.Revision, Set: from.Resources})
+		t := newTenant(from.Name)
+		t.take(t.stage(Update{Set: from.Resources}), from.Revision)
 		t.stale, t.expired = true, expired
 		t.buildInfo()
 		for name, resources := range from.Kept {
@@ -251,14 +251,14 @@ func (s *Store) Restore() (bool, error) {
 
 // rebuild makes the older form that a unit kept, from what it was made of.
 func (s *Store) rebuild(t *tenant, name string, resources []Resource) {
-	var none *tenant
-	old := none.next(Update{Tenant: t.name, Set: resources})
+	old := newTenant(t.name)
+	old.take(old.stage(Update{Set: resources}), 0)
 	old.info = t.info
 	if old.resources[Key{ConfigType, name}] == nil {
 		return
 	}
 	b := &builder{s: s, t: old, in: inputs{done: true, grants: t.info.from}}
 	if form, _ := b.unit(name); len(b.refused) == 0 {
-		t.units[name] = &unit{name: name, kind: kindOf(name), form: form, good: b.in}
+		t.add(&unit{name: name, kind: kindOf(name), form: form, good: b.in})
 	}
 }

@@ -62,6 +62,14 @@ type Tenant struct {
 	unserved  map[string]bool
 }
 
+// Owner is what a target needs to know of its tenant. It names no revision: a Target that a revision does not touch is the
+// same one after it.
+type Owner struct {
+	Name string
+	// Grants are the local powers, to be asked again at each use.
+	Grants policy.Grants
+}
+
 // SessionKey is 32 random bytes with an id of 4.
 type SessionKey struct {
 	ID, Key []byte
@@ -118,7 +126,7 @@ type Target struct {
 	// Name is the target's own, as prefixes and rules see it. Resource is the full resource name, which several
 	// Targets share when several routes reach one server.
 	Name, Resource string
-	Tenant         *Tenant
+	Tenant         *Owner
 	// Config is to be read only. Nil if Refused is set and nothing of it could be read.
 	Config *xdsv1.Target
 	// Policy is nil only if Refused is set.
@@ -128,6 +136,8 @@ type Target struct {
 	// Digest changes when anything that the target was compiled from changes: its configuration, policies,
 	// secrets, files. The same Digest on two routes or in two revisions is the same thing.
 	Digest string
+
+	binding string // the resource that reaches it
 }
 
 // Route finds where a request on a port goes, or returns [ErrNoHost], [ErrNoRoute] or [ErrMisdirected]. It does not check Refused.

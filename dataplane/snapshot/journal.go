@@ -168,10 +168,15 @@ func (s *Store) resume(r record, expired bool) error {
 		s.swap(r.Drop)
 		return nil
 	}
-	t := s.tenants[r.Update.Tenant].next(r.Update)
-	if len(r.Update.Digest) > 0 && string(r.Update.Digest) != string(t.digest[:]) {
+	t := s.tenants[r.Update.Tenant]
+	if t == nil {
+		t = newTenant(r.Update.Tenant)
+	}
+	next := t.stage(r.Update)
+	if len(r.Update.Digest) > 0 && string(r.Update.Digest) != string(next.digest[:]) {
 		return fmt.Errorf("tenant %s, revision %d in the journal: %w", r.Update.Tenant, r.Update.Revision, ErrDrift)
 	}
+	t.take(next, r.Update.Revision)
 	t.stale, t.expired = true, expired
 	s.tenants[t.name] = t
 	s.build(t)

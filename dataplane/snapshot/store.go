@@ -60,6 +60,7 @@ type Store struct {
 	mu          sync.Mutex // guards what is below and the disk's journal, and orders swaps
 	tenants     map[string]*tenant
 	files       map[string]fileContent
+	moved       map[string]bool // files that a unit found changed: for the next poll to tell their other readers
 	subscribers map[int]func(old, new *Index)
 	nextID      int
 	connected   bool
@@ -110,6 +111,7 @@ func New(cfg Config) *Store {
 		dirty:       make(chan struct{}, 1),
 		tenants:     map[string]*tenant{},
 		files:       map[string]fileContent{},
+		moved:       map[string]bool{},
 		subscribers: map[int]func(old, new *Index){},
 	}
 	s.index.Store(&Index{})
@@ -148,12 +150,16 @@ func (s *Store) Apply(u Update) ([]*xdsv1.Refusal, error) {
 func (s *Store) accept(u Update) (refusals []*xdsv1.Refusal, kept bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := s.tenants[u.Tenant]
-	t := old.next(u)
-	if len(u.Digest) > 0 && string(u.Digest) != string(t.digest[:]) {
+	t := s.tenants[u.Tenant]
+	if t == nil {
+		t = newTenant(u.Tenant)
+	}
+	next := t.stage(u)
+	if len(u.Digest) > 0 && string(u.Digest) != string(next.digest[:]) {
 		return nil, false, ErrDrift
 	}
 	s.tenants[u.Tenant] = t
+	t.take(next, u.Revision)
 	s.build(t)
 	s.swap(t.name)
 	return t.refusals(), s.journalLocked(record{Update: u}), nil
@@ -263,8 +269,10 @@ func (s *Store) poll() {
 	s.mu.Lock()
 	used := map[string]bool{}
 	for _, t := range s.tenants {
-		for path := range t.files {
-			used[path] = true
+		for what := range t.readers {
+			if what.file != "" {
+				used[what.file] = true
+			}
 		}
 	}
 	maps.DeleteFunc(s.files, func(path string, _ fileContent) bool { return !used[path] })
@@ -278,19 +286,19 @@ func (s *Store) poll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for path, now := range read {
-		if old, ok := s.files[path]; !ok || old.hash == now.hash {
+		if old, ok := s.files[path]; !ok || old.hash == now.hash && !s.moved[path] {
 			delete(read, path) // what is left has changed
 		} else {
 			s.files[path] = now
+			delete(s.moved, path)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.tenants)) {
 		t := s.tenants[name]
-		touched := t.retry
-		for path := range t.files {
-			_, changed := read[path]
-			touched = touched || changed
+		for path := range read {
+			t.touch(source{file: path})
 		}
+		touched := t.retry || len(t.dirty) > 0
 		expired := t.stale && s.cfg.MaxStale > 0 && time.Since(s.seen) > s.cfg.MaxStale
 		if touched && s.build(t) || expired != t.expired {
 			if expired && !t.expired {
@@ -331,6 +339,9 @@ type fileContent struct {
 // read always goes to the disk: a unit that is built sees what is there now.
 func (s *Store) read(path string) fileContent {
 	f := s.readNow(path)
+	if old, ok := s.files[path]; ok && old.hash != f.hash {
+		s.moved[path] = true
+	}
 	s.files[path] = f
 	return f
 }

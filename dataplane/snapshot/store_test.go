@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -41,7 +42,7 @@ func TestApply(t *testing.T) {
 	var names []string
 	for _, x := range b.Targets {
 		names = append(names, x.Name)
-		if x.Refused != nil || x.Policy == nil || x.Digest == "" || x.Resource != "acme/target/b/"+x.Name || x.Tenant != r.Tenant {
+		if x.Refused != nil || x.Policy == nil || x.Digest == "" || x.Resource != "acme/target/b/"+x.Name || x.Tenant.Name != r.Tenant.Name {
 			t.Errorf("target %+v", x)
 		}
 	}
@@ -554,6 +555,142 @@ func TestIncrementalIsFromScratch(t *testing.T) {
 	}
 }
 
+// TestHealedIsFromScratch takes away, at random, what units need, and in the end gives it all back: what a unit was through
+// must leave no trace, and no unit may miss that what it reads is there again.
+func TestHealedIsFromScratch(t *testing.T) {
+	const url = "https://issuer.test/keys"
+	parts := map[string]any{
+		"tenant/acme": &xdsv1.TenantInfo{Grants: []string{"file=/etc/*", "stdio=npx"}}, "backend/b": &xdsv1.Backend{}, "backend/c": &xdsv1.Backend{},
+		"listener/main": &xdsv1.Listener{Port: 3000}, "secret/s": value("v"), "policy/key": keyAuth(secretRef("acme/secret/s")), "policy/file": keyAuth(fileRef("/etc/key")),
+		"jwks/one": &xdsv1.Jwks{Url: url, Keys: []byte(`{"keys":[{"kty":"EC","crv":"P-256","kid":"1","alg":"ES256","use":"sig",` +
+			`"x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}`)},
+		"policy/jwt": &xdsv1.EffectivePolicy{Policies: &policyv1.Policies{JwtAuth: &policyv1.JwtAuth{Providers: []*policyv1.JwtProvider{
+			{Issuer: "https://issuer.test", Audiences: []string{"a"}, Jwks: &policyv1.Jwks{Source: &policyv1.Jwks_Url{Url: url}}}}}}},
+		"route/r": &xdsv1.Route{Listener: "acme/listener/main", EffectivePolicy: "acme/policy/jwt",
+			Backends: []*xdsv1.WeightedBackend{{Backend: "acme/backend/b"}, {Backend: "acme/backend/c"}}},
+	}
+	for i := range 6 {
+		name := fmt.Sprint("t", i)
+		one := httpTarget("acme", name, uint32(i%3)) // some have one place in the order
+		if i%2 == 1 {
+			one.Backend = "acme/backend/c"
+			one.Transport = &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: "npx"}}
+		}
+		parts["target/b/"+name] = one
+		parts["binding/r/b/"+name] = &xdsv1.Binding{Route: "acme/route/r", Target: "acme/target/b/" + name, EffectivePolicy: []string{"", "acme/policy/key", "acme/policy/file"}[i%3]}
+	}
+	for i := range 6 { // on stdio, credentials go into a variable that these policies do not name
+		if i%2 == 1 {
+			parts[fmt.Sprint("binding/r/b/t", i)] = &xdsv1.Binding{Route: "acme/route/r", Target: fmt.Sprint("acme/target/b/t", i)}
+		}
+	}
+	all := slices.Sorted(maps.Keys(parts))
+	file := func(string) ([]byte, error) { return []byte("key"), nil }
+	fill := func(p *plane) {
+		for _, name := range all {
+			p.set(name, parts[name])
+		}
+	}
+	fresh := New(Config{ReadFile: file})
+	scratch := newPlane(t, fresh, "acme")
+	fill(scratch)
+	if refusals := scratch.push(); len(refusals) > 0 {
+		t.Fatalf("what all is healed to is refused: %v", refusals)
+	}
+	want := summary(fresh)[1:] // without the revision
+	for seed := range uint64(60) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		s := New(Config{ReadFile: file})
+		p := newPlane(t, s, "acme")
+		bad := map[string]bool{} // not there, or unreadable
+		for _, name := range all {
+			bad[name] = true
+		}
+		for range 25 {
+			for range 1 + rng.IntN(5) {
+				name := all[rng.IntN(len(all))]
+				switch typ := map[bool]string{true: SecretType, false: ConfigType}[strings.HasPrefix(name, "secret/")]; {
+				case bad[name]:
+					p.set(name, parts[name])
+				case rng.IntN(4) == 0:
+					p.raw(typ, name, []byte{1, 2, 3})
+				default:
+					p.remove(typ, name)
+				}
+				bad[name] = !bad[name]
+			}
+			p.push()
+		}
+		for _, i := range rng.Perm(len(all)) {
+			if bad[all[i]] { // and nothing else: what needs it must find it by itself
+				p.set(all[i], parts[all[i]])
+				p.push()
+			}
+		}
+		if refusals := p.push(); len(refusals) > 0 {
+			t.Fatalf("seed %d: healed, and still refused: %v", seed, refusals)
+		}
+		if diff := cmp.Diff(want, summary(s)[1:]); diff != "" {
+			t.Fatalf("seed %d: healed differs from scratch (-scratch +healed):\n%s", seed, diff)
+		}
+		if got, want := follows(s), follows(fresh); got != want {
+			t.Fatalf("seed %d: units follow %d sources, want %d", seed, got, want)
+		}
+	}
+}
+
+// follows counts what the units of all tenants read.
+func follows(s *Store) (n int) {
+	for _, t := range s.tenants {
+		for _, readers := range t.readers {
+			n += len(readers)
+		}
+	}
+	return n
+}
+
+// TestAnUpdateLeavesTheRest: what an update does not touch are the very same targets, which pools and caches go by.
+func TestAnUpdateLeavesTheRest(t *testing.T) {
+	s := New(Config{})
+	p := newPlane(t, s, "acme")
+	p.fill(3000)
+	p.good()
+	one, two := target(t, s, "acme", "one"), target(t, s, "acme", "two")
+	changed := httpTarget("acme", "one", 0)
+	changed.Description = "new"
+	p.set("target/b/one", changed)
+	p.good()
+	if target(t, s, "acme", "two") != two {
+		t.Error("the other target was made anew")
+	}
+	if now := target(t, s, "acme", "one"); now == one || one.Config.GetDescription() != "" || now.Config.GetDescription() != "new" {
+		t.Errorf("the changed target is %+v, and was %+v", now, one)
+	}
+}
+
+// Two units read one file. What one of them finds changed when it is built, the other is told of.
+func TestAFileFoundChanged(t *testing.T) {
+	content := "v1"
+	s := New(Config{ReadFile: func(string) ([]byte, error) { return []byte(content), nil }})
+	p := newPlane(t, s, "acme")
+	p.fill(3000, "file=/etc/*")
+	p.set("policy/c", keyAuth(fileRef("/etc/key")))
+	for _, name := range []string{"one", "two"} {
+		p.set("binding/r/b/"+name, &xdsv1.Binding{Route: "acme/route/r", Target: "acme/target/b/" + name, EffectivePolicy: "acme/policy/c"})
+	}
+	p.good()
+	two := target(t, s, "acme", "two").Digest
+	content = "v2"
+	changed := httpTarget("acme", "one", 0)
+	changed.Description = "new"
+	p.set("target/b/one", changed)
+	p.good()
+	s.poll()
+	if target(t, s, "acme", "two").Digest == two {
+		t.Error("the other reader of the file still has the old one")
+	}
+}
+
 func randomEdit(p *plane, rng *rand.Rand) {
 	n := rng.IntN(5)
 	name := fmt.Sprint("t", n)
@@ -632,7 +769,14 @@ func TestRequestsSeeOneIndexWhileItIsSwapped(t *testing.T) {
 	s := New(Config{})
 	p := newPlane(t, s, "acme")
 	p.fill(3000)
-	p.good()
+	revise := func(i int) {
+		one := httpTarget("acme", "one", 0)
+		one.Description = fmt.Sprint(i)
+		p.set("target/b/one", one)
+		p.set("backend/b", &xdsv1.Backend{Description: fmt.Sprint(i)})
+		p.good()
+	}
+	revise(0)
 	stop := make(chan struct{})
 	var readers sync.WaitGroup
 	for range 4 {
@@ -644,7 +788,7 @@ func TestRequestsSeeOneIndexWhileItIsSwapped(t *testing.T) {
 				default:
 				}
 				r, err := find(s, 3000, "x.test", "/")
-				if err != nil || len(r.Backends) != 1 || len(r.Backends[0].Targets) != 2 || r.Backends[0].Targets[0].Tenant != r.Tenant {
+				if err != nil || len(r.Backends) != 1 || len(r.Backends[0].Targets) != 2 || r.Backends[0].Targets[0].Config.GetDescription() != r.Backends[0].Description {
 					t.Errorf("a reader sees %+v, %v", r, err)
 					return
 				}
@@ -652,8 +796,7 @@ func TestRequestsSeeOneIndexWhileItIsSwapped(t *testing.T) {
 		})
 	}
 	for i := range 200 {
-		p.set("backend/b", &xdsv1.Backend{Description: fmt.Sprint(i)})
-		p.good()
+		revise(i)
 	}
 	close(stop)
 	readers.Wait()

@@ -32,6 +32,9 @@ type unit struct {
 	candidate      *listenerForm
 	candidateGood  inputs
 	compileRefused []*xdsv1.Refusal
+
+	made   *Target // a binding's, as it stands in its group
+	madeAt place
 }
 
 // inputs are all that an attempt read, also what was not there.
@@ -73,6 +76,20 @@ type (
 		digest  string
 	}
 )
+
+// sources yields all that an attempt read.
+func (in inputs) sources(yield func(source) bool) {
+	for _, i := range in.resources {
+		if !yield(source{key: i.key, jwksURL: i.jwksURL}) {
+			return
+		}
+	}
+	for _, f := range in.files {
+		if !yield(source{file: f.path}) {
+			return
+		}
+	}
+}
 
 func (in *inputs) current(s *Store, t *tenant) bool {
 	if !in.done || !same(in.grants, t.info.from) {
