@@ -131,7 +131,40 @@ func TestRefusedByAProxy(t *testing.T) {
 		t.Errorf("apply --wait with one away: exit %d\n%s%s", code, stdout, stderr)
 	}
 	_, stderr, code = f.run("apply", "-f", write(t, "two.yaml", config(f.port, a.URL, b.URL, `'true'`)), "--wait", "--strict", "--timeout", "30s")
-	if code == 0 || !strings.Contains(stderr, "p1") {
+	if code != 5 || !strings.Contains(stderr, "p1") {
 		t.Errorf("apply --wait --strict with one away: exit %d\n%s", code, stderr)
+	}
+}
+
+// A proxy that hangs holds up itself alone; who waits for it is told, and it catches up when it wakes.
+func TestProxyHangs(t *testing.T) {
+	a, b := mcptest.NewServer(t, mcptest.Options{}), mcptest.NewServer(t, mcptest.Options{})
+	f := newFleet(t, 2, "private-network")
+	f.apply(config(f.port, a.URL, b.URL, `'true'`))
+	hung := f.proxies[1].cmd.Process
+	if err := hung.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hung.Signal(syscall.SIGCONT) })
+	for _, tool := range []string{"add", "count", "echo"} {
+		file := write(t, "sluice.yaml", config(f.port, a.URL, b.URL, fmt.Sprintf(`'mcp.tool.name == "%s"'`, tool)))
+		stdout, stderr, code := f.run("apply", "-f", file, "--wait=50%", "--timeout", "20s")
+		if code != 0 || !strings.Contains(stdout, "1 of 2") {
+			t.Errorf("half of the fleet: exit %d %s%s", code, stdout, stderr)
+		}
+		if names := handshake(t, f.url(0), nil).tools(t, f.url(0)); !slices.Contains(names, "a_"+tool) {
+			t.Errorf("the other proxy lists %v", names)
+		}
+	}
+	stdout, stderr, code := f.run("apply", "-f", write(t, "sluice.yaml", config(f.port, a.URL, b.URL, `'mcp.tool.name == "fail"'`)), "--wait", "--timeout", "1s")
+	if code != 5 || !strings.Contains(stdout+stderr, "p1") {
+		t.Errorf("all of it: exit %d, want 5 naming p1: %s%s", code, stdout, stderr)
+	}
+	if err := hung.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it catches up", func() bool { return strings.Contains(f.must("status"), "2 of 2") })
+	if names := handshake(t, f.url(1), nil).tools(t, f.url(1)); !slices.Contains(names, "a_fail") || slices.Contains(names, "a_echo") {
+		t.Errorf("awake it lists %v", names)
 	}
 }
