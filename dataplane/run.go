@@ -105,6 +105,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.handlers == nil {
 		cfg.handlers = handlers
 	}
+	held, err := lock(ctx, cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
 	ops, err := openOps(cfg.OpsAddr)
 	if err != nil {
 		return err
@@ -303,10 +308,17 @@ func (p *process) dial() (*grpc.ClientConn, error) {
 	return dial(p.cfg.XDSAddr, p.identity.ClientConfig())
 }
 
+// window is how much the control plane may send that is not read yet.
+const window = 2 << 20
+
 func dial(address string, config *tls.Config) (*grpc.ClientConn, error) {
 	return grpc.NewClient(address,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)), // a chunk is 512 KiB, but a resource may be larger
+		// Room for a few chunks on a long way. With a window that gRPC finds out by itself, each push would cost the control
+		// plane a ping of every proxy.
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 15 * time.Second}),
 	)
 }

@@ -439,3 +439,18 @@ func TestRunNeeds(t *testing.T) {
 		}
 	}
 }
+
+func TestOneProxyInADataDirectory(t *testing.T) {
+	c := startControlPlane(t, t.TempDir(), "127.0.0.1:0")
+	cfg := Config{XDSAddr: c.addr, DataDir: t.TempDir(), JoinToken: c.token()}
+	first := startProxy(t, cfg)
+	first.wait()
+	second := cfg
+	second.OpsAddr = "off"
+	if err := Run(t.Context(), second); err == nil || !strings.Contains(err.Error(), "in use by another proxy") {
+		t.Errorf("a second proxy: %v", err)
+	}
+	// The first is not disturbed, and leaves the directory to the next.
+	first.end()
+	startProxy(t, cfg).wait()
+}
