@@ -70,8 +70,8 @@ func BenchmarkCall(b *testing.B) {
 // The path of a call is short; what makes it longer by a third deserves a thought.
 func TestCallAllocations(t *testing.T) {
 	call := callOnce(t, 1, "echo")
-	if n := testing.AllocsPerRun(200, call); n > 60 {
-		t.Errorf("a call allocates %v times, want at most 60", n)
+	if n := testing.AllocsPerRun(200, call); n > 40 {
+		t.Errorf("a call allocates %v times, want at most 40", n)
 	}
 }
 
