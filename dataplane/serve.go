@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -27,8 +28,12 @@ import (
 // maxBody is the largest body a client may send; mcp.Limits has the same for messages.
 const maxBody = 16 << 20
 
+// bodyTime is how long a client may take to send a body.
+const bodyTime = 30 * time.Second
+
 // proxy is the request path. It is safe for concurrent use.
 type proxy struct {
+	bodyTime time.Duration
 	parts    proxyParts
 	log      *slog.Logger
 	mux      *mux.Mux
@@ -47,7 +52,7 @@ func handlers(parts proxyParts) func(port uint16) http.Handler { return newProxy
 
 // newProxy returns a proxy that serves what the store holds at the time of each request.
 func newProxy(parts proxyParts) *proxy {
-	p := &proxy{parts: parts, log: parts.Log}
+	p := &proxy{bodyTime: bodyTime, parts: parts, log: parts.Log}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -164,10 +169,14 @@ func (x *exchange) read() error {
 	if !mcp.Accepts(x.r.Header, "application/json") || !mcp.Accepts(x.r.Header, "text/event-stream") {
 		return &mcp.Error{Status: http.StatusNotAcceptable, Code: mcp.CodeInvalidRequest, Message: "Accept must list application/json and text/event-stream"}
 	}
+	// The server has no read timeout, which would end event streams; a body that never comes must end all the same.
+	control := http.NewResponseController(x.w.ResponseWriter)
+	_ = control.SetReadDeadline(time.Now().Add(x.proxy.bodyTime)) // every connection of ours can
 	body, err := x.body()
 	if err != nil {
-		return err
+		return err // the deadline stays: what is left of the body is not waited for either
 	}
+	_ = control.SetReadDeadline(time.Time{})
 	msg, err := mcp.Scan(body, mcp.Limits{Bytes: maxBody})
 	if err != nil {
 		return err
@@ -206,6 +215,9 @@ func (x *exchange) body() ([]byte, error) {
 
 func (x *exchange) brokeOff(err error) error {
 	x.record.Err = err
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &mcp.Error{Status: http.StatusRequestTimeout, Code: mcp.CodeParse, Message: "the body did not come in time"}
+	}
 	return &mcp.Error{Status: http.StatusBadRequest, Code: mcp.CodeParse, Message: "the body broke off"}
 }
 
