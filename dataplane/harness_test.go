@@ -33,6 +33,7 @@ type world struct {
 	backend     xdsv1.Backend
 	policies    map[string]*policyv1.Policies // by target
 	routePolicy *policyv1.Policies
+	hosts       []string          // of the route
 	secrets     map[string]string // by name
 	ttl         time.Duration
 }
@@ -99,7 +100,7 @@ func (w *world) update(revision int64) snapshot.Update {
 	config("default/tenant/default", &xdsv1.Config{Resource: &xdsv1.Config_TenantInfo{TenantInfo: info}})
 	config("default/listener/main", &xdsv1.Config{Resource: &xdsv1.Config_Listener{Listener: &xdsv1.Listener{Port: testPort}}})
 	config("default/route/main", &xdsv1.Config{Resource: &xdsv1.Config_Route{Route: &xdsv1.Route{
-		Listener: "default/listener/main", Backends: []*xdsv1.WeightedBackend{{Backend: "default/backend/tools"}},
+		Listener: "default/listener/main", Hostnames: w.hosts, Backends: []*xdsv1.WeightedBackend{{Backend: "default/backend/tools"}},
 		EffectivePolicy: policy("default/policy/route", w.routePolicy),
 	}}})
 	config("default/backend/tools", &xdsv1.Config{Resource: &xdsv1.Config_Backend{Backend: proto.CloneOf(&w.backend)}})

@@ -268,12 +268,34 @@ func TestRefusedRequests(t *testing.T) {
 			}
 		})
 	}
-	req := httptest.NewRequest("POST", "/mcp", strings.NewReader(listTools))
-	req.Host = "rebound.example"
-	rec := httptest.NewRecorder()
-	p.handler(testPort).ServeHTTP(rec, req)
-	if rec.Code != 403 {
-		t.Errorf("a name that was rebound to loopback: %d", rec.Code)
+}
+
+// On a loopback port only loopback names can be meant, unless the route says which it serves.
+func TestHost(t *testing.T) {
+	target := mcptest.NewServer(t, mcptest.Options{})
+	anyName, named := behind(target.URL).start(t), behind(target.URL)
+	named.hosts = []string{"tools.example", "*.tools.example"}
+	p := named.start(t)
+	for _, tt := range []struct {
+		proxy *testProxy
+		host  string
+		want  int
+	}{
+		{anyName, "127.0.0.1:3000", 200}, {anyName, "localhost:3000", 200}, {anyName, "[::1]:3000", 200},
+		{anyName, "rebound.example", 403}, {anyName, "tools.example", 403},
+		{p, "tools.example:3000", 200}, {p, "eu.tools.example", 200},
+		{p, "rebound.example", 404}, {p, "127.0.0.1:3000", 404},
+	} {
+		body := `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}`
+		req := httptest.NewRequest("POST", "/mcp", strings.NewReader(body))
+		req.Host = tt.host
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Accept", "application/json, text/event-stream")
+		rec := httptest.NewRecorder()
+		tt.proxy.handler(testPort).ServeHTTP(rec, req)
+		if rec.Code != tt.want {
+			t.Errorf("Host %s: %d %s, want %d", tt.host, rec.Code, rec.Body, tt.want)
+		}
 	}
 }
 

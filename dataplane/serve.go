@@ -148,7 +148,7 @@ func (x *exchange) serve() error {
 // hostAllowed checks Host where no listener or route names the hosts it serves: on a loopback address only loopback
 // names can be meant, and any other is a page that rebinds its own name to this machine.
 func (x *exchange) hostAllowed() bool {
-	if len(x.route.Listener.Hostnames) > 0 || !x.proxy.parts.Loopback {
+	if x.route.Named() || !x.proxy.parts.Loopback {
 		return true
 	}
 	name := route.Hostname(x.r.Host)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -104,6 +105,11 @@ type Route struct {
 
 	hostnames []string // at least one; "" for any
 	matches   route.Matches
+}
+
+// Named reports whether the route is for certain host names, its own or its listener's: no request for another gets to it.
+func (r *Route) Named() bool {
+	return len(r.Listener.Hostnames) > 0 || !slices.Contains(r.hostnames, "")
 }
 
 // Backend is one MCP endpoint as reached through one route: the policies of its targets depend on the route.
