@@ -66,10 +66,10 @@ cp_() {
   "$CPBENCH" table "$OUT/cp.jsonl"
 }
 
-# config makes N targets in one backend. Each is two resources, itself and its binding, of 1 KiB on average; a handful stand beside them.
+# config makes N targets in one backend. Each is two resources, itself and its binding, of 0.9 KiB on average (a file has its limit).
 config() {
   local i pad
-  pad="$(printf 'x%.0s' $(seq 1 1750))"
+  pad="$(printf 'x%.0s' $(seq 1 1500))"
   printf 'binds:\n- port: 3000\n  listeners:\n  - name: l\n    routes:\n    - name: r\n      backends:\n      - name: b\n        mcp:\n          targets:\n'
   for ((i = 0; i < $1; i++)); do
     printf '          - {name: t%d, description: %s, mcp: {host: "https://t%d.example.com/mcp"}}\n' "$i" "$pad" "$i"
