@@ -73,8 +73,14 @@ func openStdio(ctx context.Context, o *owned, _ *Request, ch *channel) error {
 	return nil
 }
 
-// commonEnv are the variables that programs need to run at all and that hold no secret; LC_* are too.
-var commonEnv = []string{"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LANGUAGE", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"}
+// commonEnv are the variables that programs need to run at all, and those that say where tools such as npx and uvx find what
+// they run. None holds a secret; LC_* are too.
+var commonEnv = []string{
+	"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "LANGUAGE", "TZ", "TMPDIR", "CI",
+	"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR",
+	"SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT",
+	"npm_config_yes", "npm_config_cache", "NPM_CONFIG_YES", "NPM_CONFIG_CACHE", "UV_CACHE_DIR", "PYENV_ROOT", "NVM_DIR", "VIRTUAL_ENV",
+}
 
 // childEnv is a child's environment: of the proxy's own what is common or granted to the tenant, or PATH alone; then the
 // target's; then the credential. Tools exist that print their environment, so running a command must not be a way to
