@@ -87,6 +87,19 @@ func (c *connection) dial(env Env) (adminv1.AdminClient, func(), error) {
 // A configuration of ten thousand targets is some 10 MB.
 const maxMessage = 256 << 20
 
+// run makes a command of a call to the admin API: it dials, calls do and hangs up. What needs no control plane, such as
+// checking flags, is to be done before.
+func (c *connection) run(env Env, do func(ctx context.Context, client adminv1.AdminClient, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		client, closeConn, err := c.dial(env)
+		if err != nil {
+			return err
+		}
+		defer closeConn()
+		return do(cmd.Context(), client, args)
+	}
+}
+
 func (c *connection) readToken(env Env) (string, error) {
 	token := or(c.token, env.get("SLUICE_TOKEN"))
 	if token == "" {

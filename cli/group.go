@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -22,19 +23,14 @@ func groupSet(env Env) *cobra.Command {
 		Use:   "set NAME TENANT...",
 		Short: "Create a group or replace its tenants; prints its name",
 		Args:  cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, closeConn, err := conn.dial(env)
-			if err != nil {
-				return err
-			}
-			defer closeConn()
-			resp, err := client.PutGroup(cmd.Context(), &adminv1.PutGroupRequest{Name: args[0], Tenants: args[1:]})
+		RunE: conn.run(env, func(ctx context.Context, client adminv1.AdminClient, args []string) error {
+			resp, err := client.PutGroup(ctx, &adminv1.PutGroupRequest{Name: args[0], Tenants: args[1:]})
 			if err != nil {
 				return refusal(env, err)
 			}
 			fmt.Fprintln(env.Stdout, resp.Name)
 			return nil
-		},
+		}),
 	}
 	conn.platformFlags(cmd)
 	return cmd
@@ -47,13 +43,8 @@ func groupList(env Env) *cobra.Command {
 		Use:   "list",
 		Short: "List the groups",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, closeConn, err := conn.dial(env)
-			if err != nil {
-				return err
-			}
-			defer closeConn()
-			resp, err := client.ListGroups(cmd.Context(), &adminv1.ListGroupsRequest{})
+		RunE: conn.run(env, func(ctx context.Context, client adminv1.AdminClient, _ []string) error {
+			resp, err := client.ListGroups(ctx, &adminv1.ListGroupsRequest{})
 			if err != nil {
 				return err
 			}
@@ -64,7 +55,7 @@ func groupList(env Env) *cobra.Command {
 					}
 				})
 			})
-		},
+		}),
 	}
 	conn.platformFlags(cmd)
 	out.flag(cmd)
@@ -77,15 +68,10 @@ func groupDelete(env Env) *cobra.Command {
 		Use:   "delete NAME",
 		Short: "Delete a group; its proxies then serve nothing",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, closeConn, err := conn.dial(env)
-			if err != nil {
-				return err
-			}
-			defer closeConn()
-			_, err = client.DeleteGroup(cmd.Context(), &adminv1.DeleteGroupRequest{Name: args[0]})
+		RunE: conn.run(env, func(ctx context.Context, client adminv1.AdminClient, args []string) error {
+			_, err := client.DeleteGroup(ctx, &adminv1.DeleteGroupRequest{Name: args[0]})
 			return err
-		},
+		}),
 	}
 	conn.platformFlags(cmd)
 	return cmd

@@ -32,15 +32,10 @@ func proxiesCommand(env Env) *cobra.Command {
 		Use:   "revoke NAME",
 		Short: "End a proxy's connection and refuse its certificate from now on",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, closeConn, err := opt.dial(env)
-			if err != nil {
-				return err
-			}
-			defer closeConn()
-			_, err = client.RevokeProxy(cmd.Context(), &adminv1.RevokeProxyRequest{Name: args[0]})
+		RunE: opt.run(env, func(ctx context.Context, client adminv1.AdminClient, args []string) error {
+			_, err := client.RevokeProxy(ctx, &adminv1.RevokeProxyRequest{Name: args[0]})
 			return err
-		},
+		}),
 	}
 	opt.platformFlags(revoke)
 	cmd.AddCommand(revoke)

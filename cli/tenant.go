@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -30,19 +31,14 @@ func tenantCreate(env Env) *cobra.Command {
 		Use:   "create NAME",
 		Short: "Create a tenant; prints its name",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, closeConn, err := conn.dial(env)
-			if err != nil {
-				return err
-			}
-			defer closeConn()
-			resp, err := client.CreateTenant(cmd.Context(), &adminv1.CreateTenantRequest{Name: args[0], Grants: grants(allow)})
+		RunE: conn.run(env, func(ctx context.Context, client adminv1.AdminClient, args []string) error {
+			resp, err := client.CreateTenant(ctx, &adminv1.CreateTenantRequest{Name: args[0], Grants: grants(allow)})
 			if err != nil {
 				return refusal(env, err)
 			}
 			fmt.Fprintln(env.Stdout, resp.Name)
 			return nil
-		},
+		}),
 	}
 	conn.platformFlags(cmd)
 	cmd.Flags().StringSliceVar(&allow, "allow", nil, "local powers, e.g. private-network,stdio=npx,file=/etc/sluice/*,env=SVC_*")
@@ -56,19 +52,14 @@ func tenantAllow(env Env) *cobra.Command {
 		Short:   "Replace a tenant's local powers; prints them",
 		Example: "  sluice tenant allow acme private-network,stdio=npx,file=/etc/sluice/acme/*\n  sluice tenant allow acme \"\"",
 		Args:    cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, closeConn, err := conn.dial(env)
-			if err != nil {
-				return err
-			}
-			defer closeConn()
-			resp, err := client.AllowTenant(cmd.Context(), &adminv1.AllowTenantRequest{Name: args[0], Grants: grants(strings.Split(args[1], ","))})
+		RunE: conn.run(env, func(ctx context.Context, client adminv1.AdminClient, args []string) error {
+			resp, err := client.AllowTenant(ctx, &adminv1.AllowTenantRequest{Name: args[0], Grants: grants(strings.Split(args[1], ","))})
 			if err != nil {
 				return refusal(env, err)
 			}
 			fmt.Fprintln(env.Stdout, strings.Join(resp.Grants, ","))
 			return nil
-		},
+		}),
 	}
 	conn.platformFlags(cmd)
 	return cmd
@@ -81,13 +72,8 @@ func tenantList(env Env) *cobra.Command {
 		Use:   "list",
 		Short: "List the tenants",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, closeConn, err := conn.dial(env)
-			if err != nil {
-				return err
-			}
-			defer closeConn()
-			resp, err := client.ListTenants(cmd.Context(), &adminv1.ListTenantsRequest{})
+		RunE: conn.run(env, func(ctx context.Context, client adminv1.AdminClient, _ []string) error {
+			resp, err := client.ListTenants(ctx, &adminv1.ListTenantsRequest{})
 			if err != nil {
 				return err
 			}
@@ -98,7 +84,7 @@ func tenantList(env Env) *cobra.Command {
 					}
 				})
 			})
-		},
+		}),
 	}
 	conn.platformFlags(cmd)
 	out.flag(cmd)

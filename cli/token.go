@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -79,13 +80,8 @@ func tokenList(env Env) *cobra.Command {
 		Use:   "list",
 		Short: "List the tokens, without their values",
 		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, closeConn, err := conn.dial(env)
-			if err != nil {
-				return err
-			}
-			defer closeConn()
-			resp, err := client.ListTokens(cmd.Context(), &adminv1.ListTokensRequest{})
+		RunE: conn.run(env, func(ctx context.Context, client adminv1.AdminClient, _ []string) error {
+			resp, err := client.ListTokens(ctx, &adminv1.ListTokensRequest{})
 			if err != nil {
 				return err
 			}
@@ -103,7 +99,7 @@ func tokenList(env Env) *cobra.Command {
 					}
 				})
 			})
-		},
+		}),
 	}
 	conn.platformFlags(cmd)
 	out.flag(cmd)
@@ -116,15 +112,10 @@ func tokenRevoke(env Env) *cobra.Command {
 		Use:   "revoke ID",
 		Short: "Make a token worthless",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, closeConn, err := conn.dial(env)
-			if err != nil {
-				return err
-			}
-			defer closeConn()
-			_, err = client.RevokeToken(cmd.Context(), &adminv1.RevokeTokenRequest{Id: args[0]})
+		RunE: conn.run(env, func(ctx context.Context, client adminv1.AdminClient, args []string) error {
+			_, err := client.RevokeToken(ctx, &adminv1.RevokeTokenRequest{Id: args[0]})
 			return err
-		},
+		}),
 	}
 	conn.platformFlags(cmd)
 	return cmd
