@@ -72,6 +72,8 @@ func targetNeeds(t *adminv1.Target, grants policy.Grants) []need {
 		}
 	case *adminv1.Target_Mcp:
 		return hostNeeds("mcp.host", transport.Mcp.GetHost(), grants)
+	case *adminv1.Target_A2A:
+		return hostNeeds("a2a.host", transport.A2A.GetHost(), grants)
 	case *adminv1.Target_Sse:
 		return hostNeeds("sse.host", transport.Sse.GetHost(), grants)
 	}

@@ -40,7 +40,7 @@ func edited(in Inputs, i, step int) Inputs {
 		if old := in.Objects[j].GetTarget(); old != nil {
 			policies := old.Policies
 			if step%2 == 1 {
-				policies = &policyv1.Policies{RequestHeaderModifier: &policyv1.HeaderModifier{Set: map[string]string{"x": fmt.Sprint(step)}}}
+				policies = &policyv1.Policies{RequestHeaderModifier: &policyv1.HeaderModifier{Set: map[string]*policyv1.Value{"x": {Kind: &policyv1.Value_Value{Value: fmt.Sprint(step)}}}}}
 			}
 			in.Objects[j] = &adminv1.Object{Name: in.Objects[j].Name, Spec: &adminv1.Object_Target{Target: &adminv1.Target{
 				Backend: old.Backend, Index: old.Index, Transport: old.Transport, Policies: policies, Description: fmt.Sprint(step)}}}

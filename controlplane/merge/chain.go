@@ -91,6 +91,7 @@ var (
 	httpClass  = targetClass("http", policy.HTTP)
 	sseClass   = targetClass("sse", policy.SSE)
 	stdioClass = targetClass("stdio", policy.Stdio)
+	a2aClass   = targetClass("a2a", policy.A2A)
 )
 
 func targetClass(name string, t policy.Transport) class {
@@ -113,12 +114,14 @@ func transportOf(t *adminv1.Target) policy.Transport {
 		return policy.SSE
 	case *adminv1.Target_Stdio:
 		return policy.Stdio
+	case *adminv1.Target_A2A:
+		return policy.A2A
 	}
 	return policy.HTTP
 }
 
 func classOf(t *adminv1.Target) class {
-	c := [...]class{policy.HTTP: httpClass, policy.SSE: sseClass, policy.Stdio: stdioClass}[transportOf(t)]
+	c := [...]class{policy.HTTP: httpClass, policy.SSE: sseClass, policy.Stdio: stdioClass, policy.A2A: a2aClass}[transportOf(t)]
 	if c.kinds == httpClass.kinds {
 		return httpClass
 	}

@@ -260,6 +260,8 @@ func (c *checker) compile(cl class, p *xdsv1.EffectivePolicy) error {
 		_, err = policy.CompileRoute(p, c.resolver)
 	case stdioClass.name:
 		_, err = policy.CompileTarget(p, policy.Stdio, c.resolver)
+	case a2aClass.name:
+		_, err = policy.CompileTarget(p, policy.A2A, c.resolver)
 	case sseClass.name:
 		_, err = policy.CompileTarget(p, policy.SSE, c.resolver)
 	default:

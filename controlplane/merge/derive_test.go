@@ -169,7 +169,7 @@ func (e *editor) policies() *policyv1.Policies {
 		p.BackendTls = &policyv1.BackendTls{Root: e.credential(), Hostname: e.pick("h", 2)}
 	}
 	if e.IntN(4) == 0 {
-		p.RequestHeaderModifier = &policyv1.HeaderModifier{Set: map[string]string{"x-a": e.pick("", 3), "x-b": "1"}}
+		p.RequestHeaderModifier = &policyv1.HeaderModifier{Set: map[string]*policyv1.Value{"x-a": {Kind: &policyv1.Value_Value{Value: e.pick("", 3)}}, "x-b": {Kind: &policyv1.Value_Value{Value: "1"}}}}
 	}
 	if e.IntN(5) == 0 {
 		p.JwtAuth = &policyv1.JwtAuth{Providers: []*policyv1.JwtProvider{{Issuer: "i", Jwks: &policyv1.Jwks{Source: &policyv1.Jwks_Url{Url: e.pick("https://idp/", 2)}}}}}

@@ -196,6 +196,9 @@ func serveTarget(tenant, name string, t *adminv1.Target) (*xdsv1.Target, error) 
 		Timeout:          t.GetTimeout(),
 		ProtocolVersions: t.GetProtocolVersions(),
 	}
+	if c := t.GetConcurrency(); c != nil {
+		out.Concurrency = &xdsv1.Concurrency{Max: c.GetMax(), Wait: c.GetWait()}
+	}
 	for _, h := range t.GetForwardHeaders() {
 		out.ForwardHeaders = append(out.ForwardHeaders, strings.ToLower(h))
 	}
@@ -212,12 +215,18 @@ func serveTarget(tenant, name string, t *adminv1.Target) (*xdsv1.Target, error) 
 			return nil, fmt.Errorf("sse: %w", err)
 		}
 		out.Transport = &xdsv1.Target_Sse{Sse: endpoint}
+	case *adminv1.Target_A2A:
+		endpoint, err := serveEndpoint(tr.A2A, "/")
+		if err != nil {
+			return nil, fmt.Errorf("a2a: %w", err)
+		}
+		out.Transport = &xdsv1.Target_A2A{A2A: endpoint}
 	case *adminv1.Target_Stdio:
 		s := tr.Stdio
 		out.Transport = &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: s.GetCmd(), Args: s.GetArgs(), Env: s.GetEnv(),
 			ClearEnv: s.GetClearEnv(), Cwd: s.GetCwd(), Shared: s.GetShared(), MaxProcesses: s.GetMaxProcesses(), Idle: s.GetIdle()}}
 	default:
-		return nil, errors.New("has no transport: set one of mcp, sse and stdio")
+		return nil, errors.New("has no transport: set one of mcp, sse, stdio and a2a")
 	}
 	return out, nil
 }

@@ -32,7 +32,6 @@ func (x *Request) admit(ctx context.Context, t *snapshot.Target, kind policy.Ite
 			return err
 		}
 	}
-	call.Arguments = x.Message.Arguments.Of(x.Message.Body)
 	v := t.Policy.Admit(&call)
 	x.Record.Rule = v.Rule
 	switch {
@@ -62,7 +61,7 @@ func (x *Request) admitList(t *snapshot.Target, kind policy.ItemKind, name strin
 }
 
 func (x *Request) call(t *snapshot.Target, kind policy.ItemKind, name string) policy.Call {
-	return policy.Call{
+	c := policy.Call{
 		Principal: x.Principal,
 		Tenant:    t.Tenant.Name,
 		Method:    x.method(),
@@ -71,6 +70,10 @@ func (x *Request) call(t *snapshot.Target, kind policy.ItemKind, name string) po
 		Kind:      kind,
 		Name:      name,
 	}
+	if x.Message != nil {
+		c.Arguments = x.Message.Arguments.Of(x.Message.Body)
+	}
+	return c
 }
 
 func (x *Request) method() string {

@@ -52,7 +52,7 @@ func (x *Request) forwardNotification(w http.ResponseWriter, t *snapshot.Target)
 	if err != nil {
 		return err
 	}
-	return x.relay(ctx, w, t, resp, policy.None, "")
+	return x.relay(ctx, w, t, resp, item{})
 }
 
 // statelessNotification: on HTTP 2026-07-28 has none of its own; what an extension has goes to the only target.

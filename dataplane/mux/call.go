@@ -108,12 +108,12 @@ func (x *Request) forward(w http.ResponseWriter, t *snapshot.Target, it item) er
 	if err != nil {
 		return err
 	}
-	return x.relay(ctx, w, t, resp, it.kind, it.shown)
+	return x.relay(ctx, w, t, resp, it)
 }
 
 // sendItem sends the client's request with the target's own name in it.
 func (x *Request) sendItem(ctx context.Context, t *snapshot.Target, it item) (*upstream.Response, error) {
-	out := outgoing{body: x.Message.Body, method: x.Message.Method, name: it.own, safe: safe(x.Message.Method)}
+	out := outgoing{body: x.Message.Body, method: x.Message.Method, name: it.own, safe: safe(x.Message.Method), kind: it.kind, own: it.own}
 	if it.kind == policy.None || x.Message.Method == "completion/complete" {
 		out.name = "" // Mcp-Name is only for what the revision says
 	}
@@ -205,7 +205,7 @@ func (m *Mux) response(w http.ResponseWriter, x *Request) error {
 	if err != nil {
 		return err
 	}
-	return x.relay(ctx, w, t, resp, policy.None, "")
+	return x.relay(ctx, w, t, resp, item{})
 }
 
 // asked finds the target whose request a response answers, its session, and its own id of the request; nil for an id

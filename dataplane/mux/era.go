@@ -12,6 +12,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // eras is what a target speaks, as far as it is known.
@@ -136,7 +137,7 @@ func (x *Request) probe(ctx context.Context, t *snapshot.Target) (eras, error) {
 	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
 	x.pass(t, h)
 	mcp.SetHeaders(h, mcp.V20260728, "server/discover", "")
-	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Principal: x.Principal, Safe: true}, session.Target{})
+	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Call: x.call(t, policy.None, ""), Safe: true}, session.Target{})
 	if err != nil {
 		return eras{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -52,7 +53,9 @@ func (m *Mux) initializeOne(w http.ResponseWriter, x *Request, t *snapshot.Targe
 		return err
 	}
 	if hs.msg.Error.Present() {
-		x.head(w, t, hs.resp)
+		if err := x.head(w, t, hs.resp); err != nil {
+			return err
+		}
 		_, _ = w.Write(hs.raw)
 		return nil
 	}
@@ -61,7 +64,10 @@ func (m *Mux) initializeOne(w http.ResponseWriter, x *Request, t *snapshot.Targe
 		go x.quit(t, leg)
 		return err
 	}
-	x.head(w, t, hs.resp)
+	if err := x.head(w, t, hs.resp); err != nil {
+		go x.quit(t, leg)
+		return err
+	}
 	_, _ = w.Write(hs.raw)
 	return nil
 }
@@ -153,7 +159,7 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	h := make(http.Header, 8)
 	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
 	x.pass(t, h)
-	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Principal: x.Principal}, session.Target{})
+	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Call: x.call(t, policy.None, "")}, session.Target{})
 	if err != nil {
 		return session.Target{}, hs, err
 	}
@@ -209,7 +215,7 @@ func (x *Request) quit(t *snapshot.Target, leg session.Target) {
 	own.Record = &Record{}
 	h := own.header(t, leg, "", "")
 	delete(h, "Content-Type")
-	resp, err := x.mux.cfg.Transport(t).Do(ctx, &upstream.Request{Method: http.MethodDelete, Header: h, Principal: x.Principal})
+	resp, err := x.mux.cfg.Transport(t).Do(ctx, &upstream.Request{Method: http.MethodDelete, Header: h, Call: x.call(t, policy.None, "")})
 	if err == nil {
 		_ = resp.Body.Close()
 	}

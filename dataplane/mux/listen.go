@@ -64,10 +64,12 @@ func (m *Mux) listenOne(w http.ResponseWriter, x *Request, t *snapshot.Target, f
 		return err
 	}
 	if contentType(resp.Header) != streamType {
-		return x.relay(ctx, w, t, resp, policy.None, "")
+		return x.relay(ctx, w, t, resp, item{})
 	}
 	defer resp.Body.Close()
-	x.head(w, t, resp)
+	if err := x.head(w, t, resp); err != nil {
+		return err
+	}
 	out := newSink(w, m.cfg.KeepAlive)
 	out.hold() // nothing may come before the target's acknowledgement
 	defer out.close()

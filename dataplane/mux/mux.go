@@ -103,9 +103,8 @@ type Request struct {
 	// Record is filled in for the log line. Not nil.
 	Record *Record
 
-	mux   *Mux
-	kind  policy.ItemKind // what is asked for
-	shown string          // its name as the client wrote it
+	mux  *Mux
+	item item // what is asked for, once that is known
 }
 
 // Record is what became of a request, for the log line and the metrics.

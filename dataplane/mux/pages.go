@@ -106,7 +106,9 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 		}
 		return x.answer(w, f.page.result)
 	}
-	x.head(w, t, f.resp)
+	if err := x.head(w, t, f.resp); err != nil {
+		return err
+	}
 	_, _ = w.Write(f.raw)
 	return nil
 }

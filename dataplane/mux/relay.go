@@ -14,7 +14,6 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
-	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // answer gives the client a result of the proxy's own; nil is the empty one.
@@ -53,8 +52,8 @@ func accepted(w http.ResponseWriter) error {
 // toClient are the headers of a target's answer that are the client's business.
 var toClient = []string{"Content-Type", "Retry-After", "Cache-Control", "Expires", "Etag", "Last-Modified", "Age", "Vary", "Content-Language"}
 
-// head writes status and headers of a target's answer.
-func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream.Response) {
+// head writes status and headers of a target's answer. After an error nothing has been written.
+func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream.Response) error {
 	h := w.Header()
 	for _, key := range toClient {
 		if values, ok := resp.Header[key]; ok {
@@ -64,16 +63,21 @@ func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream
 	if contentType(resp.Header) == streamType {
 		h["X-Accel-Buffering"] = []string{"no"}
 	}
-	t.Policy.Response(h)
+	call := x.call(t, x.item.kind, x.item.own)
+	if err := t.Policy.Response(h, &call); err != nil {
+		x.Record.Err = err
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "responseHeaderModifier of target %q: %v", t.Name, err)
+	}
 	w.WriteHeader(resp.Status)
+	return nil
 }
 
 // relay brings a target's answer to the client, and closes it: byte for byte, but for what several targets behind one
-// endpoint make necessary. kind is what was asked for, shown its name as the client wrote it.
-func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.Target, resp *upstream.Response, kind policy.ItemKind, shown string) error {
+// endpoint make necessary. it is what was asked for.
+func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.Target, resp *upstream.Response, it item) error {
 	defer resp.Body.Close()
-	x.kind, x.shown = kind, shown
-	if x.masks(t, kind) {
+	x.item = it
+	if x.masks(t, it.kind) {
 		if err := x.mask(resp); err != nil {
 			return err
 		}
@@ -82,7 +86,9 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 	if resp.Length > 0 && !stream && !x.wraps(t) {
 		w.Header()["Content-Length"] = []string{strconv.FormatInt(resp.Length, 10)}
 	}
-	x.head(w, t, resp)
+	if err := x.head(w, t, resp); err != nil {
+		return err
+	}
 	switch {
 	case stream:
 		x.relayStream(ctx, w, t, resp.Body)
@@ -170,7 +176,7 @@ func (x *Request) mask(resp *upstream.Response) error {
 		msg, err := mcp.Scan(first, x.mux.cfg.Limits)
 		if err == nil && msg.Kind == mcp.Response && msg.Error.Present() {
 			if code, ok := errorCode(&msg); ok && masked(code) {
-				return x.notFound(x.kind, x.shown)
+				return x.notFound(x.item.kind, x.item.shown)
 			}
 		}
 	}
@@ -255,9 +261,9 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 	}
 	x.noteChange(t, &msg)
 	x.Record.Failed = x.Record.Failed || msg.Kind == mcp.Response && msg.Error.Present()
-	if msg.Kind == mcp.Response && x.masks(t, x.kind) {
+	if msg.Kind == mcp.Response && x.masks(t, x.item.kind) {
 		if code, ok := errorCode(&msg); ok && masked(code) {
-			ev.Data = x.asError(x.notFound(x.kind, x.shown)).Append(nil)
+			ev.Data = x.asError(x.notFound(x.item.kind, x.item.shown)).Append(nil)
 			return nil
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // outgoing is one message on its way to a target.
@@ -24,6 +25,9 @@ type outgoing struct {
 	method, name string
 	// safe: the target may see it twice.
 	safe bool
+	// kind and own are the item that it is about, for policies; own is the target's name for it.
+	kind policy.ItemKind
+	own  string
 	// session to send it to, where that is not the client's own at this target.
 	session *session.Target
 }
@@ -84,11 +88,11 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 // do sends without looking at the answer.
 func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target, o outgoing) (*upstream.Response, error) {
 	return x.exchange(ctx, t, &upstream.Request{
-		Method:    http.MethodPost,
-		Header:    x.header(t, leg, o.method, o.name),
-		Body:      o.body,
-		Principal: x.Principal,
-		Safe:      o.safe,
+		Method: http.MethodPost,
+		Header: x.header(t, leg, o.method, o.name),
+		Body:   o.body,
+		Call:   x.call(t, o.kind, o.own),
+		Safe:   o.safe,
 	}, leg)
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // stream serves GET: what targets say outside of calls. It outlives configurations: targets that join are followed too,
@@ -63,7 +64,9 @@ func (m *Mux) streamOne(w http.ResponseWriter, x *Request, t *snapshot.Target, l
 		return err
 	}
 	defer resp.Body.Close()
-	x.head(w, t, resp)
+	if err := x.head(w, t, resp); err != nil {
+		return err
+	}
 	out := newSink(w, m.cfg.KeepAlive)
 	defer out.close()
 	in := newFanIn(ctx, x, out, nil)
@@ -181,7 +184,7 @@ func (x *Request) get(ctx context.Context, t *snapshot.Target, leg session.Targe
 	if lastID != "" {
 		h[mcp.HeaderLastEventID] = []string{lastID}
 	}
-	return x.exchange(ctx, t, &upstream.Request{Method: http.MethodGet, Header: h, Principal: x.Principal}, leg)
+	return x.exchange(ctx, t, &upstream.Request{Method: http.MethodGet, Header: h, Call: x.call(t, policy.None, "")}, leg)
 }
 
 // headWait is how long the merged stream waits for its targets before it answers: many send their head only with

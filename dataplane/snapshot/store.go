@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -45,6 +46,8 @@ type Config struct {
 	// MaxStale is how long configuration from disk serves without being confirmed; then its routes answer 503. It counts
 	// from when a control plane was last there. If zero, 24 h; if negative, for ever.
 	MaxStale time.Duration
+	// Runtime is what compiled policies share. If nil, the store makes one.
+	Runtime *policy.Runtime
 	// If nil, nothing is logged.
 	Log *slog.Logger
 }
@@ -103,6 +106,9 @@ func New(cfg Config) *Store {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Runtime == nil {
+		cfg.Runtime = policy.NewRuntime()
 	}
 	cfg.Poll = cmp.Or(cfg.Poll, 2*time.Second)
 	cfg.MaxStale = cmp.Or(cfg.MaxStale, 24*time.Hour)

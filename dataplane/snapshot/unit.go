@@ -303,6 +303,9 @@ func (b *builder) binding(bind *xdsv1.Binding) *targetForm {
 	case *xdsv1.Target_Sse:
 		transport = policy.SSE
 		b.http("sse", c.Sse)
+	case *xdsv1.Target_A2A:
+		transport = policy.A2A
+		b.http("a2a", c.A2A)
 	case *xdsv1.Target_Stdio:
 		transport = policy.Stdio
 		if c.Stdio.GetCmd() == "" {
@@ -386,6 +389,7 @@ func (b *builder) digest(target *xdsv1.Target) string {
 // resolver gives policies their secrets, files, variables and key sets, as far as the tenant's grants allow.
 func (b *builder) resolver() policy.Resolver {
 	return policy.Resolver{
+		Tenant: b.t.name, Grants: b.t.info.grants, Runtime: b.s.cfg.Runtime,
 		Secret: func(name string) ([]byte, error) {
 			r := b.look(Key{SecretType, name})
 			switch {

@@ -105,7 +105,8 @@ func (e *endpoint) send(ctx context.Context, r *Request, to *url.URL, line strin
 		r.Header = http.Header{}
 	}
 	u := *to
-	if err := e.t.Policy.Outgoing(r.Header, &u, r.Principal); err != nil {
+	out := policy.Outbound{Method: r.Method, URL: &u, Header: r.Header, Body: r.Body, Call: &r.Call}
+	if err := e.t.Policy.Outgoing(ctx, &out); err != nil {
 		return nil, e.error(&Error{Op: "authenticate", Err: err})
 	}
 	if u.RawQuery != to.RawQuery || u.Path != to.Path || u.RawPath != to.RawPath {

@@ -26,7 +26,7 @@ type ssePipe struct {
 	to     *url.URL
 	line   string
 	header http.Header // of the request that opened the stream, for what we say ourselves
-	who    *policy.Principal
+	who    policy.Call
 	cancel context.CancelCauseFunc
 	over   chan struct{}
 }
@@ -37,8 +37,8 @@ func openSSE(ctx context.Context, o *owned, r *Request, ch *channel) error {
 	defer stop()
 	streaming, cancel := context.WithCancelCause(context.Background()) // outlives the request
 	unlink := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
-	p := &ssePipe{ch: ch, ep: o.http, cancel: cancel, over: make(chan struct{}), header: forStream(r.Header), who: r.Principal}
-	res, err := o.http.Do(streaming, &Request{Method: http.MethodGet, Header: p.header.Clone(), Principal: r.Principal})
+	p := &ssePipe{ch: ch, ep: o.http, cancel: cancel, over: make(chan struct{}), header: forStream(r.Header), who: r.Call}
+	res, err := o.http.Do(streaming, &Request{Method: http.MethodGet, Header: p.header.Clone(), Call: r.Call})
 	if err != nil {
 		cancel(nil)
 		unlink()
@@ -127,7 +127,7 @@ func (p *ssePipe) send(ctx context.Context, msg []byte, r *Request) (*Response, 
 	if r.via != nil {
 		ep = r.via.http
 	}
-	res, err := ep.send(ctx, &Request{Method: http.MethodPost, Header: h, Body: msg, Principal: r.Principal, Safe: r.Safe}, p.to, p.line)
+	res, err := ep.send(ctx, &Request{Method: http.MethodPost, Header: h, Body: msg, Call: r.Call, Safe: r.Safe}, p.to, p.line)
 	if err != nil {
 		return nil, err
 	}
@@ -143,7 +143,7 @@ func (p *ssePipe) post(msg []byte) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), endpointTime)
 		defer cancel()
-		res, err := p.send(ctx, msg, &Request{Header: p.header.Clone(), Principal: p.who})
+		res, err := p.send(ctx, msg, &Request{Header: p.header.Clone(), Call: p.who})
 		if err != nil {
 			p.ch.log.Warn("message to the target got lost", "err", err)
 		} else if res != nil {

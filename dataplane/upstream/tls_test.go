@@ -148,7 +148,7 @@ func TestHTTP2(t *testing.T) {
 func TestOutgoing(t *testing.T) {
 	key := func(place *policyv1.Location) *policyv1.Policies {
 		return &policyv1.Policies{
-			RequestHeaderModifier: &policyv1.HeaderModifier{Set: map[string]string{"X-Team": "tools"}},
+			RequestHeaderModifier: &policyv1.HeaderModifier{Set: map[string]*policyv1.Value{"X-Team": {Kind: &policyv1.Value_Value{Value: "tools"}}}},
 			BackendAuth: &policyv1.BackendAuth{Method: &policyv1.BackendAuth_Key{Key: &policyv1.KeyAuth{Credentials: []*policyv1.LocatedCredential{{
 				Credential: &policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "acme/secret/key"}}, Location: place}}}}},
 		}

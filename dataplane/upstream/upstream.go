@@ -30,8 +30,8 @@ type Request struct {
 	Header http.Header
 	// Body is one JSON-RPC message. The transport does not change it and drops it when Do returns.
 	Body []byte
-	// Principal is who calls, for passthrough credentials. Nil: anonymous.
-	Principal *policy.Principal
+	// Call is who calls and for what, for credentials and headers that depend on it.
+	Call policy.Call
 	// Safe says that the target may see the request twice without harm (lists, reads, pings). Only such a request
 	// is sent again when a kept connection dies before the first byte of its answer. GET and DELETE always are.
 	Safe bool

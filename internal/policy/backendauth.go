@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -142,15 +143,25 @@ func checkCloudAuth(a *policyv1.BackendAuth, field string, errs *problems) {
 	}
 }
 
-// Outgoing makes a request to the target ready: requestHeaderModifier, then backendAuth, so that no header
-// replaces a credential. u is the caller's own copy; nil if the URL cannot change, which is an error where
-// a credential belongs into it. Under passthrough a caller without a verified token sends none: the target
-// answers as to anyone.
-func (t *Target) Outgoing(h http.Header, u *url.URL, p *Principal) error {
+// Outbound is a request on its way to a target.
+type Outbound struct {
+	Method string
+	URL    *url.URL // the caller's own copy; nil: it cannot change
+	Header http.Header
+	Body   []byte
+	Call   *Call // who calls, and for what
+}
+
+// Outgoing makes a request ready: requestHeaderModifier, then backendAuth, so that no header replaces a credential. It
+// changes o's Header and URL. An error names what could not be had; the request must not be sent then. Under passthrough
+// a caller without a verified token sends none: the target answers as to anyone.
+func (t *Target) Outgoing(ctx context.Context, o *Outbound) error {
 	if t == nil {
 		return nil
 	}
-	t.request.apply(h)
+	if err := t.request.apply(o.Header, o.Call); err != nil {
+		return err
+	}
 	if t.auth == nil {
 		return nil
 	}
@@ -158,12 +169,12 @@ func (t *Target) Outgoing(h http.Header, u *url.URL, p *Principal) error {
 		if c.unknown {
 			return errors.New("backendAuth: the credential is not known here")
 		}
-		if !c.location.put(h, u, c.value.Reveal()) {
+		if !c.location.put(o.Header, o.URL, c.value.Reveal()) {
 			return errors.New("backendAuth: the credential belongs into a URL that cannot change")
 		}
 	}
-	if l := t.auth.passthrough; l != nil && p != nil && !p.Token.IsZero() {
-		if !l.put(h, u, p.Token.Reveal()) {
+	if l, p := t.auth.passthrough, o.Call.Principal; l != nil && p != nil && !p.Token.IsZero() {
+		if !l.put(o.Header, o.URL, p.Token.Reveal()) {
 			return errors.New("backendAuth: the token belongs into a URL that cannot change")
 		}
 	}

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -9,14 +11,16 @@ import (
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
 
-// headerModifier is a compiled requestHeaderModifier or responseHeaderModifier. Values are literal: what
-// looks like CEL in one is sent as it stands.
+// headerModifier is a compiled requestHeaderModifier or responseHeaderModifier.
 type headerModifier struct {
 	add, set []header // in order of names
 	remove   []string
 }
 
-type header struct{ name, value string }
+type header struct {
+	name  string
+	value text
+}
 
 func compileHeaderModifier(m *policyv1.HeaderModifier, field string, errs *problems) *headerModifier {
 	out := &headerModifier{
@@ -32,7 +36,7 @@ func compileHeaderModifier(m *policyv1.HeaderModifier, field string, errs *probl
 	return out
 }
 
-func compileHeaders(m map[string]string, field string, errs *problems) []header {
+func compileHeaders(m map[string]*policyv1.Value, field string, errs *problems) []header {
 	var out []header
 	spelled := map[string]string{}
 	for _, name := range sortedKeys(m) {
@@ -46,11 +50,12 @@ func compileHeaders(m map[string]string, field string, errs *problems) []header 
 			continue
 		}
 		spelled[canonical] = name
-		if !httpguts.ValidHeaderFieldValue(m[name]) || strings.TrimSpace(m[name]) != m[name] {
+		value := compileText(m[name], at, errs)
+		if value.rule == nil && !validHeaderValue(value.literal) {
 			errs.add(at, "the value holds what no header may: a line break, another control character, or a blank at an end")
 			continue
 		}
-		out = append(out, header{canonical, m[name]})
+		out = append(out, header{canonical, value})
 	}
 	return out
 }
@@ -85,24 +90,57 @@ func checkHeaderName(name, field string, errs *problems) bool {
 	return true
 }
 
-func (m *headerModifier) apply(h http.Header) {
+func validHeaderValue(v string) bool {
+	return httpguts.ValidHeaderFieldValue(v) && strings.TrimSpace(v) == v
+}
+
+// of is the value for one call.
+func (h *header) of(c *Call) (string, error) {
+	if h.value.rule == nil {
+		return h.value.literal, nil
+	}
+	v, err := h.value.of(c)
+	if err == nil && !validHeaderValue(v) {
+		err = errors.New("the value holds what no header may: a line break, another control character, or a blank at an end")
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", h.value.rule.field, err)
+	}
+	return v, nil
+}
+
+// apply changes h for one call. A value that cannot be had is an error, and nothing of m may be missing in silence.
+func (m *headerModifier) apply(h http.Header, c *Call) error {
 	if m == nil {
-		return
+		return nil
 	}
-	for _, a := range m.add {
-		h[a.name] = append(h[a.name], a.value)
+	for i := range m.add {
+		a := &m.add[i]
+		v, err := a.of(c)
+		if err != nil {
+			return err
+		}
+		h[a.name] = append(h[a.name], v)
 	}
-	for _, s := range m.set {
-		h[s.name] = []string{s.value}
+	for i := range m.set {
+		s := &m.set[i]
+		v, err := s.of(c)
+		if err != nil {
+			return err
+		}
+		h[s.name] = []string{v}
 	}
 	for _, name := range m.remove {
 		delete(h, name)
 	}
+	return nil
 }
 
-// Response applies responseHeaderModifier to what the client sees of an answer of this target.
-func (t *Target) Response(h http.Header) {
-	if t != nil {
-		t.response.apply(h)
+// Response applies responseHeaderModifier to what the client sees of an answer of this target to a call. An error says
+// which value could not be had; h is then not to be sent on.
+func (t *Target) Response(h http.Header, c *Call) error {
+	if t == nil {
+		return nil
 	}
+	return t.response.apply(h, c)
 }

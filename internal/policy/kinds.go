@@ -39,25 +39,33 @@ type KindInfo struct {
 	Phase      Phase
 	Levels     []Level     // where it means something
 	Transports []Transport // of the targets on which it means something
+	Instead    string      // where it is refused: the way out; if empty, the levels where it means something
 }
 
 var (
 	everywhere = []Level{AtPlatform, AtTenant, AtListener, AtRoute, AtBackend, AtTarget}
 	upToRoute  = []Level{AtPlatform, AtTenant, AtListener, AtRoute}
-	anyTarget  = []Transport{HTTP, SSE, Stdio}
-	overHTTP   = []Transport{HTTP, SSE}
+	upToGroup  = []Level{AtPlatform, AtTenant, AtListener, AtRoute, AtBackend}
+	anyTarget  = []Transport{HTTP, SSE, Stdio, A2A}
+	overHTTP   = []Transport{HTTP, SSE, A2A}
+	agents     = []Transport{HTTP, A2A}
 	kinds      = []KindInfo{
-		{"mcpAuthorization", "mcp_authorization", TargetPhase, everywhere, anyTarget},
-		{"backendAuth", "backend_auth", TargetPhase, everywhere, anyTarget},
-		{"backendTLS", "backend_tls", TargetPhase, everywhere, overHTTP},
-		{"requestHeaderModifier", "request_header_modifier", TargetPhase, everywhere, overHTTP},
+		{"mcpAuthorization", "mcp_authorization", TargetPhase, everywhere, anyTarget, ""},
+		{"backendAuth", "backend_auth", TargetPhase, everywhere, anyTarget, ""},
+		{"backendTLS", "backend_tls", TargetPhase, everywhere, overHTTP, ""},
+		{"requestHeaderModifier", "request_header_modifier", TargetPhase, everywhere, overHTTP, ""},
 		// A stdio target sends no header, but its answers reach clients over HTTP.
-		{"responseHeaderModifier", "response_header_modifier", TargetPhase, everywhere, anyTarget},
-		{"ai", "ai", TargetPhase, everywhere, anyTarget},
-		{"a2a", "a2a", TargetPhase, everywhere, overHTTP},
-		{"cors", "cors", RoutePhase, upToRoute, anyTarget},
-		{"jwtAuth", "jwt_auth", RoutePhase, upToRoute, anyTarget},
-		{"apiKey", "api_key", RoutePhase, upToRoute, anyTarget},
+		{"responseHeaderModifier", "response_header_modifier", TargetPhase, everywhere, anyTarget, ""},
+		{"ai", "ai", TargetPhase, everywhere, anyTarget, ""},
+		{"a2a", "a2a", TargetPhase, everywhere, agents, ""},
+		{"cors", "cors", RoutePhase, upToRoute, anyTarget, ""},
+		{"jwtAuth", "jwt_auth", RoutePhase, upToRoute, anyTarget, ""},
+		{"apiKey", "api_key", RoutePhase, upToRoute, anyTarget, ""},
+		{"mcpAuthentication", "mcp_authentication", RoutePhase, upToRoute, anyTarget, ""},
+		{"basicAuth", "basic_auth", RoutePhase, upToRoute, anyTarget, ""},
+		{"localRateLimit", "local_rate_limit", TargetPhase, everywhere, anyTarget, ""},
+		{"timeout", "timeout", TargetPhase, upToGroup, anyTarget, "give the target a timeout of its own: timeout: 5s beside its policies"},
+		{"retry", "retry", TargetPhase, everywhere, anyTarget, ""},
 	}
 )
 
@@ -69,12 +77,15 @@ func CheckLevel(level Level, p *policyv1.Policies) []FieldError {
 	var errs []FieldError
 	for _, k := range kinds {
 		if isSet(p, k) && !slices.Contains(k.Levels, level) {
-			var where []string
-			for _, l := range k.Levels {
-				where = append(where, l.String())
+			reason := k.Instead
+			if reason == "" {
+				var where []string
+				for _, l := range k.Levels {
+					where = append(where, l.String())
+				}
+				reason = "acts before a " + level.String() + " is known and would do nothing here; set it at " + strings.Join(where, ", ")
 			}
-			errs = append(errs, FieldError{"policies." + k.Name,
-				"acts before a " + level.String() + " is known and would do nothing here; set it at " + strings.Join(where, ", ")})
+			errs = append(errs, FieldError{"policies." + k.Name, reason})
 		}
 	}
 	return errs
@@ -109,6 +120,18 @@ func Unenforced(p *policyv1.Policies) []FieldError {
 		refuse("backendAuth.gcp")
 	case *policyv1.BackendAuth_Azure:
 		refuse("backendAuth.azure")
+	case *policyv1.BackendAuth_Basic:
+		refuse("backendAuth.basic")
+	case *policyv1.BackendAuth_Oauth:
+		refuse("backendAuth.oauth")
+	case *policyv1.BackendAuth_TokenExchange:
+		refuse("backendAuth.tokenExchange")
+	}
+	for _, k := range []string{"mcpAuthentication", "basicAuth", "localRateLimit", "timeout", "retry"} {
+		i := slices.IndexFunc(kinds, func(info KindInfo) bool { return info.Name == k })
+		if isSet(p, kinds[i]) {
+			refuse(k)
+		}
 	}
 	return errs
 }

@@ -19,16 +19,17 @@ func TestKindsCoverTheProto(t *testing.T) {
 		if f == nil || f.JSONName() != k.Name {
 			t.Errorf("%s: field %v", k.Name, f)
 		}
-		if k.Phase == RoutePhase && slices.Contains(k.Levels, AtBackend) || k.Phase == TargetPhase && len(k.Levels) != 6 {
+		if k.Phase == RoutePhase && slices.Contains(k.Levels, AtBackend) || k.Phase == TargetPhase && len(k.Levels) != 6 && k.Instead == "" {
 			t.Errorf("%s: levels %v", k.Name, k.Levels)
 		}
 	}
 }
 
 func TestCheckLevel(t *testing.T) {
-	all := parse(t, `{"cors":{},"jwtAuth":{},"apiKey":{},"mcpAuthorization":{},"backendAuth":{},"backendTLS":{},"requestHeaderModifier":{},"responseHeaderModifier":{},"ai":{},"a2a":{}}`).Policies
+	all := parse(t, `{"cors":{},"jwtAuth":{},"apiKey":{},"mcpAuthorization":{},"backendAuth":{},"backendTLS":{},"requestHeaderModifier":{},"responseHeaderModifier":{},"ai":{},"a2a":{},"mcpAuthentication":{},"basicAuth":{},"localRateLimit":{},"timeout":{},"retry":{}}`).Policies
 	for level, want := range map[Level]string{AtPlatform: "", AtTenant: "", AtListener: "", AtRoute: "",
-		AtBackend: "policies.cors policies.jwtAuth policies.apiKey", AtTarget: "policies.cors policies.jwtAuth policies.apiKey"} {
+		AtBackend: "policies.cors policies.jwtAuth policies.apiKey policies.mcpAuthentication policies.basicAuth",
+		AtTarget: "policies.cors policies.jwtAuth policies.apiKey policies.mcpAuthentication policies.basicAuth policies.timeout"} {
 		var got []string
 		for _, e := range CheckLevel(level, all) {
 			got = append(got, e.Field)

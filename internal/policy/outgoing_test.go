@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,10 @@ var testResolver = Resolver{
 	Env: func(name string) (string, error) { return "from-" + name, nil },
 }
 
+func outgoing(t *Target, h http.Header, u *url.URL, p *Principal) error {
+	return t.Outgoing(context.Background(), &Outbound{Method: http.MethodPost, Header: h, URL: u, Call: &Call{Principal: p}})
+}
+
 func TestOutgoing(t *testing.T) {
 	for _, tt := range []struct {
 		name, policies string
@@ -47,11 +52,11 @@ func TestOutgoing(t *testing.T) {
 		query          string
 	}{
 		{"nothing", `{}`, nil, http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}}, "q=1"},
-		{"add, set, remove in order", `{"requestHeaderModifier":{"add":{"x-old":"2","X-Gone":"1","X-Set":"0"},"set":{"X-Set":"3"},"remove":["x-gone","Cookie"]}}`, nil,
+		{"add, set, remove in order", `{"requestHeaderModifier":{"add":{"x-old":{"value":"2"},"X-Gone":{"value":"1"},"X-Set":{"value":"0"}},"set":{"X-Set":{"value":"3"}},"remove":["x-gone","Cookie"]}}`, nil,
 			http.Header{"X-Old": {"1", "2"}, "X-Set": {"3"}}, "q=1"},
 		{"key", `{"backendAuth":{"key":{"credentials":[{"credential":{"secret":"t/secret/a"}}]}}}`, nil,
 			http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}, "Authorization": {"Bearer s3cret"}}, "q=1"},
-		{"a modifier does not replace the credential", `{"requestHeaderModifier":{"set":{"Authorization":"x"},"remove":["authorization"]},"backendAuth":{"key":{"credentials":[{"credential":{"env":"K"}}]}}}`, nil,
+		{"a modifier does not replace the credential", `{"requestHeaderModifier":{"set":{"Authorization":{"value":"x"}},"remove":["authorization"]},"backendAuth":{"key":{"credentials":[{"credential":{"env":"K"}}]}}}`, nil,
 			http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}, "Authorization": {"Bearer from-K"}}, "q=1"},
 		{"all places", `{"backendAuth":{"key":{"credentials":[
 			{"credential":{"value":"h"},"location":{"header":{"name":"x-key","prefix":"Key "}}},
@@ -72,7 +77,7 @@ func TestOutgoing(t *testing.T) {
 			}
 			h := http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}}
 			u := &url.URL{Path: "/mcp", RawQuery: "q=1"}
-			if err := target.Outgoing(h, u, tt.principal); err != nil {
+			if err := outgoing(target, h, u, tt.principal); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(tt.want, h); diff != "" {
@@ -94,35 +99,39 @@ func TestOutgoingFailsClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := http.Header{}
-	if err := unknown.Outgoing(h, nil, nil); err == nil || len(h) > 0 {
+	if err := outgoing(unknown, h, nil, nil); err == nil || len(h) > 0 {
 		t.Errorf("unknown credential: %v, %v", err, h)
 	}
 	query, err := CompileTarget(parse(t, `{"backendAuth":{"key":{"credentials":[{"credential":{"value":"v"},"location":{"queryParameter":{"name":"k"}}}]}}}`), HTTP, testResolver)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := query.Outgoing(h, nil, nil); err == nil {
+	if err := outgoing(query, h, nil, nil); err == nil {
 		t.Error("a credential for the URL was dropped")
 	}
 	var none *Target
-	if err := none.Outgoing(h, nil, nil); err != nil || len(h) > 0 {
+	if err := outgoing(none, h, nil, nil); err != nil || len(h) > 0 {
 		t.Errorf("no policy: %v %v", err, h)
 	}
 }
 
 func TestResponse(t *testing.T) {
 	for _, transport := range []Transport{HTTP, SSE, Stdio} {
-		target, err := CompileTarget(parse(t, `{"responseHeaderModifier":{"add":{"X-A":"2"},"set":{"Cache-Control":"no-store"},"remove":["Server"]},"requestHeaderModifier":{"set":{"X":"1"}}}`), transport, Resolver{})
+		target, err := CompileTarget(parse(t, `{"responseHeaderModifier":{"add":{"X-A":{"value":"2"}},"set":{"Cache-Control":{"value":"no-store"}},"remove":["Server"]},"requestHeaderModifier":{"set":{"X":{"value":"1"}}}}`), transport, Resolver{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		h := http.Header{"X-A": {"1"}, "Server": {"u"}}
-		target.Response(h)
+		if err := target.Response(h, nil); err != nil {
+			t.Fatal(err)
+		}
 		if diff := cmp.Diff(http.Header{"X-A": {"1", "2"}, "Cache-Control": {"no-store"}}, h); diff != "" {
 			t.Errorf("%v (-want +got):\n%s", transport, diff)
 		}
 		out := http.Header{}
-		target.Outgoing(out, nil, nil)
+		if err := outgoing(target, out, nil, nil); err != nil {
+			t.Fatal(err)
+		}
 		if sent := out.Get("X") != ""; sent == (transport == Stdio) {
 			t.Errorf("%v: requestHeaderModifier applied %v", transport, sent)
 		}
@@ -137,15 +146,15 @@ func TestRefusedAtCompile(t *testing.T) {
 		field     string
 		reason    string
 	}{
-		{`{"requestHeaderModifier":{"set":{"Content-Length":"1"}}}`, HTTP, "policies.requestHeaderModifier.set.Content-Length", "framing"},
-		{`{"requestHeaderModifier":{"add":{"transfer-encoding":"x"}}}`, HTTP, "policies.requestHeaderModifier.add.transfer-encoding", "framing"},
-		{`{"requestHeaderModifier":{"set":{"Host":"x"}}}`, HTTP, "policies.requestHeaderModifier.set.Host", "address"},
+		{`{"requestHeaderModifier":{"set":{"Content-Length":{"value":"1"}}}}`, HTTP, "policies.requestHeaderModifier.set.Content-Length", "framing"},
+		{`{"requestHeaderModifier":{"add":{"transfer-encoding":{"value":"x"}}}}`, HTTP, "policies.requestHeaderModifier.add.transfer-encoding", "framing"},
+		{`{"requestHeaderModifier":{"set":{"Host":{"value":"x"}}}}`, HTTP, "policies.requestHeaderModifier.set.Host", "address"},
 		{`{"requestHeaderModifier":{"remove":["connection"]}}`, HTTP, "policies.requestHeaderModifier.remove", "connection"},
-		{`{"requestHeaderModifier":{"set":{"mcp-session-id":"x"}}}`, HTTP, "policies.requestHeaderModifier.set.mcp-session-id", "protocol"},
-		{`{"responseHeaderModifier":{"set":{"MCP-Protocol-Version":"x"}}}`, HTTP, "policies.responseHeaderModifier.set.MCP-Protocol-Version", "protocol"},
-		{`{"responseHeaderModifier":{"set":{"X-A":"a\r\nX-B: 1"}}}`, HTTP, "policies.responseHeaderModifier.set.X-A", "line break"},
-		{`{"responseHeaderModifier":{"set":{"X A":"a"}}}`, HTTP, "policies.responseHeaderModifier.set.X A", "no header name"},
-		{`{"responseHeaderModifier":{"set":{"X-A":"1","x-a":"2"}}}`, HTTP, "policies.responseHeaderModifier.set.x-a", "same header"},
+		{`{"requestHeaderModifier":{"set":{"mcp-session-id":{"value":"x"}}}}`, HTTP, "policies.requestHeaderModifier.set.mcp-session-id", "protocol"},
+		{`{"responseHeaderModifier":{"set":{"MCP-Protocol-Version":{"value":"x"}}}}`, HTTP, "policies.responseHeaderModifier.set.MCP-Protocol-Version", "protocol"},
+		{`{"responseHeaderModifier":{"set":{"X-A":{"value":"a\r\nX-B: 1"}}}}`, HTTP, "policies.responseHeaderModifier.set.X-A", "line break"},
+		{`{"responseHeaderModifier":{"set":{"X A":{"value":"a"}}}}`, HTTP, "policies.responseHeaderModifier.set.X A", "no header name"},
+		{`{"responseHeaderModifier":{"set":{"X-A":{"value":"1"},"x-a":{"value":"2"}}}}`, HTTP, "policies.responseHeaderModifier.set.x-a", "same header"},
 
 		{`{"backendAuth":{}}`, HTTP, "policies.backendAuth", "no method"},
 		{`{"backendAuth":{"key":{}}}`, HTTP, "policies.backendAuth.key", "no credential"},
@@ -180,7 +189,7 @@ func TestRefusedAtCompile(t *testing.T) {
 }
 
 func TestAllErrorsAtOnce(t *testing.T) {
-	_, err := CompileTarget(parse(t, `{"requestHeaderModifier":{"set":{"Host":"x","Te":"y"}},"mcpAuthorization":{"rules":[{"allow":"("},{"deny":"x"}]}}`), HTTP, Resolver{})
+	_, err := CompileTarget(parse(t, `{"requestHeaderModifier":{"set":{"Host":{"value":"x"},"Te":{"value":"y"}}},"mcpAuthorization":{"rules":[{"allow":"("},{"deny":"x"}]}}`), HTTP, Resolver{})
 	var fields []string
 	for _, e := range FieldErrors(err) {
 		if len(fields) == 0 || fields[len(fields)-1] != e.Field {
@@ -203,7 +212,7 @@ func TestChildEnv(t *testing.T) {
 		t.Errorf("ChildEnv (-want +got):\n%s", diff)
 	}
 	h := http.Header{}
-	if err := target.Outgoing(h, nil, nil); err != nil || len(h) > 0 {
+	if err := outgoing(target, h, nil, nil); err != nil || len(h) > 0 {
 		t.Errorf("on stdio Outgoing wrote %v, %v", h, err)
 	}
 	if target.TLS() != nil {
@@ -213,7 +222,7 @@ func TestChildEnv(t *testing.T) {
 
 func TestDigest(t *testing.T) {
 	seen := map[string]string{}
-	for _, text := range []string{`{}`, `{"mcpAuthorization":{"rules":[{"allow":"true"}]}}`, `{"mcpAuthorization":{"rules":[{"deny":"true"}]}}`, `{"requestHeaderModifier":{"set":{"A":"1"}}}`} {
+	for _, text := range []string{`{}`, `{"mcpAuthorization":{"rules":[{"allow":"true"}]}}`, `{"mcpAuthorization":{"rules":[{"deny":"true"}]}}`, `{"requestHeaderModifier":{"set":{"A":{"value":"1"}}}}`} {
 		a, b := mustTarget(t, parse(t, text)), mustTarget(t, parse(t, text))
 		if a.Digest() != b.Digest() {
 			t.Errorf("%s: two digests", text)
@@ -253,7 +262,7 @@ func TestSecretShowsNowhere(t *testing.T) {
 }
 
 func BenchmarkOutgoing(b *testing.B) {
-	target, err := CompileTarget(parse(b, `{"requestHeaderModifier":{"set":{"X-Team":"a"},"remove":["X-Old"]},"backendAuth":{"key":{"credentials":[{"credential":{"value":"k"}}]}}}`), HTTP, Resolver{})
+	target, err := CompileTarget(parse(b, `{"requestHeaderModifier":{"set":{"X-Team":{"value":"a"}},"remove":["X-Old"]},"backendAuth":{"key":{"credentials":[{"credential":{"value":"k"}}]}}}`), HTTP, Resolver{})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -261,7 +270,7 @@ func BenchmarkOutgoing(b *testing.B) {
 	h := http.Header{}
 	for b.Loop() {
 		clear(h)
-		if target.Outgoing(h, nil, nil) != nil {
+		if outgoing(target, h, nil, nil) != nil {
 			b.Fatal("error")
 		}
 	}

@@ -33,6 +33,13 @@ type Resolver struct {
 	File   func(path string) ([]byte, error)
 	Env    func(name string) (string, error)
 	Jwks   func(url string) ([]byte, error)
+	// Tenant owns the policy.
+	Tenant string
+	// Grants are the tenant's local powers, within which policies dial.
+	Grants Grants
+	// Runtime is what compiled policies share and need to act. Nil where they are only checked: what would need it
+	// is compiled all the same, and fails closed if it is used.
+	Runtime *Runtime
 }
 
 // Transport is how a target is reached.
@@ -42,6 +49,7 @@ const (
 	HTTP  Transport = iota // streamable HTTP
 	SSE                    // HTTP+SSE of 2024-11-05
 	Stdio                  // a child process
+	A2A                    // an agent, by HTTP
 )
 
 // anyTransport checks what holds on every transport; for [Check].
@@ -55,6 +63,8 @@ func (t Transport) String() string {
 		return "sse"
 	case Stdio:
 		return "stdio"
+	case A2A:
+		return "a2a"
 	}
 	return "any"
 }

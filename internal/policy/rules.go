@@ -56,6 +56,15 @@ func compileRule(expression, field, place string, errs *problems) *rule {
 		errs.add(field, "is empty; write a CEL expression such as has(jwt.sub), or true")
 		return nil
 	}
+	return compileExpression(expression, field, place, cel.BoolType, errs)
+}
+
+// compileExpression returns nil if the expression is wrong or not of type want, and says so in errs.
+func compileExpression(expression, field, place string, want *cel.Type, errs *problems) *rule {
+	if strings.TrimSpace(expression) == "" {
+		errs.add(field, "is empty; write a CEL expression")
+		return nil
+	}
 	env, err := environment()
 	if err != nil {
 		errs.add(field, "the CEL environment: %v", err)
@@ -68,8 +77,8 @@ func compileRule(expression, field, place string, errs *problems) *rule {
 		}
 		return nil
 	}
-	if t := checked.OutputType(); !t.IsExactType(cel.BoolType) && !t.IsExactType(cel.DynType) {
-		errs.add(field, "is of type %s, not bool: `%s`", t, oneLine(expression))
+	if t := checked.OutputType(); !t.IsExactType(want) && !t.IsExactType(cel.DynType) {
+		errs.add(field, "is of type %s, not %s: `%s`", t, want, oneLine(expression))
 		return nil
 	}
 	r := &rule{place: place, field: field}
@@ -79,7 +88,7 @@ func compileRule(expression, field, place string, errs *problems) *rule {
 		errs.add(field, "%s, in `%s`", in.wrong, oneLine(expression))
 		return nil
 	}
-	if lit := checked.NativeRep().Expr(); lit.Kind() == ast.LiteralKind {
+	if lit := checked.NativeRep().Expr(); lit.Kind() == ast.LiteralKind && want == cel.BoolType {
 		if lit.AsLiteral() == types.True {
 			r.constant = isTrue
 		}

@@ -270,6 +270,13 @@ func (s scope) field(e entry, m protoreflect.Message, fd protoreflect.FieldDescr
 		}
 		values := m.Mutable(fd).Map()
 		for _, e := range n.entries {
+			if fd.MapValue().Message() != nil {
+				v := values.NewValue()
+				s.in(e.key).mark(e.pos, e.value.path)
+				s.in(e.key).message(e.value, v.Message())
+				values.Set(protoreflect.ValueOfString(e.key).MapKey(), v)
+				continue
+			}
 			if text, ok := s.text(e.value, literal); ok {
 				values.Set(protoreflect.ValueOfString(e.key).MapKey(), protoreflect.ValueOfString(text))
 			}

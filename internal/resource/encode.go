@@ -106,6 +106,10 @@ func show(m protoreflect.Message) shown {
 		if value, ok := v.GetSource().(*policyv1.Credential_Value); ok {
 			return shown{fields: []shownField{{"value", shown{text: Redacted, secret: value.Value}}}}
 		}
+	case *policyv1.Value:
+		if literal, ok := v.GetKind().(*policyv1.Value_Value); ok {
+			return shown{text: literal.Value, expands: true}
+		}
 	case *adminv1.HttpTransport:
 		return showTransport(v)
 	}
@@ -117,11 +121,7 @@ func show(m protoreflect.Message) shown {
 		if leftOut(m, fd) {
 			continue
 		}
-		value := showField(m, fd, !slices.Contains(literal, fd.JSONName()))
-		if _, azure := m.Interface().(*policyv1.AzureAuth); azure && fd.Message() != nil {
-			value = redacted(value) // has client secrets where no schema says so
-		}
-		out.fields = append(out.fields, shownField{fd.JSONName(), value})
+		out.fields = append(out.fields, shownField{fd.JSONName(), showField(m, fd, !slices.Contains(literal, fd.JSONName()))})
 	}
 	return out
 }
@@ -159,7 +159,11 @@ func showField(m protoreflect.Message, fd protoreflect.FieldDescriptor, expands 
 	case fd.IsMap():
 		out := shown{fields: []shownField{}}
 		v.Map().Range(func(k protoreflect.MapKey, v protoreflect.Value) bool {
-			out.fields = append(out.fields, shownField{k.String(), shown{text: v.String(), expands: true}})
+			value := shown{text: v.String(), expands: true}
+			if fd.MapValue().Message() != nil {
+				value = show(v.Message())
+			}
+			out.fields = append(out.fields, shownField{k.String(), value})
 			return true
 		})
 		slices.SortFunc(out.fields, func(a, b shownField) int { return strings.Compare(a.name, b.name) })
@@ -235,23 +239,6 @@ func showTransport(t *adminv1.HttpTransport) shown {
 		host = net.JoinHostPort(t.GetHost(), strconv.Itoa(int(t.GetPort())))
 	}
 	return shown{fields: []shownField{{"host", shown{text: scheme + "://" + host + t.GetPath(), expands: true}}}}
-}
-
-// redacted hides every string of a value.
-func redacted(s shown) shown {
-	switch {
-	case s.fields != nil:
-		for i := range s.fields {
-			s.fields[i].value = redacted(s.fields[i].value)
-		}
-	case s.items != nil:
-		for i := range s.items {
-			s.items[i] = redacted(s.items[i])
-		}
-	case !s.bare:
-		s = shown{text: Redacted, secret: s.text}
-	}
-	return s
 }
 
 // A yamlWriter writes block style, two columns for each level.

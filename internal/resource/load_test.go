@@ -99,7 +99,7 @@ func TestEveryField(t *testing.T) {
 	for i := range specs.Len() {
 		fd := specs.Get(i)
 		t.Run(string(fd.Name()), func(t *testing.T) {
-			for _, choice := range []int{0, 1, 2, 3, 4} { // members of oneofs in turn
+			for _, choice := range []int{0, 1, 2, 3, 4, 5, 6, 7} { // members of oneofs in turn
 				o := &adminv1.Object{Name: "b/t"}
 				m := o.ProtoReflect()
 				fill(m.Mutable(fd).Message(), choice)
@@ -135,6 +135,8 @@ func fill(m protoreflect.Message, choice int) {
 			continue
 		}
 		switch {
+		case fd.IsMap() && fd.MapValue().Message() != nil:
+			fill(m.Mutable(fd).Map().Mutable(protoreflect.ValueOfString("A b: c").MapKey()).Message(), choice)
 		case fd.IsMap():
 			m.Mutable(fd).Map().Set(protoreflect.ValueOfString("A b: c").MapKey(), scalarFor(fd.MapValue(), choice))
 		case fd.IsList() && fd.Message() != nil:
@@ -164,7 +166,7 @@ func scalarFor(fd protoreflect.FieldDescriptor, choice int) protoreflect.Value {
 	case protoreflect.EnumKind:
 		return protoreflect.ValueOfEnum(protoreflect.EnumNumber(1 + choice%2))
 	}
-	return protoreflect.ValueOfString([]string{"plain", "true", "a $x: \"'\n\té", " # - ", "12"}[choice])
+	return protoreflect.ValueOfString([]string{"plain", "true", "a $x: \"'\n\té", " # - ", "12"}[choice%5])
 }
 
 // TestSecretsStayHidden plants values in every credential and looks for them in all that is shown.

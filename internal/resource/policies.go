@@ -216,6 +216,8 @@ func transportOf(o *adminv1.Object) policy.Transport {
 		return policy.SSE
 	case *adminv1.Target_Stdio:
 		return policy.Stdio
+	case *adminv1.Target_A2A:
+		return policy.A2A
 	}
 	return policy.HTTP
 }

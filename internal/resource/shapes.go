@@ -31,23 +31,35 @@ func init() {
 	none := "nothing here replaces it; remove it"
 	shapes = map[protoreflect.FullName]shape{
 		policyPackage + "Policies": {refuse: map[string]string{
-			"mcpAuthentication": "use jwtAuth with mode: strict", "authorization": "use mcpAuthorization",
-			"mcpGuardrails": "use mcpAuthorization or ai.promptGuard", "basicAuth": "use apiKey or jwtAuth", "oidc": "use jwtAuth",
+			"authorization": "use mcpAuthorization",
+			"mcpGuardrails": "use mcpAuthorization or ai.promptGuard", "oidc": "use jwtAuth",
 			"extAuthz": "use mcpAuthorization", "extProc": none, "transformations": "use requestHeaderModifier and responseHeaderModifier",
-			"localRateLimit": none, "remoteRateLimit": none, "timeout": "use the target's timeout", "retry": none, "csrf": "always on: Origin is checked on every request",
-			"http": "use the target's timeout", "tcp": none, "backendTunnel": none, "delay": none, "buffer": none, "directResponse": none,
+			"remoteRateLimit": "use localRateLimit", "csrf": "always on: Origin is checked on every request",
+			"http": "use timeout, or the target's own", "tcp": none, "backendTunnel": none, "delay": none, "buffer": none, "directResponse": none,
 			"requestRedirect": none, "urlRewrite": none, "requestMirror": none, "health": none, "sessionAffinity": "sessions need none: any proxy serves any session",
 			"inferenceRouting": none,
 		}},
 		policyPackage + "Credential":        {rewrite: credential},
 		policyPackage + "AuthorizationRule": {rewrite: short("allow"), literal: []string{"allow", "deny", "require"}},
-		policyPackage + "BackendAuth": {rewrite: backendAuth, also: []string{"credentials"}, refuse: map[string]string{
-			"basic": "use key with the location {header: {name: Authorization, prefix: \"Basic \"}}", "oauth": none, "copilot": none, "jwtSign": none,
-			"oauthTokenExchange": none, "crossAppAccess": none,
+		policyPackage + "BackendAuth": {rewrite: backendAuth, also: []string{"credentials"}, alias: map[string]string{"oauthTokenExchange": "tokenExchange"}, refuse: map[string]string{
+			"copilot": none, "jwtSign": "use oauth with authMethod: private_key_jwt", "crossAppAccess": "use tokenExchange",
 		}},
-		policyPackage + "KeyAuth":           {rewrite: keyAuth, also: []string{"value", "file", "secret", "env", "location"}},
-		policyPackage + "LocatedCredential": {rewrite: locatedCredential, also: []string{"key", "value", "file", "secret", "env"}},
-		policyPackage + "Location":          {refuse: map[string]string{"expression": "name a header, queryParameter or cookie"}},
+		policyPackage + "Value":          {rewrite: short("value"), literal: []string{"expression"}},
+		policyPackage + "AwsTag":         {rewrite: within("value", "expression")},
+		policyPackage + "OauthAuth":      {rewrite: oauthClient, also: oauthClientFields},
+		policyPackage + "TokenExchange":  {rewrite: oauthClient, also: oauthClientFields},
+		policyPackage + "LocalRateLimit": {rewrite: bareList("limits")},
+		policyPackage + "RateLimit":      {rewrite: rateLimit, also: []string{"type"}, literal: []string{"key"}},
+		policyPackage + "McpAuthentication": {rewrite: jwtAuth, also: append([]string{"requiredClaims"}, jwtProviderFields...), refuse: map[string]string{
+			"provider": "give the issuer alone: its metadata tells the rest", "clientId": "clients register at the authorization server", "clientSecret": "clients register at the authorization server",
+			"authorizationLocation": "MCP fixes it: the Authorization header",
+		}},
+		policyPackage + "AzureClientSecret":     {alias: map[string]string{"tenant_id": "tenantId", "client_id": "clientId", "client_secret": "clientSecret"}},
+		policyPackage + "AzureWorkloadIdentity": {alias: map[string]string{"tenant_id": "tenantId", "client_id": "clientId"}},
+		adminPackage + "Concurrency":            {rewrite: short("max")},
+		policyPackage + "KeyAuth":               {rewrite: keyAuth, also: []string{"value", "file", "secret", "env", "location"}},
+		policyPackage + "LocatedCredential":     {rewrite: locatedCredential, also: []string{"key", "value", "file", "secret", "env"}},
+		policyPackage + "Location":              {refuse: map[string]string{"expression": "name a header, queryParameter or cookie"}},
 		policyPackage + "BackendTls": {rewrite: tlsFiles, alias: map[string]string{"sni": "hostname"}, refuse: map[string]string{
 			"minTLSVersion": "use minVersion: \"1.2\" or \"1.3\"", "maxTLSVersion": none, "cipherSuites": none, "keyExchangeGroups": none,
 			"spiffe": "use subjectAltNames with the spiffe:// URI",
@@ -57,8 +69,7 @@ func init() {
 		}},
 		policyPackage + "PromptGuard": {rewrite: promptGuard, refuse: map[string]string{"streaming": "streams are always guarded"}},
 		policyPackage + "Guard": {refuse: map[string]string{
-			"webhook": none, "openAIModeration": none, "bedrockGuardrails": none, "googleModelArmor": none, "azureContentSafety": none,
-			"rejection": none, "scope": none,
+			"bedrockGuardrails": "use webhook", "googleModelArmor": "use webhook", "azureContentSafety": "use webhook", "scope": none,
 		}},
 		policyPackage + "RegexGuard": {rewrite: regexGuard, also: []string{"deny"}},
 		policyPackage + "RegexRule":  {literal: []string{"pattern"}},
@@ -86,7 +97,7 @@ func init() {
 			"mcp": "in a single document its fields stand directly in spec", "statefulMode": statefulHint, "dnsRebindingProtection": rebindingHint,
 		}},
 		adminPackage + "Target": {rewrite: target, refuse: map[string]string{
-			"openapi": "run an MCP server for the API", "a2a": "it is a policy: policies: {a2a: {}}",
+			"openapi": "run an MCP server for the API",
 		}},
 		adminPackage + "HttpTransport": {hidden: []string{"tls"}, refuse: map[string]string{
 			"tls": "write https:// in host, or set backendTLS", "backend": "give host", "sni": "it belongs in policies.backendTLS", "hostname": "use host",
@@ -108,6 +119,49 @@ func short(field string) func(*decoder, *node) *node {
 		}
 		return n.wrap(field)
 	}
+}
+
+// bareList makes a list the one field of a map.
+func bareList(field string) func(*decoder, *node) *node {
+	return func(_ *decoder, n *node) *node {
+		if n.kind == listNode {
+			return n.wrap(field)
+		}
+		return n
+	}
+}
+
+// within moves fields into one that may also be written without them.
+func within(into string, fields ...string) func(*decoder, *node) *node {
+	return func(d *decoder, n *node) *node {
+		moved, rest := n.split(fields...)
+		if n.kind != mapNode || len(moved.entries) == 0 {
+			return n
+		}
+		if e := n.entry(into); e != nil {
+			d.fail(moved.entries[0].pos, n.path, fmt.Sprintf("%q and %q cannot both be set", moved.entries[0].key, into), "remove one")
+			return nil
+		}
+		moved.path = n.path
+		return rest.with(entry{into, moved.entries[0].pos, moved})
+	}
+}
+
+var oauthClientFields = []string{"tokenUrl", "clientId", "authMethod", "clientSecret", "privateKey", "keyId", "algorithm", "assertionAudience"}
+
+// oauthClient: the client's fields may stand beside the grant's.
+func oauthClient(d *decoder, n *node) *node { return within("client", oauthClientFields...)(d, n) }
+
+// rateLimit: `type: requests` is all there is here.
+func rateLimit(d *decoder, n *node) *node {
+	e := n.entry("type")
+	if e == nil {
+		return n
+	}
+	if text, ok := d.string(e.value); ok && text != "requests" {
+		d.failNode(e.value, fmt.Sprintf("the type %q is not supported", text), "requests are what is counted; remove it")
+	}
+	return n.without("type")
 }
 
 // Redacted stands for a credential's value wherever objects are shown. It is refused where one is written,
@@ -346,12 +400,15 @@ func routeBackend(d *decoder, n *node) *node {
 func target(d *decoder, n *node) *node {
 	out := n.with()
 	for i, e := range out.entries {
-		if (e.key == "mcp" || e.key == "sse") && e.value.kind == mapNode {
-			out.entries[i].value = httpTransport(d, e.value, "/"+e.key)
+		if path, ok := endpointPaths[e.key]; ok && e.value.kind == mapNode {
+			out.entries[i].value = httpTransport(d, e.value, path)
 		}
 	}
 	return out
 }
+
+// endpointPaths are those of targets whose URL has none.
+var endpointPaths = map[string]string{"mcp": "/mcp", "sse": "/sse", "a2a": "/"}
 
 var hostPattern = regexp.MustCompile(`^[A-Za-z0-9_]([-A-Za-z0-9_.]*[A-Za-z0-9_])?\.?$`)
 

@@ -188,16 +188,24 @@ func (v *validator) target(o *adminv1.Object, t *adminv1.Target) {
 		v.transport(o, "mcp", tr.Mcp)
 	case *adminv1.Target_Sse:
 		v.transport(o, "sse", tr.Sse)
+	case *adminv1.Target_A2A:
+		v.transport(o, "a2a", tr.A2A)
 	case *adminv1.Target_Stdio:
 		v.stdio(o, tr.Stdio)
 		if len(t.GetForwardHeaders()) > 0 {
 			v.fail(o, "forwardHeaders", "a stdio target receives no headers", "remove it")
 		}
 	default:
-		v.fail(o, "", "one of mcp, sse or stdio must be set", "")
+		v.fail(o, "", "one of mcp, sse, stdio or a2a must be set", "")
 	}
 	v.duration(o, "listCache", t.GetListCache())
 	v.duration(o, "timeout", t.GetTimeout())
+	if c := t.GetConcurrency(); c != nil {
+		if c.GetMax() == 0 {
+			v.fail(o, "concurrency.max", "0 calls at a time would be none ever", "give a number above 0, or remove concurrency")
+		}
+		v.duration(o, "concurrency.wait", c.GetWait())
+	}
 	for i, version := range t.GetProtocolVersions() {
 		if !slices.Contains(versions, version) {
 			hint := didYouMean(version, versions)

@@ -1304,6 +1304,7 @@ type Target struct {
 	//	*Target_Mcp
 	//	*Target_Sse
 	//	*Target_Stdio
+	//	*Target_A2A
 	Transport        isTarget_Transport   `protobuf_oneof:"transport"`
 	Policies         *v1.Policies         `protobuf:"bytes,7,opt,name=policies,proto3" json:"policies,omitempty"`
 	Enforced         *v1.Policies         `protobuf:"bytes,8,opt,name=enforced,proto3" json:"enforced,omitempty"`
@@ -1312,6 +1313,7 @@ type Target struct {
 	Timeout          *durationpb.Duration `protobuf:"bytes,11,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	ForwardHeaders   []string             `protobuf:"bytes,12,rep,name=forward_headers,json=forwardHeaders,proto3" json:"forward_headers,omitempty"`
 	ProtocolVersions []string             `protobuf:"bytes,13,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
+	Concurrency      *Concurrency         `protobuf:"bytes,15,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1401,6 +1403,15 @@ func (x *Target) GetStdio() *StdioTransport {
 	return nil
 }
 
+func (x *Target) GetA2A() *HttpTransport {
+	if x != nil {
+		if x, ok := x.Transport.(*Target_A2A); ok {
+			return x.A2A
+		}
+	}
+	return nil
+}
+
 func (x *Target) GetPolicies() *v1.Policies {
 	if x != nil {
 		return x.Policies
@@ -1450,6 +1461,13 @@ func (x *Target) GetProtocolVersions() []string {
 	return nil
 }
 
+func (x *Target) GetConcurrency() *Concurrency {
+	if x != nil {
+		return x.Concurrency
+	}
+	return nil
+}
+
 type isTarget_Transport interface {
 	isTarget_Transport()
 }
@@ -1466,18 +1484,80 @@ type Target_Stdio struct {
 	Stdio *StdioTransport `protobuf:"bytes,6,opt,name=stdio,proto3,oneof"`
 }
 
+type Target_A2A struct {
+	// An A2A agent.
+	A2A *HttpTransport `protobuf:"bytes,14,opt,name=a2a,proto3,oneof"`
+}
+
 func (*Target_Mcp) isTarget_Transport() {}
 
 func (*Target_Sse) isTarget_Transport() {}
 
 func (*Target_Stdio) isTarget_Transport() {}
 
+func (*Target_A2A) isTarget_Transport() {}
+
+// Concurrency bounds the calls of a target that run at a time on one proxy. In YAML a number is `max`.
+type Concurrency struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least 1.
+	Max uint32 `protobuf:"varint,1,opt,name=max,proto3" json:"max,omitempty"`
+	// How long a call waits for its turn. If unset: not at all; it is answered 503 with Retry-After.
+	Wait          *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Concurrency) Reset() {
+	*x = Concurrency{}
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Concurrency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Concurrency) ProtoMessage() {}
+
+func (x *Concurrency) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
+func (*Concurrency) Descriptor() ([]byte, []int) {
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Concurrency) GetMax() uint32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *Concurrency) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
 // HttpTransport is written as `host: https://h/mcp`, or as `host`, `port` and `path`.
 type HttpTransport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
 	Port  uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	// Default: `/mcp`, of an sse target `/sse`. May carry a query (`/mcp?v=2`).
+	// Default: `/mcp`, of an sse target `/sse`, of an agent `/`. May carry a query (`/mcp?v=2`).
 	Path string `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	// Filled in from the URL's scheme.
 	Tls           bool `protobuf:"varint,4,opt,name=tls,proto3" json:"tls,omitempty"`
@@ -1487,7 +1567,7 @@ type HttpTransport struct {
 
 func (x *HttpTransport) Reset() {
 	*x = HttpTransport{}
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[16]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1579,7 @@ func (x *HttpTransport) String() string {
 func (*HttpTransport) ProtoMessage() {}
 
 func (x *HttpTransport) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[16]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +1592,7 @@ func (x *HttpTransport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpTransport.ProtoReflect.Descriptor instead.
 func (*HttpTransport) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{16}
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HttpTransport) GetHost() string {
@@ -1559,7 +1639,7 @@ type StdioTransport struct {
 
 func (x *StdioTransport) Reset() {
 	*x = StdioTransport{}
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[17]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1651,7 @@ func (x *StdioTransport) String() string {
 func (*StdioTransport) ProtoMessage() {}
 
 func (x *StdioTransport) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[17]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1664,7 @@ func (x *StdioTransport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioTransport.ProtoReflect.Descriptor instead.
 func (*StdioTransport) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{17}
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StdioTransport) GetCmd() string {
@@ -1653,7 +1733,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[18]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1665,7 +1745,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[18]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1678,7 +1758,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{18}
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Secret) GetValue() *v1.Credential {
@@ -1786,14 +1866,15 @@ const file_sluice_admin_v1_resource_proto_rawDesc = "" +
 	"\vFailureMode\x12\x1c\n" +
 	"\x18FAILURE_MODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18FAILURE_MODE_FAIL_CLOSED\x10\x01\x12\x1a\n" +
-	"\x16FAILURE_MODE_FAIL_OPEN\x10\x02\"\xe1\x04\n" +
+	"\x16FAILURE_MODE_FAIL_OPEN\x10\x02\"\xd5\x05\n" +
 	"\x06Target\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12 \n" +
 	"\vdescription\x18\x03 \x01(\tR\vdescription\x122\n" +
 	"\x03mcp\x18\x04 \x01(\v2\x1e.sluice.admin.v1.HttpTransportH\x00R\x03mcp\x122\n" +
 	"\x03sse\x18\x05 \x01(\v2\x1e.sluice.admin.v1.HttpTransportH\x00R\x03sse\x127\n" +
-	"\x05stdio\x18\x06 \x01(\v2\x1f.sluice.admin.v1.StdioTransportH\x00R\x05stdio\x126\n" +
+	"\x05stdio\x18\x06 \x01(\v2\x1f.sluice.admin.v1.StdioTransportH\x00R\x05stdio\x122\n" +
+	"\x03a2a\x18\x0e \x01(\v2\x1e.sluice.admin.v1.HttpTransportH\x00R\x03a2a\x126\n" +
 	"\bpolicies\x18\a \x01(\v2\x1a.sluice.policy.v1.PoliciesR\bpolicies\x126\n" +
 	"\benforced\x18\b \x01(\v2\x1a.sluice.policy.v1.PoliciesR\benforced\x128\n" +
 	"\n" +
@@ -1802,8 +1883,12 @@ const file_sluice_admin_v1_resource_proto_rawDesc = "" +
 	" \x01(\bR\freinitialize\x123\n" +
 	"\atimeout\x18\v \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12'\n" +
 	"\x0fforward_headers\x18\f \x03(\tR\x0eforwardHeaders\x12+\n" +
-	"\x11protocol_versions\x18\r \x03(\tR\x10protocolVersionsB\v\n" +
-	"\ttransport\"]\n" +
+	"\x11protocol_versions\x18\r \x03(\tR\x10protocolVersions\x12>\n" +
+	"\vconcurrency\x18\x0f \x01(\v2\x1c.sluice.admin.v1.ConcurrencyR\vconcurrencyB\v\n" +
+	"\ttransport\"N\n" +
+	"\vConcurrency\x12\x10\n" +
+	"\x03max\x18\x01 \x01(\rR\x03max\x12-\n" +
+	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"]\n" +
 	"\rHttpTransport\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x12\n" +
@@ -1837,7 +1922,7 @@ func file_sluice_admin_v1_resource_proto_rawDescGZIP() []byte {
 }
 
 var file_sluice_admin_v1_resource_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sluice_admin_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_sluice_admin_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_sluice_admin_v1_resource_proto_goTypes = []any{
 	(Backend_PrefixMode)(0),       // 0: sluice.admin.v1.Backend.PrefixMode
 	(Backend_FailureMode)(0),      // 1: sluice.admin.v1.Backend.FailureMode
@@ -1857,15 +1942,16 @@ var file_sluice_admin_v1_resource_proto_goTypes = []any{
 	(*RouteBackend)(nil),          // 15: sluice.admin.v1.RouteBackend
 	(*Backend)(nil),               // 16: sluice.admin.v1.Backend
 	(*Target)(nil),                // 17: sluice.admin.v1.Target
-	(*HttpTransport)(nil),         // 18: sluice.admin.v1.HttpTransport
-	(*StdioTransport)(nil),        // 19: sluice.admin.v1.StdioTransport
-	(*Secret)(nil),                // 20: sluice.admin.v1.Secret
-	nil,                           // 21: sluice.admin.v1.Source.FieldsEntry
-	nil,                           // 22: sluice.admin.v1.StdioTransport.EnvEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*v1.Policies)(nil),           // 24: sluice.policy.v1.Policies
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
-	(*v1.Credential)(nil),         // 26: sluice.policy.v1.Credential
+	(*Concurrency)(nil),           // 18: sluice.admin.v1.Concurrency
+	(*HttpTransport)(nil),         // 19: sluice.admin.v1.HttpTransport
+	(*StdioTransport)(nil),        // 20: sluice.admin.v1.StdioTransport
+	(*Secret)(nil),                // 21: sluice.admin.v1.Secret
+	nil,                           // 22: sluice.admin.v1.Source.FieldsEntry
+	nil,                           // 23: sluice.admin.v1.StdioTransport.EnvEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*v1.Policies)(nil),           // 25: sluice.policy.v1.Policies
+	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
+	(*v1.Credential)(nil),         // 27: sluice.policy.v1.Credential
 }
 var file_sluice_admin_v1_resource_proto_depIdxs = []int32{
 	5,  // 0: sluice.admin.v1.Object.platform:type_name -> sluice.admin.v1.Platform
@@ -1875,49 +1961,52 @@ var file_sluice_admin_v1_resource_proto_depIdxs = []int32{
 	10, // 4: sluice.admin.v1.Object.route:type_name -> sluice.admin.v1.Route
 	16, // 5: sluice.admin.v1.Object.backend:type_name -> sluice.admin.v1.Backend
 	17, // 6: sluice.admin.v1.Object.target:type_name -> sluice.admin.v1.Target
-	20, // 7: sluice.admin.v1.Object.secret:type_name -> sluice.admin.v1.Secret
+	21, // 7: sluice.admin.v1.Object.secret:type_name -> sluice.admin.v1.Secret
 	3,  // 8: sluice.admin.v1.Object.source:type_name -> sluice.admin.v1.Source
-	23, // 9: sluice.admin.v1.Object.updated:type_name -> google.protobuf.Timestamp
+	24, // 9: sluice.admin.v1.Object.updated:type_name -> google.protobuf.Timestamp
 	4,  // 10: sluice.admin.v1.Source.position:type_name -> sluice.admin.v1.Position
-	21, // 11: sluice.admin.v1.Source.fields:type_name -> sluice.admin.v1.Source.FieldsEntry
-	24, // 12: sluice.admin.v1.Platform.policies:type_name -> sluice.policy.v1.Policies
-	24, // 13: sluice.admin.v1.Platform.enforced:type_name -> sluice.policy.v1.Policies
-	24, // 14: sluice.admin.v1.Tenant.policies:type_name -> sluice.policy.v1.Policies
-	24, // 15: sluice.admin.v1.Tenant.enforced:type_name -> sluice.policy.v1.Policies
-	25, // 16: sluice.admin.v1.Tenant.session_ttl:type_name -> google.protobuf.Duration
+	22, // 11: sluice.admin.v1.Source.fields:type_name -> sluice.admin.v1.Source.FieldsEntry
+	25, // 12: sluice.admin.v1.Platform.policies:type_name -> sluice.policy.v1.Policies
+	25, // 13: sluice.admin.v1.Platform.enforced:type_name -> sluice.policy.v1.Policies
+	25, // 14: sluice.admin.v1.Tenant.policies:type_name -> sluice.policy.v1.Policies
+	25, // 15: sluice.admin.v1.Tenant.enforced:type_name -> sluice.policy.v1.Policies
+	26, // 16: sluice.admin.v1.Tenant.session_ttl:type_name -> google.protobuf.Duration
 	9,  // 17: sluice.admin.v1.Listener.tls:type_name -> sluice.admin.v1.ListenerTls
-	24, // 18: sluice.admin.v1.Listener.policies:type_name -> sluice.policy.v1.Policies
-	24, // 19: sluice.admin.v1.Listener.enforced:type_name -> sluice.policy.v1.Policies
-	26, // 20: sluice.admin.v1.ListenerTls.cert:type_name -> sluice.policy.v1.Credential
-	26, // 21: sluice.admin.v1.ListenerTls.key:type_name -> sluice.policy.v1.Credential
-	26, // 22: sluice.admin.v1.ListenerTls.root:type_name -> sluice.policy.v1.Credential
+	25, // 18: sluice.admin.v1.Listener.policies:type_name -> sluice.policy.v1.Policies
+	25, // 19: sluice.admin.v1.Listener.enforced:type_name -> sluice.policy.v1.Policies
+	27, // 20: sluice.admin.v1.ListenerTls.cert:type_name -> sluice.policy.v1.Credential
+	27, // 21: sluice.admin.v1.ListenerTls.key:type_name -> sluice.policy.v1.Credential
+	27, // 22: sluice.admin.v1.ListenerTls.root:type_name -> sluice.policy.v1.Credential
 	11, // 23: sluice.admin.v1.Route.matches:type_name -> sluice.admin.v1.RouteMatch
 	15, // 24: sluice.admin.v1.Route.backends:type_name -> sluice.admin.v1.RouteBackend
-	24, // 25: sluice.admin.v1.Route.policies:type_name -> sluice.policy.v1.Policies
-	24, // 26: sluice.admin.v1.Route.enforced:type_name -> sluice.policy.v1.Policies
+	25, // 25: sluice.admin.v1.Route.policies:type_name -> sluice.policy.v1.Policies
+	25, // 26: sluice.admin.v1.Route.enforced:type_name -> sluice.policy.v1.Policies
 	12, // 27: sluice.admin.v1.RouteMatch.path:type_name -> sluice.admin.v1.PathMatch
 	13, // 28: sluice.admin.v1.RouteMatch.headers:type_name -> sluice.admin.v1.HeaderMatch
 	14, // 29: sluice.admin.v1.HeaderMatch.value:type_name -> sluice.admin.v1.HeaderValueMatch
 	0,  // 30: sluice.admin.v1.Backend.prefix_mode:type_name -> sluice.admin.v1.Backend.PrefixMode
 	1,  // 31: sluice.admin.v1.Backend.failure_mode:type_name -> sluice.admin.v1.Backend.FailureMode
-	24, // 32: sluice.admin.v1.Backend.policies:type_name -> sluice.policy.v1.Policies
-	24, // 33: sluice.admin.v1.Backend.enforced:type_name -> sluice.policy.v1.Policies
-	18, // 34: sluice.admin.v1.Target.mcp:type_name -> sluice.admin.v1.HttpTransport
-	18, // 35: sluice.admin.v1.Target.sse:type_name -> sluice.admin.v1.HttpTransport
-	19, // 36: sluice.admin.v1.Target.stdio:type_name -> sluice.admin.v1.StdioTransport
-	24, // 37: sluice.admin.v1.Target.policies:type_name -> sluice.policy.v1.Policies
-	24, // 38: sluice.admin.v1.Target.enforced:type_name -> sluice.policy.v1.Policies
-	25, // 39: sluice.admin.v1.Target.list_cache:type_name -> google.protobuf.Duration
-	25, // 40: sluice.admin.v1.Target.timeout:type_name -> google.protobuf.Duration
-	22, // 41: sluice.admin.v1.StdioTransport.env:type_name -> sluice.admin.v1.StdioTransport.EnvEntry
-	25, // 42: sluice.admin.v1.StdioTransport.idle:type_name -> google.protobuf.Duration
-	26, // 43: sluice.admin.v1.Secret.value:type_name -> sluice.policy.v1.Credential
-	4,  // 44: sluice.admin.v1.Source.FieldsEntry.value:type_name -> sluice.admin.v1.Position
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	25, // 32: sluice.admin.v1.Backend.policies:type_name -> sluice.policy.v1.Policies
+	25, // 33: sluice.admin.v1.Backend.enforced:type_name -> sluice.policy.v1.Policies
+	19, // 34: sluice.admin.v1.Target.mcp:type_name -> sluice.admin.v1.HttpTransport
+	19, // 35: sluice.admin.v1.Target.sse:type_name -> sluice.admin.v1.HttpTransport
+	20, // 36: sluice.admin.v1.Target.stdio:type_name -> sluice.admin.v1.StdioTransport
+	19, // 37: sluice.admin.v1.Target.a2a:type_name -> sluice.admin.v1.HttpTransport
+	25, // 38: sluice.admin.v1.Target.policies:type_name -> sluice.policy.v1.Policies
+	25, // 39: sluice.admin.v1.Target.enforced:type_name -> sluice.policy.v1.Policies
+	26, // 40: sluice.admin.v1.Target.list_cache:type_name -> google.protobuf.Duration
+	26, // 41: sluice.admin.v1.Target.timeout:type_name -> google.protobuf.Duration
+	18, // 42: sluice.admin.v1.Target.concurrency:type_name -> sluice.admin.v1.Concurrency
+	26, // 43: sluice.admin.v1.Concurrency.wait:type_name -> google.protobuf.Duration
+	23, // 44: sluice.admin.v1.StdioTransport.env:type_name -> sluice.admin.v1.StdioTransport.EnvEntry
+	26, // 45: sluice.admin.v1.StdioTransport.idle:type_name -> google.protobuf.Duration
+	27, // 46: sluice.admin.v1.Secret.value:type_name -> sluice.policy.v1.Credential
+	4,  // 47: sluice.admin.v1.Source.FieldsEntry.value:type_name -> sluice.admin.v1.Position
+	48, // [48:48] is the sub-list for method output_type
+	48, // [48:48] is the sub-list for method input_type
+	48, // [48:48] is the sub-list for extension type_name
+	48, // [48:48] is the sub-list for extension extendee
+	0,  // [0:48] is the sub-list for field type_name
 }
 
 func init() { file_sluice_admin_v1_resource_proto_init() }
@@ -1948,6 +2037,7 @@ func file_sluice_admin_v1_resource_proto_init() {
 		(*Target_Mcp)(nil),
 		(*Target_Sse)(nil),
 		(*Target_Stdio)(nil),
+		(*Target_A2A)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1955,7 +2045,7 @@ func file_sluice_admin_v1_resource_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_admin_v1_resource_proto_rawDesc), len(file_sluice_admin_v1_resource_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

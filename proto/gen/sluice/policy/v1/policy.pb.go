@@ -26,6 +26,56 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type FailureMode int32
+
+const (
+	// Same as FAIL_CLOSED.
+	FailureMode_FAILURE_MODE_UNSPECIFIED FailureMode = 0
+	FailureMode_FAILURE_MODE_FAIL_CLOSED FailureMode = 1
+	FailureMode_FAILURE_MODE_FAIL_OPEN   FailureMode = 2
+)
+
+// Enum value maps for FailureMode.
+var (
+	FailureMode_name = map[int32]string{
+		0: "FAILURE_MODE_UNSPECIFIED",
+		1: "FAILURE_MODE_FAIL_CLOSED",
+		2: "FAILURE_MODE_FAIL_OPEN",
+	}
+	FailureMode_value = map[string]int32{
+		"FAILURE_MODE_UNSPECIFIED": 0,
+		"FAILURE_MODE_FAIL_CLOSED": 1,
+		"FAILURE_MODE_FAIL_OPEN":   2,
+	}
+)
+
+func (x FailureMode) Enum() *FailureMode {
+	p := new(FailureMode)
+	*p = x
+	return p
+}
+
+func (x FailureMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FailureMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_policy_v1_policy_proto_enumTypes[0].Descriptor()
+}
+
+func (FailureMode) Type() protoreflect.EnumType {
+	return &file_sluice_policy_v1_policy_proto_enumTypes[0]
+}
+
+func (x FailureMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FailureMode.Descriptor instead.
+func (FailureMode) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{0}
+}
+
 type JwtAuth_Mode int32
 
 const (
@@ -66,11 +116,11 @@ func (x JwtAuth_Mode) String() string {
 }
 
 func (JwtAuth_Mode) Descriptor() protoreflect.EnumDescriptor {
-	return file_sluice_policy_v1_policy_proto_enumTypes[0].Descriptor()
+	return file_sluice_policy_v1_policy_proto_enumTypes[1].Descriptor()
 }
 
 func (JwtAuth_Mode) Type() protoreflect.EnumType {
-	return &file_sluice_policy_v1_policy_proto_enumTypes[0]
+	return &file_sluice_policy_v1_policy_proto_enumTypes[1]
 }
 
 func (x JwtAuth_Mode) Number() protoreflect.EnumNumber {
@@ -79,7 +129,7 @@ func (x JwtAuth_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use JwtAuth_Mode.Descriptor instead.
 func (JwtAuth_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{24, 0}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{42, 0}
 }
 
 // Policies of one level: at most one of each kind. An unset kind is inherited.
@@ -93,9 +143,15 @@ type Policies struct {
 	Ai                     *Ai                    `protobuf:"bytes,6,opt,name=ai,proto3" json:"ai,omitempty"`
 	A2A                    *A2A                   `protobuf:"bytes,7,opt,name=a2a,proto3" json:"a2a,omitempty"`
 	// Listener and route (and above) only: they act before a target is known.
-	Cors          *Cors       `protobuf:"bytes,8,opt,name=cors,proto3" json:"cors,omitempty"`
-	JwtAuth       *JwtAuth    `protobuf:"bytes,9,opt,name=jwt_auth,json=jwtAuth,proto3" json:"jwt_auth,omitempty"`
-	ApiKey        *ApiKeyAuth `protobuf:"bytes,10,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
+	Cors              *Cors              `protobuf:"bytes,8,opt,name=cors,proto3" json:"cors,omitempty"`
+	JwtAuth           *JwtAuth           `protobuf:"bytes,9,opt,name=jwt_auth,json=jwtAuth,proto3" json:"jwt_auth,omitempty"`
+	ApiKey            *ApiKeyAuth        `protobuf:"bytes,10,opt,name=api_key,json=apiKey,proto3" json:"api_key,omitempty"`
+	McpAuthentication *McpAuthentication `protobuf:"bytes,11,opt,name=mcp_authentication,json=mcpAuthentication,proto3" json:"mcp_authentication,omitempty"`
+	BasicAuth         *BasicAuth         `protobuf:"bytes,12,opt,name=basic_auth,json=basicAuth,proto3" json:"basic_auth,omitempty"`
+	LocalRateLimit    *LocalRateLimit    `protobuf:"bytes,13,opt,name=local_rate_limit,json=localRateLimit,proto3" json:"local_rate_limit,omitempty"`
+	// Not on targets, which have a timeout of their own.
+	Timeout       *Timeout `protobuf:"bytes,14,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Retry         *Retry   `protobuf:"bytes,15,opt,name=retry,proto3" json:"retry,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -196,6 +252,41 @@ func (x *Policies) GetJwtAuth() *JwtAuth {
 func (x *Policies) GetApiKey() *ApiKeyAuth {
 	if x != nil {
 		return x.ApiKey
+	}
+	return nil
+}
+
+func (x *Policies) GetMcpAuthentication() *McpAuthentication {
+	if x != nil {
+		return x.McpAuthentication
+	}
+	return nil
+}
+
+func (x *Policies) GetBasicAuth() *BasicAuth {
+	if x != nil {
+		return x.BasicAuth
+	}
+	return nil
+}
+
+func (x *Policies) GetLocalRateLimit() *LocalRateLimit {
+	if x != nil {
+		return x.LocalRateLimit
+	}
+	return nil
+}
+
+func (x *Policies) GetTimeout() *Timeout {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Policies) GetRetry() *Retry {
+	if x != nil {
+		return x.Retry
 	}
 	return nil
 }
@@ -400,7 +491,10 @@ type AuthorizationRule struct {
 	//	*AuthorizationRule_Allow
 	//	*AuthorizationRule_Deny
 	//	*AuthorizationRule_Require
-	Rule          isAuthorizationRule_Rule `protobuf_oneof:"rule"`
+	Rule isAuthorizationRule_Rule `protobuf_oneof:"rule"`
+	// If set, a caller whom this rule alone keeps out is told the OAuth scope that would let him in: 403 with
+	// `insufficient_scope` (RFC 6750 section 3.1), or 401 if he showed no token. Not with `deny`.
+	Scope         string `protobuf:"bytes,4,opt,name=scope,proto3" json:"scope,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -469,6 +563,13 @@ func (x *AuthorizationRule) GetRequire() string {
 	return ""
 }
 
+func (x *AuthorizationRule) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
 type isAuthorizationRule_Rule interface {
 	isAuthorizationRule_Rule()
 }
@@ -501,6 +602,9 @@ type BackendAuth struct {
 	//	*BackendAuth_Aws
 	//	*BackendAuth_Gcp
 	//	*BackendAuth_Azure
+	//	*BackendAuth_Basic
+	//	*BackendAuth_Oauth
+	//	*BackendAuth_TokenExchange
 	Method isBackendAuth_Method `protobuf_oneof:"method"`
 	// On a stdio target: the child's environment variable that receives the credential. There it is
 	// required with `key`, elsewhere it is refused.
@@ -591,6 +695,33 @@ func (x *BackendAuth) GetAzure() *AzureAuth {
 	return nil
 }
 
+func (x *BackendAuth) GetBasic() *BasicCredential {
+	if x != nil {
+		if x, ok := x.Method.(*BackendAuth_Basic); ok {
+			return x.Basic
+		}
+	}
+	return nil
+}
+
+func (x *BackendAuth) GetOauth() *OauthAuth {
+	if x != nil {
+		if x, ok := x.Method.(*BackendAuth_Oauth); ok {
+			return x.Oauth
+		}
+	}
+	return nil
+}
+
+func (x *BackendAuth) GetTokenExchange() *TokenExchange {
+	if x != nil {
+		if x, ok := x.Method.(*BackendAuth_TokenExchange); ok {
+			return x.TokenExchange
+		}
+	}
+	return nil
+}
+
 func (x *BackendAuth) GetEnv() string {
 	if x != nil {
 		return x.Env
@@ -622,6 +753,18 @@ type BackendAuth_Azure struct {
 	Azure *AzureAuth `protobuf:"bytes,5,opt,name=azure,proto3,oneof"`
 }
 
+type BackendAuth_Basic struct {
+	Basic *BasicCredential `protobuf:"bytes,6,opt,name=basic,proto3,oneof"`
+}
+
+type BackendAuth_Oauth struct {
+	Oauth *OauthAuth `protobuf:"bytes,7,opt,name=oauth,proto3,oneof"`
+}
+
+type BackendAuth_TokenExchange struct {
+	TokenExchange *TokenExchange `protobuf:"bytes,8,opt,name=token_exchange,json=tokenExchange,proto3,oneof"`
+}
+
 func (*BackendAuth_Key) isBackendAuth_Method() {}
 
 func (*BackendAuth_Passthrough) isBackendAuth_Method() {}
@@ -631,6 +774,12 @@ func (*BackendAuth_Aws) isBackendAuth_Method() {}
 func (*BackendAuth_Gcp) isBackendAuth_Method() {}
 
 func (*BackendAuth_Azure) isBackendAuth_Method() {}
+
+func (*BackendAuth_Basic) isBackendAuth_Method() {}
+
+func (*BackendAuth_Oauth) isBackendAuth_Method() {}
+
+func (*BackendAuth_TokenExchange) isBackendAuth_Method() {}
 
 type KeyAuth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1017,21 +1166,85 @@ func (x *PassthroughAuth) GetLocation() *Location {
 	return nil
 }
 
+// BasicCredential is HTTP Basic authentication (RFC 7617) towards the target.
+type BasicCredential struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without a colon.
+	Username      string      `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
+	Password      *Credential `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BasicCredential) Reset() {
+	*x = BasicCredential{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BasicCredential) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BasicCredential) ProtoMessage() {}
+
+func (x *BasicCredential) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BasicCredential.ProtoReflect.Descriptor instead.
+func (*BasicCredential) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *BasicCredential) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *BasicCredential) GetPassword() *Credential {
+	if x != nil {
+		return x.Password
+	}
+	return nil
+}
+
+// AwsAuth signs requests with Signature Version 4, body included. Without keys and web identity: the proxy's own
+// identity (the SDK's default chain), which needs the grant `identity=aws`.
 type AwsAuth struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	AccessKeyId     *Credential            `protobuf:"bytes,1,opt,name=access_key_id,json=accessKeyId,proto3" json:"access_key_id,omitempty"`
-	SecretAccessKey *Credential            `protobuf:"bytes,2,opt,name=secret_access_key,json=secretAccessKey,proto3" json:"secret_access_key,omitempty"`
-	SessionToken    *Credential            `protobuf:"bytes,3,opt,name=session_token,json=sessionToken,proto3" json:"session_token,omitempty"`
-	Region          string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
-	ServiceName     string                 `protobuf:"bytes,5,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
-	AssumeRole      *structpb.Struct       `protobuf:"bytes,6,opt,name=assume_role,json=assumeRole,proto3" json:"assume_role,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Both or none.
+	AccessKeyId     *Credential `protobuf:"bytes,1,opt,name=access_key_id,json=accessKeyId,proto3" json:"access_key_id,omitempty"`
+	SecretAccessKey *Credential `protobuf:"bytes,2,opt,name=secret_access_key,json=secretAccessKey,proto3" json:"secret_access_key,omitempty"`
+	SessionToken    *Credential `protobuf:"bytes,3,opt,name=session_token,json=sessionToken,proto3" json:"session_token,omitempty"`
+	// If empty: AWS_REGION of the proxy.
+	Region string `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
+	// Name in the signature's scope, e.g. `bedrock-agentcore`, `execute-api`, `s3`, `lambda`.
+	ServiceName string `protobuf:"bytes,5,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	// A role to assume with the identity above.
+	AssumeRole *AwsAssumeRole `protobuf:"bytes,6,opt,name=assume_role,json=assumeRole,proto3" json:"assume_role,omitempty"`
+	// If set: AssumeRoleWithWebIdentity, instead of keys.
+	WebIdentity *AwsWebIdentity `protobuf:"bytes,7,opt,name=web_identity,json=webIdentity,proto3" json:"web_identity,omitempty"`
+	// Of STS. If empty: that of the region.
+	StsEndpoint   string `protobuf:"bytes,8,opt,name=sts_endpoint,json=stsEndpoint,proto3" json:"sts_endpoint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AwsAuth) Reset() {
 	*x = AwsAuth{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[12]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1256,7 @@ func (x *AwsAuth) String() string {
 func (*AwsAuth) ProtoMessage() {}
 
 func (x *AwsAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[12]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1269,7 @@ func (x *AwsAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwsAuth.ProtoReflect.Descriptor instead.
 func (*AwsAuth) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{12}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AwsAuth) GetAccessKeyId() *Credential {
@@ -1094,26 +1307,239 @@ func (x *AwsAuth) GetServiceName() string {
 	return ""
 }
 
-func (x *AwsAuth) GetAssumeRole() *structpb.Struct {
+func (x *AwsAuth) GetAssumeRole() *AwsAssumeRole {
 	if x != nil {
 		return x.AssumeRole
 	}
 	return nil
 }
 
+func (x *AwsAuth) GetWebIdentity() *AwsWebIdentity {
+	if x != nil {
+		return x.WebIdentity
+	}
+	return nil
+}
+
+func (x *AwsAuth) GetStsEndpoint() string {
+	if x != nil {
+		return x.StsEndpoint
+	}
+	return ""
+}
+
+type AwsAssumeRole struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	RoleArn string                 `protobuf:"bytes,1,opt,name=role_arn,json=roleArn,proto3" json:"role_arn,omitempty"`
+	// If unset: `sluice`. An expression makes a session for each value of it.
+	SessionName *Value `protobuf:"bytes,2,opt,name=session_name,json=sessionName,proto3" json:"session_name,omitempty"`
+	ExternalId  string `protobuf:"bytes,3,opt,name=external_id,json=externalId,proto3" json:"external_id,omitempty"`
+	// 15 min to 12 h. If unset: 1 h.
+	Duration *durationpb.Duration `protobuf:"bytes,4,opt,name=duration,proto3" json:"duration,omitempty"`
+	// Session tags; values may be CEL over the caller.
+	Tags          []*AwsTag `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwsAssumeRole) Reset() {
+	*x = AwsAssumeRole{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwsAssumeRole) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwsAssumeRole) ProtoMessage() {}
+
+func (x *AwsAssumeRole) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwsAssumeRole.ProtoReflect.Descriptor instead.
+func (*AwsAssumeRole) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AwsAssumeRole) GetRoleArn() string {
+	if x != nil {
+		return x.RoleArn
+	}
+	return ""
+}
+
+func (x *AwsAssumeRole) GetSessionName() *Value {
+	if x != nil {
+		return x.SessionName
+	}
+	return nil
+}
+
+func (x *AwsAssumeRole) GetExternalId() string {
+	if x != nil {
+		return x.ExternalId
+	}
+	return ""
+}
+
+func (x *AwsAssumeRole) GetDuration() *durationpb.Duration {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *AwsAssumeRole) GetTags() []*AwsTag {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+type AwsTag struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Value         *Value                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwsTag) Reset() {
+	*x = AwsTag{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwsTag) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwsTag) ProtoMessage() {}
+
+func (x *AwsTag) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwsTag.ProtoReflect.Descriptor instead.
+func (*AwsTag) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AwsTag) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *AwsTag) GetValue() *Value {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+type AwsWebIdentity struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	RoleArn string                 `protobuf:"bytes,1,opt,name=role_arn,json=roleArn,proto3" json:"role_arn,omitempty"`
+	// The OIDC token; a file is read again when it changes.
+	Token *Credential `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
+	// If empty: `sluice`.
+	SessionName   string `protobuf:"bytes,3,opt,name=session_name,json=sessionName,proto3" json:"session_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwsWebIdentity) Reset() {
+	*x = AwsWebIdentity{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwsWebIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwsWebIdentity) ProtoMessage() {}
+
+func (x *AwsWebIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwsWebIdentity.ProtoReflect.Descriptor instead.
+func (*AwsWebIdentity) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AwsWebIdentity) GetRoleArn() string {
+	if x != nil {
+		return x.RoleArn
+	}
+	return ""
+}
+
+func (x *AwsWebIdentity) GetToken() *Credential {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *AwsWebIdentity) GetSessionName() string {
+	if x != nil {
+		return x.SessionName
+	}
+	return ""
+}
+
+// GcpAuth sends a Google token. Without `credential`: application default credentials, which need the grant `identity=gcp`.
 type GcpAuth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// idToken or accessToken (default).
-	Type          string      `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	Audience      string      `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
-	Credential    *Credential `protobuf:"bytes,3,opt,name=credential,proto3" json:"credential,omitempty"`
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Of an idToken. If empty: the target's origin.
+	Audience string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
+	// JSON: a service account's key, or an external account (workload identity federation).
+	Credential *Credential `protobuf:"bytes,3,opt,name=credential,proto3" json:"credential,omitempty"`
+	// Of an accessToken. If empty: https://www.googleapis.com/auth/cloud-platform.
+	Scopes        []string  `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	Location      *Location `protobuf:"bytes,5,opt,name=location,proto3" json:"location,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GcpAuth) Reset() {
 	*x = GcpAuth{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[13]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1551,7 @@ func (x *GcpAuth) String() string {
 func (*GcpAuth) ProtoMessage() {}
 
 func (x *GcpAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[13]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1564,7 @@ func (x *GcpAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GcpAuth.ProtoReflect.Descriptor instead.
 func (*GcpAuth) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{13}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GcpAuth) GetType() string {
@@ -1162,19 +1588,38 @@ func (x *GcpAuth) GetCredential() *Credential {
 	return nil
 }
 
+func (x *GcpAuth) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *GcpAuth) GetLocation() *Location {
+	if x != nil {
+		return x.Location
+	}
+	return nil
+}
+
+// AzureAuth sends a Microsoft Entra token. Exactly one way is set.
 type AzureAuth struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	ExplicitConfig    *structpb.Struct       `protobuf:"bytes,1,opt,name=explicit_config,json=explicitConfig,proto3" json:"explicit_config,omitempty"`
-	Implicit          *structpb.Struct       `protobuf:"bytes,2,opt,name=implicit,proto3" json:"implicit,omitempty"`
-	DeveloperImplicit *structpb.Struct       `protobuf:"bytes,3,opt,name=developer_implicit,json=developerImplicit,proto3" json:"developer_implicit,omitempty"`
-	Scopes            []string               `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	ExplicitConfig *AzureExplicit         `protobuf:"bytes,1,opt,name=explicit_config,json=explicitConfig,proto3" json:"explicit_config,omitempty"`
+	// The proxy's own identity (environment, workload identity, managed identity). Needs the grant `identity=azure`.
+	Implicit *AzureImplicit `protobuf:"bytes,2,opt,name=implicit,proto3" json:"implicit,omitempty"`
+	// As implicit, and the tools of developers (az, azd). Needs the grant too.
+	DeveloperImplicit *AzureImplicit `protobuf:"bytes,3,opt,name=developer_implicit,json=developerImplicit,proto3" json:"developer_implicit,omitempty"`
+	// If empty: https://cognitiveservices.azure.com/.default.
+	Scopes        []string  `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	Location      *Location `protobuf:"bytes,5,opt,name=location,proto3" json:"location,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AzureAuth) Reset() {
 	*x = AzureAuth{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[14]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1631,7 @@ func (x *AzureAuth) String() string {
 func (*AzureAuth) ProtoMessage() {}
 
 func (x *AzureAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[14]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,24 +1644,24 @@ func (x *AzureAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AzureAuth.ProtoReflect.Descriptor instead.
 func (*AzureAuth) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{14}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{18}
 }
 
-func (x *AzureAuth) GetExplicitConfig() *structpb.Struct {
+func (x *AzureAuth) GetExplicitConfig() *AzureExplicit {
 	if x != nil {
 		return x.ExplicitConfig
 	}
 	return nil
 }
 
-func (x *AzureAuth) GetImplicit() *structpb.Struct {
+func (x *AzureAuth) GetImplicit() *AzureImplicit {
 	if x != nil {
 		return x.Implicit
 	}
 	return nil
 }
 
-func (x *AzureAuth) GetDeveloperImplicit() *structpb.Struct {
+func (x *AzureAuth) GetDeveloperImplicit() *AzureImplicit {
 	if x != nil {
 		return x.DeveloperImplicit
 	}
@@ -1229,6 +1674,908 @@ func (x *AzureAuth) GetScopes() []string {
 	}
 	return nil
 }
+
+func (x *AzureAuth) GetLocation() *Location {
+	if x != nil {
+		return x.Location
+	}
+	return nil
+}
+
+type AzureImplicit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AzureImplicit) Reset() {
+	*x = AzureImplicit{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AzureImplicit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AzureImplicit) ProtoMessage() {}
+
+func (x *AzureImplicit) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AzureImplicit.ProtoReflect.Descriptor instead.
+func (*AzureImplicit) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{19}
+}
+
+// AzureExplicit names one identity.
+type AzureExplicit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Identity:
+	//
+	//	*AzureExplicit_ClientSecret
+	//	*AzureExplicit_ManagedIdentity
+	//	*AzureExplicit_WorkloadIdentity
+	Identity      isAzureExplicit_Identity `protobuf_oneof:"identity"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AzureExplicit) Reset() {
+	*x = AzureExplicit{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AzureExplicit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AzureExplicit) ProtoMessage() {}
+
+func (x *AzureExplicit) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AzureExplicit.ProtoReflect.Descriptor instead.
+func (*AzureExplicit) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AzureExplicit) GetIdentity() isAzureExplicit_Identity {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *AzureExplicit) GetClientSecret() *AzureClientSecret {
+	if x != nil {
+		if x, ok := x.Identity.(*AzureExplicit_ClientSecret); ok {
+			return x.ClientSecret
+		}
+	}
+	return nil
+}
+
+func (x *AzureExplicit) GetManagedIdentity() *AzureManagedIdentity {
+	if x != nil {
+		if x, ok := x.Identity.(*AzureExplicit_ManagedIdentity); ok {
+			return x.ManagedIdentity
+		}
+	}
+	return nil
+}
+
+func (x *AzureExplicit) GetWorkloadIdentity() *AzureWorkloadIdentity {
+	if x != nil {
+		if x, ok := x.Identity.(*AzureExplicit_WorkloadIdentity); ok {
+			return x.WorkloadIdentity
+		}
+	}
+	return nil
+}
+
+type isAzureExplicit_Identity interface {
+	isAzureExplicit_Identity()
+}
+
+type AzureExplicit_ClientSecret struct {
+	ClientSecret *AzureClientSecret `protobuf:"bytes,1,opt,name=client_secret,json=clientSecret,proto3,oneof"`
+}
+
+type AzureExplicit_ManagedIdentity struct {
+	// Needs the grant `identity=azure`.
+	ManagedIdentity *AzureManagedIdentity `protobuf:"bytes,2,opt,name=managed_identity,json=managedIdentity,proto3,oneof"`
+}
+
+type AzureExplicit_WorkloadIdentity struct {
+	WorkloadIdentity *AzureWorkloadIdentity `protobuf:"bytes,3,opt,name=workload_identity,json=workloadIdentity,proto3,oneof"`
+}
+
+func (*AzureExplicit_ClientSecret) isAzureExplicit_Identity() {}
+
+func (*AzureExplicit_ManagedIdentity) isAzureExplicit_Identity() {}
+
+func (*AzureExplicit_WorkloadIdentity) isAzureExplicit_Identity() {}
+
+// AzureClientSecret is an application's own secret. YAML also takes tenant_id, client_id and client_secret.
+type AzureClientSecret struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	TenantId     string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	ClientId     string                 `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	ClientSecret *Credential            `protobuf:"bytes,3,opt,name=client_secret,json=clientSecret,proto3" json:"client_secret,omitempty"`
+	// If empty: https://login.microsoftonline.com.
+	AuthorityHost string `protobuf:"bytes,4,opt,name=authority_host,json=authorityHost,proto3" json:"authority_host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AzureClientSecret) Reset() {
+	*x = AzureClientSecret{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AzureClientSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AzureClientSecret) ProtoMessage() {}
+
+func (x *AzureClientSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AzureClientSecret.ProtoReflect.Descriptor instead.
+func (*AzureClientSecret) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AzureClientSecret) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *AzureClientSecret) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *AzureClientSecret) GetClientSecret() *Credential {
+	if x != nil {
+		return x.ClientSecret
+	}
+	return nil
+}
+
+func (x *AzureClientSecret) GetAuthorityHost() string {
+	if x != nil {
+		return x.AuthorityHost
+	}
+	return ""
+}
+
+type AzureManagedIdentity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// If unset: the system-assigned one.
+	UserAssignedIdentity *AzureUserAssignedIdentity `protobuf:"bytes,1,opt,name=user_assigned_identity,json=userAssignedIdentity,proto3" json:"user_assigned_identity,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *AzureManagedIdentity) Reset() {
+	*x = AzureManagedIdentity{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AzureManagedIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AzureManagedIdentity) ProtoMessage() {}
+
+func (x *AzureManagedIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AzureManagedIdentity.ProtoReflect.Descriptor instead.
+func (*AzureManagedIdentity) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AzureManagedIdentity) GetUserAssignedIdentity() *AzureUserAssignedIdentity {
+	if x != nil {
+		return x.UserAssignedIdentity
+	}
+	return nil
+}
+
+type AzureUserAssignedIdentity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Id:
+	//
+	//	*AzureUserAssignedIdentity_ClientId
+	//	*AzureUserAssignedIdentity_ObjectId
+	//	*AzureUserAssignedIdentity_ResourceId
+	Id            isAzureUserAssignedIdentity_Id `protobuf_oneof:"id"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AzureUserAssignedIdentity) Reset() {
+	*x = AzureUserAssignedIdentity{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AzureUserAssignedIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AzureUserAssignedIdentity) ProtoMessage() {}
+
+func (x *AzureUserAssignedIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AzureUserAssignedIdentity.ProtoReflect.Descriptor instead.
+func (*AzureUserAssignedIdentity) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AzureUserAssignedIdentity) GetId() isAzureUserAssignedIdentity_Id {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *AzureUserAssignedIdentity) GetClientId() string {
+	if x != nil {
+		if x, ok := x.Id.(*AzureUserAssignedIdentity_ClientId); ok {
+			return x.ClientId
+		}
+	}
+	return ""
+}
+
+func (x *AzureUserAssignedIdentity) GetObjectId() string {
+	if x != nil {
+		if x, ok := x.Id.(*AzureUserAssignedIdentity_ObjectId); ok {
+			return x.ObjectId
+		}
+	}
+	return ""
+}
+
+func (x *AzureUserAssignedIdentity) GetResourceId() string {
+	if x != nil {
+		if x, ok := x.Id.(*AzureUserAssignedIdentity_ResourceId); ok {
+			return x.ResourceId
+		}
+	}
+	return ""
+}
+
+type isAzureUserAssignedIdentity_Id interface {
+	isAzureUserAssignedIdentity_Id()
+}
+
+type AzureUserAssignedIdentity_ClientId struct {
+	ClientId string `protobuf:"bytes,1,opt,name=client_id,json=clientId,proto3,oneof"`
+}
+
+type AzureUserAssignedIdentity_ObjectId struct {
+	ObjectId string `protobuf:"bytes,2,opt,name=object_id,json=objectId,proto3,oneof"`
+}
+
+type AzureUserAssignedIdentity_ResourceId struct {
+	ResourceId string `protobuf:"bytes,3,opt,name=resource_id,json=resourceId,proto3,oneof"`
+}
+
+func (*AzureUserAssignedIdentity_ClientId) isAzureUserAssignedIdentity_Id() {}
+
+func (*AzureUserAssignedIdentity_ObjectId) isAzureUserAssignedIdentity_Id() {}
+
+func (*AzureUserAssignedIdentity_ResourceId) isAzureUserAssignedIdentity_Id() {}
+
+// AzureWorkloadIdentity exchanges a federated token. What is unset comes from the environment that Azure's webhook sets, for
+// which the grant `identity=azure` is needed.
+type AzureWorkloadIdentity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TenantId      string                 `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	ClientId      string                 `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	Token         *Credential            `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
+	AuthorityHost string                 `protobuf:"bytes,4,opt,name=authority_host,json=authorityHost,proto3" json:"authority_host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AzureWorkloadIdentity) Reset() {
+	*x = AzureWorkloadIdentity{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AzureWorkloadIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AzureWorkloadIdentity) ProtoMessage() {}
+
+func (x *AzureWorkloadIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AzureWorkloadIdentity.ProtoReflect.Descriptor instead.
+func (*AzureWorkloadIdentity) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *AzureWorkloadIdentity) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *AzureWorkloadIdentity) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *AzureWorkloadIdentity) GetToken() *Credential {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *AzureWorkloadIdentity) GetAuthorityHost() string {
+	if x != nil {
+		return x.AuthorityHost
+	}
+	return ""
+}
+
+// OauthClient is how the proxy authenticates at a token endpoint (RFC 6749 section 2.3, RFC 7523).
+type OauthClient struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// http only on loopback addresses.
+	TokenUrl string `protobuf:"bytes,1,opt,name=token_url,json=tokenUrl,proto3" json:"token_url,omitempty"`
+	ClientId string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// client_secret_basic (default with a secret), client_secret_post, private_key_jwt (default with a key), none.
+	AuthMethod   string      `protobuf:"bytes,3,opt,name=auth_method,json=authMethod,proto3" json:"auth_method,omitempty"`
+	ClientSecret *Credential `protobuf:"bytes,4,opt,name=client_secret,json=clientSecret,proto3" json:"client_secret,omitempty"`
+	// PEM or JWK, for private_key_jwt.
+	PrivateKey *Credential `protobuf:"bytes,5,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	// Of the assertion's header. If empty: the JWK's own, or none.
+	KeyId string `protobuf:"bytes,6,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Of the assertion. If empty: what the key's type takes (RS256, ES256, EdDSA, …).
+	Algorithm string `protobuf:"bytes,7,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
+	// `aud` of the assertion. If empty: token_url.
+	AssertionAudience string `protobuf:"bytes,8,opt,name=assertion_audience,json=assertionAudience,proto3" json:"assertion_audience,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *OauthClient) Reset() {
+	*x = OauthClient{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OauthClient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OauthClient) ProtoMessage() {}
+
+func (x *OauthClient) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OauthClient.ProtoReflect.Descriptor instead.
+func (*OauthClient) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *OauthClient) GetTokenUrl() string {
+	if x != nil {
+		return x.TokenUrl
+	}
+	return ""
+}
+
+func (x *OauthClient) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *OauthClient) GetAuthMethod() string {
+	if x != nil {
+		return x.AuthMethod
+	}
+	return ""
+}
+
+func (x *OauthClient) GetClientSecret() *Credential {
+	if x != nil {
+		return x.ClientSecret
+	}
+	return nil
+}
+
+func (x *OauthClient) GetPrivateKey() *Credential {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return nil
+}
+
+func (x *OauthClient) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *OauthClient) GetAlgorithm() string {
+	if x != nil {
+		return x.Algorithm
+	}
+	return ""
+}
+
+func (x *OauthClient) GetAssertionAudience() string {
+	if x != nil {
+		return x.AssertionAudience
+	}
+	return ""
+}
+
+// OauthAuth is the client credentials grant (RFC 6749 section 4.4).
+type OauthAuth struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Client *OauthClient           `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	Scopes []string               `protobuf:"bytes,2,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// RFC 8707.
+	Resource string `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
+	// As some servers want it beside or instead of `resource`.
+	Audience string `protobuf:"bytes,4,opt,name=audience,proto3" json:"audience,omitempty"`
+	// Further parameters of the token request.
+	Params map[string]string `protobuf:"bytes,5,rep,name=params,proto3" json:"params,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// If unset: header `Authorization` with prefix `Bearer `.
+	Location      *Location `protobuf:"bytes,6,opt,name=location,proto3" json:"location,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OauthAuth) Reset() {
+	*x = OauthAuth{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OauthAuth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OauthAuth) ProtoMessage() {}
+
+func (x *OauthAuth) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OauthAuth.ProtoReflect.Descriptor instead.
+func (*OauthAuth) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *OauthAuth) GetClient() *OauthClient {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+func (x *OauthAuth) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *OauthAuth) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *OauthAuth) GetAudience() string {
+	if x != nil {
+		return x.Audience
+	}
+	return ""
+}
+
+func (x *OauthAuth) GetParams() map[string]string {
+	if x != nil {
+		return x.Params
+	}
+	return nil
+}
+
+func (x *OauthAuth) GetLocation() *Location {
+	if x != nil {
+		return x.Location
+	}
+	return nil
+}
+
+// TokenExchange exchanges the caller's verified token for one of the target (RFC 8693). A caller without a token is refused.
+type TokenExchange struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Client   *OauthClient           `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
+	Audience string                 `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
+	Resource string                 `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
+	Scopes   []string               `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// If empty: urn:ietf:params:oauth:token-type:access_token.
+	SubjectTokenType string `protobuf:"bytes,5,opt,name=subject_token_type,json=subjectTokenType,proto3" json:"subject_token_type,omitempty"`
+	// If empty: the server's choice.
+	RequestedTokenType string `protobuf:"bytes,6,opt,name=requested_token_type,json=requestedTokenType,proto3" json:"requested_token_type,omitempty"`
+	// Who acts for the caller. If unset: nobody is named.
+	Actor         *TokenExchangeActor `protobuf:"bytes,7,opt,name=actor,proto3" json:"actor,omitempty"`
+	Location      *Location           `protobuf:"bytes,8,opt,name=location,proto3" json:"location,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenExchange) Reset() {
+	*x = TokenExchange{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenExchange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenExchange) ProtoMessage() {}
+
+func (x *TokenExchange) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenExchange.ProtoReflect.Descriptor instead.
+func (*TokenExchange) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *TokenExchange) GetClient() *OauthClient {
+	if x != nil {
+		return x.Client
+	}
+	return nil
+}
+
+func (x *TokenExchange) GetAudience() string {
+	if x != nil {
+		return x.Audience
+	}
+	return ""
+}
+
+func (x *TokenExchange) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *TokenExchange) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *TokenExchange) GetSubjectTokenType() string {
+	if x != nil {
+		return x.SubjectTokenType
+	}
+	return ""
+}
+
+func (x *TokenExchange) GetRequestedTokenType() string {
+	if x != nil {
+		return x.RequestedTokenType
+	}
+	return ""
+}
+
+func (x *TokenExchange) GetActor() *TokenExchangeActor {
+	if x != nil {
+		return x.Actor
+	}
+	return nil
+}
+
+func (x *TokenExchange) GetLocation() *Location {
+	if x != nil {
+		return x.Location
+	}
+	return nil
+}
+
+type TokenExchangeActor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Token:
+	//
+	//	*TokenExchangeActor_Credential
+	//	*TokenExchangeActor_ClientCredentials
+	Token isTokenExchangeActor_Token `protobuf_oneof:"token"`
+	// If empty: urn:ietf:params:oauth:token-type:access_token.
+	TokenType     string `protobuf:"bytes,3,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenExchangeActor) Reset() {
+	*x = TokenExchangeActor{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenExchangeActor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenExchangeActor) ProtoMessage() {}
+
+func (x *TokenExchangeActor) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenExchangeActor.ProtoReflect.Descriptor instead.
+func (*TokenExchangeActor) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *TokenExchangeActor) GetToken() isTokenExchangeActor_Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *TokenExchangeActor) GetCredential() *Credential {
+	if x != nil {
+		if x, ok := x.Token.(*TokenExchangeActor_Credential); ok {
+			return x.Credential
+		}
+	}
+	return nil
+}
+
+func (x *TokenExchangeActor) GetClientCredentials() *OauthAuth {
+	if x != nil {
+		if x, ok := x.Token.(*TokenExchangeActor_ClientCredentials); ok {
+			return x.ClientCredentials
+		}
+	}
+	return nil
+}
+
+func (x *TokenExchangeActor) GetTokenType() string {
+	if x != nil {
+		return x.TokenType
+	}
+	return ""
+}
+
+type isTokenExchangeActor_Token interface {
+	isTokenExchangeActor_Token()
+}
+
+type TokenExchangeActor_Credential struct {
+	// The actor's token as it is.
+	Credential *Credential `protobuf:"bytes,1,opt,name=credential,proto3,oneof"`
+}
+
+type TokenExchangeActor_ClientCredentials struct {
+	// The actor's token by client credentials.
+	ClientCredentials *OauthAuth `protobuf:"bytes,2,opt,name=client_credentials,json=clientCredentials,proto3,oneof"`
+}
+
+func (*TokenExchangeActor_Credential) isTokenExchangeActor_Token() {}
+
+func (*TokenExchangeActor_ClientCredentials) isTokenExchangeActor_Token() {}
+
+// Value is literal, or CEL of type string over the same variables as rules. In YAML a plain string is `value`.
+type Value struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Value_Value
+	//	*Value_Expression
+	Kind          isValue_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Value) Reset() {
+	*x = Value{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Value) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Value) ProtoMessage() {}
+
+func (x *Value) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Value.ProtoReflect.Descriptor instead.
+func (*Value) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Value) GetKind() isValue_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Value) GetValue() string {
+	if x != nil {
+		if x, ok := x.Kind.(*Value_Value); ok {
+			return x.Value
+		}
+	}
+	return ""
+}
+
+func (x *Value) GetExpression() string {
+	if x != nil {
+		if x, ok := x.Kind.(*Value_Expression); ok {
+			return x.Expression
+		}
+	}
+	return ""
+}
+
+type isValue_Kind interface {
+	isValue_Kind()
+}
+
+type Value_Value struct {
+	Value string `protobuf:"bytes,1,opt,name=value,proto3,oneof"`
+}
+
+type Value_Expression struct {
+	Expression string `protobuf:"bytes,2,opt,name=expression,proto3,oneof"`
+}
+
+func (*Value_Value) isValue_Kind() {}
+
+func (*Value_Expression) isValue_Kind() {}
 
 // BackendTls is TLS towards a target. Set on a plain http target, it makes the connection TLS.
 type BackendTls struct {
@@ -1256,7 +2603,7 @@ type BackendTls struct {
 
 func (x *BackendTls) Reset() {
 	*x = BackendTls{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[15]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +2615,7 @@ func (x *BackendTls) String() string {
 func (*BackendTls) ProtoMessage() {}
 
 func (x *BackendTls) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[15]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +2628,7 @@ func (x *BackendTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackendTls.ProtoReflect.Descriptor instead.
 func (*BackendTls) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{15}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *BackendTls) GetRoot() *Credential {
@@ -1350,8 +2697,8 @@ func (x *BackendTls) GetMinVersion() string {
 // HeaderModifier changes headers: `add`, `set`, `remove`, in that order.
 type HeaderModifier struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Add           map[string]string      `protobuf:"bytes,1,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Set           map[string]string      `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Add           map[string]*Value      `protobuf:"bytes,1,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Set           map[string]*Value      `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1359,7 +2706,7 @@ type HeaderModifier struct {
 
 func (x *HeaderModifier) Reset() {
 	*x = HeaderModifier{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[16]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +2718,7 @@ func (x *HeaderModifier) String() string {
 func (*HeaderModifier) ProtoMessage() {}
 
 func (x *HeaderModifier) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[16]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,17 +2731,17 @@ func (x *HeaderModifier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderModifier.ProtoReflect.Descriptor instead.
 func (*HeaderModifier) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{16}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{31}
 }
 
-func (x *HeaderModifier) GetAdd() map[string]string {
+func (x *HeaderModifier) GetAdd() map[string]*Value {
 	if x != nil {
 		return x.Add
 	}
 	return nil
 }
 
-func (x *HeaderModifier) GetSet() map[string]string {
+func (x *HeaderModifier) GetSet() map[string]*Value {
 	if x != nil {
 		return x.Set
 	}
@@ -1408,20 +2755,23 @@ func (x *HeaderModifier) GetRemove() []string {
 	return nil
 }
 
-// Ai guards MCP content. Checked for shape; enforced from the next release on, until then refused at apply.
+// Ai guards MCP content on its way to a target and back, and fills in parameters.
 type Ai struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PromptGuard   *PromptGuard           `protobuf:"bytes,1,opt,name=prompt_guard,json=promptGuard,proto3" json:"prompt_guard,omitempty"`
-	Defaults      *structpb.Struct       `protobuf:"bytes,2,opt,name=defaults,proto3" json:"defaults,omitempty"`
-	Overrides     *structpb.Struct       `protobuf:"bytes,3,opt,name=overrides,proto3" json:"overrides,omitempty"`
-	ModelAliases  map[string]string      `protobuf:"bytes,4,rep,name=model_aliases,json=modelAliases,proto3" json:"model_aliases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	PromptGuard *PromptGuard           `protobuf:"bytes,1,opt,name=prompt_guard,json=promptGuard,proto3" json:"prompt_guard,omitempty"`
+	// Arguments of tool calls, and parameters of sampling requests, where they are missing.
+	Defaults *structpb.Struct `protobuf:"bytes,2,opt,name=defaults,proto3" json:"defaults,omitempty"`
+	// The same, whatever was given.
+	Overrides *structpb.Struct `protobuf:"bytes,3,opt,name=overrides,proto3" json:"overrides,omitempty"`
+	// Names of models in arguments and sampling preferences, to others. A name may hold one `*`; the longest match wins.
+	ModelAliases  map[string]string `protobuf:"bytes,4,rep,name=model_aliases,json=modelAliases,proto3" json:"model_aliases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Ai) Reset() {
 	*x = Ai{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[17]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +2783,7 @@ func (x *Ai) String() string {
 func (*Ai) ProtoMessage() {}
 
 func (x *Ai) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[17]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +2796,7 @@ func (x *Ai) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ai.ProtoReflect.Descriptor instead.
 func (*Ai) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{17}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Ai) GetPromptGuard() *PromptGuard {
@@ -1479,9 +2829,9 @@ func (x *Ai) GetModelAliases() map[string]string {
 
 type PromptGuard struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// On the way to the target.
+	// On the way to the target: arguments, and answers to what it asked.
 	Request []*Guard `protobuf:"bytes,1,rep,name=request,proto3" json:"request,omitempty"`
-	// On the way to the client.
+	// On the way to the client: results, contents, messages, and what the target asks.
 	Response      []*Guard `protobuf:"bytes,2,rep,name=response,proto3" json:"response,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1489,7 +2839,7 @@ type PromptGuard struct {
 
 func (x *PromptGuard) Reset() {
 	*x = PromptGuard{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[18]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +2851,7 @@ func (x *PromptGuard) String() string {
 func (*PromptGuard) ProtoMessage() {}
 
 func (x *PromptGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[18]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +2864,7 @@ func (x *PromptGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromptGuard.ProtoReflect.Descriptor instead.
 func (*PromptGuard) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{18}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PromptGuard) GetRequest() []*Guard {
@@ -1532,15 +2882,22 @@ func (x *PromptGuard) GetResponse() []*Guard {
 }
 
 type Guard struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Regex         *RegexGuard            `protobuf:"bytes,1,opt,name=regex,proto3" json:"regex,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Guard:
+	//
+	//	*Guard_Regex
+	//	*Guard_Webhook
+	//	*Guard_OpenAiModeration
+	Guard isGuard_Guard `protobuf_oneof:"guard"`
+	// What the caller is told of a rejection. If unset: a text that names the guard's place, and not what it found.
+	Rejection     *GuardRejection `protobuf:"bytes,4,opt,name=rejection,proto3" json:"rejection,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Guard) Reset() {
 	*x = Guard{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[19]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +2909,7 @@ func (x *Guard) String() string {
 func (*Guard) ProtoMessage() {}
 
 func (x *Guard) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[19]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1565,14 +2922,114 @@ func (x *Guard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guard.ProtoReflect.Descriptor instead.
 func (*Guard) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{19}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Guard) GetGuard() isGuard_Guard {
+	if x != nil {
+		return x.Guard
+	}
+	return nil
 }
 
 func (x *Guard) GetRegex() *RegexGuard {
 	if x != nil {
-		return x.Regex
+		if x, ok := x.Guard.(*Guard_Regex); ok {
+			return x.Regex
+		}
 	}
 	return nil
+}
+
+func (x *Guard) GetWebhook() *WebhookGuard {
+	if x != nil {
+		if x, ok := x.Guard.(*Guard_Webhook); ok {
+			return x.Webhook
+		}
+	}
+	return nil
+}
+
+func (x *Guard) GetOpenAiModeration() *ModerationGuard {
+	if x != nil {
+		if x, ok := x.Guard.(*Guard_OpenAiModeration); ok {
+			return x.OpenAiModeration
+		}
+	}
+	return nil
+}
+
+func (x *Guard) GetRejection() *GuardRejection {
+	if x != nil {
+		return x.Rejection
+	}
+	return nil
+}
+
+type isGuard_Guard interface {
+	isGuard_Guard()
+}
+
+type Guard_Regex struct {
+	Regex *RegexGuard `protobuf:"bytes,1,opt,name=regex,proto3,oneof"`
+}
+
+type Guard_Webhook struct {
+	Webhook *WebhookGuard `protobuf:"bytes,2,opt,name=webhook,proto3,oneof"`
+}
+
+type Guard_OpenAiModeration struct {
+	OpenAiModeration *ModerationGuard `protobuf:"bytes,3,opt,name=open_ai_moderation,json=openAIModeration,proto3,oneof"`
+}
+
+func (*Guard_Regex) isGuard_Guard() {}
+
+func (*Guard_Webhook) isGuard_Guard() {}
+
+func (*Guard_OpenAiModeration) isGuard_Guard() {}
+
+type GuardRejection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Message       string                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuardRejection) Reset() {
+	*x = GuardRejection{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuardRejection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuardRejection) ProtoMessage() {}
+
+func (x *GuardRejection) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuardRejection.ProtoReflect.Descriptor instead.
+func (*GuardRejection) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *GuardRejection) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
 }
 
 type RegexGuard struct {
@@ -1586,7 +3043,7 @@ type RegexGuard struct {
 
 func (x *RegexGuard) Reset() {
 	*x = RegexGuard{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[20]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +3055,7 @@ func (x *RegexGuard) String() string {
 func (*RegexGuard) ProtoMessage() {}
 
 func (x *RegexGuard) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[20]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +3068,7 @@ func (x *RegexGuard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegexGuard.ProtoReflect.Descriptor instead.
 func (*RegexGuard) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{20}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RegexGuard) GetAction() string {
@@ -1641,7 +3098,7 @@ type RegexRule struct {
 
 func (x *RegexRule) Reset() {
 	*x = RegexRule{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[21]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1653,7 +3110,7 @@ func (x *RegexRule) String() string {
 func (*RegexRule) ProtoMessage() {}
 
 func (x *RegexRule) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[21]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1666,7 +3123,7 @@ func (x *RegexRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegexRule.ProtoReflect.Descriptor instead.
 func (*RegexRule) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{21}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RegexRule) GetRule() isRegexRule_Rule {
@@ -1704,7 +3161,7 @@ type RegexRule_Pattern struct {
 }
 
 type RegexRule_Builtin struct {
-	// ssn, creditCard, phoneNumber, email, caSin.
+	// email, creditCard, phoneNumber, ssn, caSin, iban, secrets.
 	Builtin string `protobuf:"bytes,2,opt,name=builtin,proto3,oneof"`
 }
 
@@ -1712,7 +3169,186 @@ func (*RegexRule_Pattern) isRegexRule_Rule() {}
 
 func (*RegexRule_Builtin) isRegexRule_Rule() {}
 
-// A2a marks the target as an A2A agent. Refused at apply until it is enforced.
+// WebhookGuard asks a service of the operator's; docs/policies/ai.md has the contract.
+type WebhookGuard struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// http or https.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// Sent with each request.
+	Headers map[string]*Value `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Sent as `Authorization: Bearer`.
+	Credential *Credential `protobuf:"bytes,3,opt,name=credential,proto3" json:"credential,omitempty"`
+	// If unset: 5 s.
+	Timeout     *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	FailureMode FailureMode          `protobuf:"varint,5,opt,name=failure_mode,json=failureMode,proto3,enum=sluice.policy.v1.FailureMode" json:"failure_mode,omitempty"`
+	// TLS towards it. If unset: the system's roots.
+	Tls           *BackendTls `protobuf:"bytes,6,opt,name=tls,proto3" json:"tls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WebhookGuard) Reset() {
+	*x = WebhookGuard{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WebhookGuard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WebhookGuard) ProtoMessage() {}
+
+func (x *WebhookGuard) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WebhookGuard.ProtoReflect.Descriptor instead.
+func (*WebhookGuard) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *WebhookGuard) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *WebhookGuard) GetHeaders() map[string]*Value {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *WebhookGuard) GetCredential() *Credential {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *WebhookGuard) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *WebhookGuard) GetFailureMode() FailureMode {
+	if x != nil {
+		return x.FailureMode
+	}
+	return FailureMode_FAILURE_MODE_UNSPECIFIED
+}
+
+func (x *WebhookGuard) GetTls() *BackendTls {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+// ModerationGuard asks an endpoint of the form of OpenAI's moderations, and rejects what it flags.
+type ModerationGuard struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// If empty: https://api.openai.com/v1/moderations.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// If empty: omni-moderation-latest.
+	Model      string      `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Credential *Credential `protobuf:"bytes,3,opt,name=credential,proto3" json:"credential,omitempty"`
+	// Reject for these categories alone. If empty: whatever is flagged.
+	Categories []string `protobuf:"bytes,4,rep,name=categories,proto3" json:"categories,omitempty"`
+	// If unset: 5 s.
+	Timeout       *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	FailureMode   FailureMode          `protobuf:"varint,6,opt,name=failure_mode,json=failureMode,proto3,enum=sluice.policy.v1.FailureMode" json:"failure_mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModerationGuard) Reset() {
+	*x = ModerationGuard{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModerationGuard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModerationGuard) ProtoMessage() {}
+
+func (x *ModerationGuard) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModerationGuard.ProtoReflect.Descriptor instead.
+func (*ModerationGuard) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ModerationGuard) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *ModerationGuard) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *ModerationGuard) GetCredential() *Credential {
+	if x != nil {
+		return x.Credential
+	}
+	return nil
+}
+
+func (x *ModerationGuard) GetCategories() []string {
+	if x != nil {
+		return x.Categories
+	}
+	return nil
+}
+
+func (x *ModerationGuard) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *ModerationGuard) GetFailureMode() FailureMode {
+	if x != nil {
+		return x.FailureMode
+	}
+	return FailureMode_FAILURE_MODE_UNSPECIFIED
+}
+
+// A2a marks the target as an A2A agent: its card is served with rewritten URLs, its methods are known to rules.
 type A2A struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1721,7 +3357,7 @@ type A2A struct {
 
 func (x *A2A) Reset() {
 	*x = A2A{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[22]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +3369,7 @@ func (x *A2A) String() string {
 func (*A2A) ProtoMessage() {}
 
 func (x *A2A) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[22]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +3382,7 @@ func (x *A2A) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use A2A.ProtoReflect.Descriptor instead.
 func (*A2A) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{22}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{40}
 }
 
 type Cors struct {
@@ -1768,7 +3404,7 @@ type Cors struct {
 
 func (x *Cors) Reset() {
 	*x = Cors{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[23]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +3416,7 @@ func (x *Cors) String() string {
 func (*Cors) ProtoMessage() {}
 
 func (x *Cors) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[23]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +3429,7 @@ func (x *Cors) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cors.ProtoReflect.Descriptor instead.
 func (*Cors) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{23}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Cors) GetAllowOrigins() []string {
@@ -1852,7 +3488,7 @@ type JwtAuth struct {
 
 func (x *JwtAuth) Reset() {
 	*x = JwtAuth{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[24]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +3500,7 @@ func (x *JwtAuth) String() string {
 func (*JwtAuth) ProtoMessage() {}
 
 func (x *JwtAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[24]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +3513,7 @@ func (x *JwtAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtAuth.ProtoReflect.Descriptor instead.
 func (*JwtAuth) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{24}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *JwtAuth) GetMode() JwtAuth_Mode {
@@ -1916,7 +3552,7 @@ type JwtProvider struct {
 
 func (x *JwtProvider) Reset() {
 	*x = JwtProvider{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[25]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1928,7 +3564,7 @@ func (x *JwtProvider) String() string {
 func (*JwtProvider) ProtoMessage() {}
 
 func (x *JwtProvider) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[25]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1941,7 +3577,7 @@ func (x *JwtProvider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JwtProvider.ProtoReflect.Descriptor instead.
 func (*JwtProvider) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{25}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *JwtProvider) GetIssuer() string {
@@ -1987,7 +3623,7 @@ type Jwks struct {
 
 func (x *Jwks) Reset() {
 	*x = Jwks{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[26]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1999,7 +3635,7 @@ func (x *Jwks) String() string {
 func (*Jwks) ProtoMessage() {}
 
 func (x *Jwks) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[26]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2012,7 +3648,7 @@ func (x *Jwks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Jwks.ProtoReflect.Descriptor instead.
 func (*Jwks) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{26}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Jwks) GetSource() isJwks_Source {
@@ -2087,7 +3723,7 @@ type ApiKeyAuth struct {
 
 func (x *ApiKeyAuth) Reset() {
 	*x = ApiKeyAuth{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[27]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +3735,7 @@ func (x *ApiKeyAuth) String() string {
 func (*ApiKeyAuth) ProtoMessage() {}
 
 func (x *ApiKeyAuth) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[27]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +3748,7 @@ func (x *ApiKeyAuth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKeyAuth.ProtoReflect.Descriptor instead.
 func (*ApiKeyAuth) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{27}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ApiKeyAuth) GetMode() JwtAuth_Mode {
@@ -2149,7 +3785,7 @@ type ApiKey struct {
 
 func (x *ApiKey) Reset() {
 	*x = ApiKey{}
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[28]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2161,7 +3797,7 @@ func (x *ApiKey) String() string {
 func (*ApiKey) ProtoMessage() {}
 
 func (x *ApiKey) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_policy_v1_policy_proto_msgTypes[28]
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2174,7 +3810,7 @@ func (x *ApiKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKey.ProtoReflect.Descriptor instead.
 func (*ApiKey) Descriptor() ([]byte, []int) {
-	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{28}
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ApiKey) GetKey() *Credential {
@@ -2198,11 +3834,398 @@ func (x *ApiKey) GetMetadata() *structpb.Struct {
 	return nil
 }
 
+// McpAuthentication makes the route an OAuth protected resource (RFC 9728) as the MCP specification has it: tokens are
+// verified, metadata is served, and a refusal says where to get a token.
+type McpAuthentication struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As JwtAuth.Mode, but unset is STRICT.
+	Mode JwtAuth_Mode `protobuf:"varint,1,opt,name=mode,proto3,enum=sluice.policy.v1.JwtAuth_Mode" json:"mode,omitempty"`
+	// At least one. YAML's single form (issuer, audiences, jwks at the top) is one provider. A provider without audiences
+	// takes tokens for `resource`; without jwks, the control plane finds them through the issuer's metadata.
+	Providers []*JwtProvider `protobuf:"bytes,2,rep,name=providers,proto3" json:"providers,omitempty"`
+	// The protected resource's identifier. If empty: the URL that the client used.
+	Resource string `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
+	// Scopes that a token must have, and that the challenge names.
+	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// More members of the metadata document, e.g. resource_name. `resource`, `authorization_servers` and `scopes_supported`
+	// are filled in unless they are here.
+	ResourceMetadata *structpb.Struct `protobuf:"bytes,5,opt,name=resource_metadata,json=resourceMetadata,proto3" json:"resource_metadata,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *McpAuthentication) Reset() {
+	*x = McpAuthentication{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *McpAuthentication) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*McpAuthentication) ProtoMessage() {}
+
+func (x *McpAuthentication) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use McpAuthentication.ProtoReflect.Descriptor instead.
+func (*McpAuthentication) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *McpAuthentication) GetMode() JwtAuth_Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return JwtAuth_MODE_UNSPECIFIED
+}
+
+func (x *McpAuthentication) GetProviders() []*JwtProvider {
+	if x != nil {
+		return x.Providers
+	}
+	return nil
+}
+
+func (x *McpAuthentication) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *McpAuthentication) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *McpAuthentication) GetResourceMetadata() *structpb.Struct {
+	if x != nil {
+		return x.ResourceMetadata
+	}
+	return nil
+}
+
+// BasicAuth is HTTP Basic authentication (RFC 7617) of callers.
+type BasicAuth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As JwtAuth.Mode.
+	Mode JwtAuth_Mode `protobuf:"varint,1,opt,name=mode,proto3,enum=sluice.policy.v1.JwtAuth_Mode" json:"mode,omitempty"`
+	// Lines of `user:hash`, as htpasswd writes them with bcrypt (-B). In YAML a string, {file: …} or {secret: …}.
+	Htpasswd *Credential `protobuf:"bytes,2,opt,name=htpasswd,proto3" json:"htpasswd,omitempty"`
+	// If empty: `sluice`.
+	Realm         string `protobuf:"bytes,3,opt,name=realm,proto3" json:"realm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BasicAuth) Reset() {
+	*x = BasicAuth{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BasicAuth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BasicAuth) ProtoMessage() {}
+
+func (x *BasicAuth) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BasicAuth.ProtoReflect.Descriptor instead.
+func (*BasicAuth) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *BasicAuth) GetMode() JwtAuth_Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return JwtAuth_MODE_UNSPECIFIED
+}
+
+func (x *BasicAuth) GetHtpasswd() *Credential {
+	if x != nil {
+		return x.Htpasswd
+	}
+	return nil
+}
+
+func (x *BasicAuth) GetRealm() string {
+	if x != nil {
+		return x.Realm
+	}
+	return ""
+}
+
+// LocalRateLimit bounds the requests of callers, on each proxy by itself. In YAML a list is `limits`.
+type LocalRateLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All of them hold.
+	Limits        []*RateLimit `protobuf:"bytes,1,rep,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalRateLimit) Reset() {
+	*x = LocalRateLimit{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalRateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalRateLimit) ProtoMessage() {}
+
+func (x *LocalRateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalRateLimit.ProtoReflect.Descriptor instead.
+func (*LocalRateLimit) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *LocalRateLimit) GetLimits() []*RateLimit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// RateLimit is a token bucket: each request takes a token.
+type RateLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Size of the bucket.
+	MaxTokens uint32 `protobuf:"varint,1,opt,name=max_tokens,json=maxTokens,proto3" json:"max_tokens,omitempty"`
+	// If 0: max_tokens.
+	TokensPerFill uint32               `protobuf:"varint,2,opt,name=tokens_per_fill,json=tokensPerFill,proto3" json:"tokens_per_fill,omitempty"`
+	FillInterval  *durationpb.Duration `protobuf:"bytes,3,opt,name=fill_interval,json=fillInterval,proto3" json:"fill_interval,omitempty"`
+	// CEL of type string over what rules read: each value has a bucket of its own. If empty: one bucket for all that the
+	// level covers.
+	Key           string `protobuf:"bytes,4,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimit) Reset() {
+	*x = RateLimit{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimit) ProtoMessage() {}
+
+func (x *RateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
+func (*RateLimit) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *RateLimit) GetMaxTokens() uint32 {
+	if x != nil {
+		return x.MaxTokens
+	}
+	return 0
+}
+
+func (x *RateLimit) GetTokensPerFill() uint32 {
+	if x != nil {
+		return x.TokensPerFill
+	}
+	return 0
+}
+
+func (x *RateLimit) GetFillInterval() *durationpb.Duration {
+	if x != nil {
+		return x.FillInterval
+	}
+	return nil
+}
+
+func (x *RateLimit) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+// Timeout bounds requests.
+type Timeout struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From the request to the end of the answer. Streams that stay open (GET, subscriptions) are not bounded.
+	RequestTimeout *durationpb.Duration `protobuf:"bytes,1,opt,name=request_timeout,json=requestTimeout,proto3" json:"request_timeout,omitempty"`
+	// From the request to a target to the head of its answer.
+	BackendRequestTimeout *durationpb.Duration `protobuf:"bytes,2,opt,name=backend_request_timeout,json=backendRequestTimeout,proto3" json:"backend_request_timeout,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
+}
+
+func (x *Timeout) Reset() {
+	*x = Timeout{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Timeout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Timeout) ProtoMessage() {}
+
+func (x *Timeout) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Timeout.ProtoReflect.Descriptor instead.
+func (*Timeout) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *Timeout) GetRequestTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.RequestTimeout
+	}
+	return nil
+}
+
+func (x *Timeout) GetBackendRequestTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.BackendRequestTimeout
+	}
+	return nil
+}
+
+// Retry sends a request again that a target cannot have processed: it was not sent whole, or it may be processed twice.
+type Retry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tries after the first. 1 to 10.
+	Attempts uint32 `protobuf:"varint,1,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// Before the first; doubled for each further one, with jitter. If unset: 100 ms.
+	Backoff *durationpb.Duration `protobuf:"bytes,2,opt,name=backoff,proto3" json:"backoff,omitempty"`
+	// Statuses of 429 and 5xx after which a safe request (lists, reads, gets) is sent again. If empty: 503.
+	Codes         []uint32 `protobuf:"varint,3,rep,packed,name=codes,proto3" json:"codes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retry) Reset() {
+	*x = Retry{}
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retry) ProtoMessage() {}
+
+func (x *Retry) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_policy_v1_policy_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retry.ProtoReflect.Descriptor instead.
+func (*Retry) Descriptor() ([]byte, []int) {
+	return file_sluice_policy_v1_policy_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *Retry) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Retry) GetBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.Backoff
+	}
+	return nil
+}
+
+func (x *Retry) GetCodes() []uint32 {
+	if x != nil {
+		return x.Codes
+	}
+	return nil
+}
+
 var File_sluice_policy_v1_policy_proto protoreflect.FileDescriptor
 
 const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\n" +
-	"\x1dsluice/policy/v1/policy.proto\x12\x10sluice.policy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xfa\x04\n" +
+	"\x1dsluice/policy/v1/policy.proto\x12\x10sluice.policy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xba\a\n" +
 	"\bPolicies\x12O\n" +
 	"\x11mcp_authorization\x18\x01 \x01(\v2\".sluice.policy.v1.McpAuthorizationR\x10mcpAuthorization\x12@\n" +
 	"\fbackend_auth\x18\x02 \x01(\v2\x1d.sluice.policy.v1.BackendAuthR\vbackendAuth\x12=\n" +
@@ -2215,7 +4238,13 @@ const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\x04cors\x18\b \x01(\v2\x16.sluice.policy.v1.CorsR\x04cors\x124\n" +
 	"\bjwt_auth\x18\t \x01(\v2\x19.sluice.policy.v1.JwtAuthR\ajwtAuth\x125\n" +
 	"\aapi_key\x18\n" +
-	" \x01(\v2\x1c.sluice.policy.v1.ApiKeyAuthR\x06apiKey\"\x8c\x01\n" +
+	" \x01(\v2\x1c.sluice.policy.v1.ApiKeyAuthR\x06apiKey\x12R\n" +
+	"\x12mcp_authentication\x18\v \x01(\v2#.sluice.policy.v1.McpAuthenticationR\x11mcpAuthentication\x12:\n" +
+	"\n" +
+	"basic_auth\x18\f \x01(\v2\x1b.sluice.policy.v1.BasicAuthR\tbasicAuth\x12J\n" +
+	"\x10local_rate_limit\x18\r \x01(\v2 .sluice.policy.v1.LocalRateLimitR\x0elocalRateLimit\x123\n" +
+	"\atimeout\x18\x0e \x01(\v2\x19.sluice.policy.v1.TimeoutR\atimeout\x12-\n" +
+	"\x05retry\x18\x0f \x01(\v2\x17.sluice.policy.v1.RetryR\x05retry\"\x8c\x01\n" +
 	"\n" +
 	"Credential\x12\x16\n" +
 	"\x05value\x18\x01 \x01(\tH\x00R\x05value\x12\x18\n" +
@@ -2226,18 +4255,22 @@ const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\x06source\"v\n" +
 	"\x10McpAuthorization\x129\n" +
 	"\x05rules\x18\x01 \x03(\v2#.sluice.policy.v1.AuthorizationRuleR\x05rules\x12'\n" +
-	"\x0fexplain_denials\x18\x02 \x01(\bR\x0eexplainDenials\"e\n" +
+	"\x0fexplain_denials\x18\x02 \x01(\bR\x0eexplainDenials\"{\n" +
 	"\x11AuthorizationRule\x12\x16\n" +
 	"\x05allow\x18\x01 \x01(\tH\x00R\x05allow\x12\x14\n" +
 	"\x04deny\x18\x02 \x01(\tH\x00R\x04deny\x12\x1a\n" +
-	"\arequire\x18\x03 \x01(\tH\x00R\arequireB\x06\n" +
-	"\x04rule\"\xb2\x02\n" +
+	"\arequire\x18\x03 \x01(\tH\x00R\arequire\x12\x14\n" +
+	"\x05scope\x18\x04 \x01(\tR\x05scopeB\x06\n" +
+	"\x04rule\"\xec\x03\n" +
 	"\vBackendAuth\x12-\n" +
 	"\x03key\x18\x01 \x01(\v2\x19.sluice.policy.v1.KeyAuthH\x00R\x03key\x12E\n" +
 	"\vpassthrough\x18\x02 \x01(\v2!.sluice.policy.v1.PassthroughAuthH\x00R\vpassthrough\x12-\n" +
 	"\x03aws\x18\x03 \x01(\v2\x19.sluice.policy.v1.AwsAuthH\x00R\x03aws\x12-\n" +
 	"\x03gcp\x18\x04 \x01(\v2\x19.sluice.policy.v1.GcpAuthH\x00R\x03gcp\x123\n" +
-	"\x05azure\x18\x05 \x01(\v2\x1b.sluice.policy.v1.AzureAuthH\x00R\x05azure\x12\x10\n" +
+	"\x05azure\x18\x05 \x01(\v2\x1b.sluice.policy.v1.AzureAuthH\x00R\x05azure\x129\n" +
+	"\x05basic\x18\x06 \x01(\v2!.sluice.policy.v1.BasicCredentialH\x00R\x05basic\x123\n" +
+	"\x05oauth\x18\a \x01(\v2\x1b.sluice.policy.v1.OauthAuthH\x00R\x05oauth\x12H\n" +
+	"\x0etoken_exchange\x18\b \x01(\v2\x1f.sluice.policy.v1.TokenExchangeH\x00R\rtokenExchange\x12\x10\n" +
 	"\x03env\x18\x0f \x01(\tR\x03envB\b\n" +
 	"\x06method\"P\n" +
 	"\aKeyAuth\x12E\n" +
@@ -2260,26 +4293,117 @@ const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\x0eCookieLocation\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"I\n" +
 	"\x0fPassthroughAuth\x126\n" +
-	"\blocation\x18\x01 \x01(\v2\x1a.sluice.policy.v1.LocationR\blocation\"\xcd\x02\n" +
+	"\blocation\x18\x01 \x01(\v2\x1a.sluice.policy.v1.LocationR\blocation\"g\n" +
+	"\x0fBasicCredential\x12\x1a\n" +
+	"\busername\x18\x01 \x01(\tR\busername\x128\n" +
+	"\bpassword\x18\x02 \x01(\v2\x1c.sluice.policy.v1.CredentialR\bpassword\"\xbd\x03\n" +
 	"\aAwsAuth\x12@\n" +
 	"\raccess_key_id\x18\x01 \x01(\v2\x1c.sluice.policy.v1.CredentialR\vaccessKeyId\x12H\n" +
 	"\x11secret_access_key\x18\x02 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x0fsecretAccessKey\x12A\n" +
 	"\rsession_token\x18\x03 \x01(\v2\x1c.sluice.policy.v1.CredentialR\fsessionToken\x12\x16\n" +
 	"\x06region\x18\x04 \x01(\tR\x06region\x12!\n" +
-	"\fservice_name\x18\x05 \x01(\tR\vserviceName\x128\n" +
-	"\vassume_role\x18\x06 \x01(\v2\x17.google.protobuf.StructR\n" +
-	"assumeRole\"w\n" +
+	"\fservice_name\x18\x05 \x01(\tR\vserviceName\x12@\n" +
+	"\vassume_role\x18\x06 \x01(\v2\x1f.sluice.policy.v1.AwsAssumeRoleR\n" +
+	"assumeRole\x12C\n" +
+	"\fweb_identity\x18\a \x01(\v2 .sluice.policy.v1.AwsWebIdentityR\vwebIdentity\x12!\n" +
+	"\fsts_endpoint\x18\b \x01(\tR\vstsEndpoint\"\xec\x01\n" +
+	"\rAwsAssumeRole\x12\x19\n" +
+	"\brole_arn\x18\x01 \x01(\tR\aroleArn\x12:\n" +
+	"\fsession_name\x18\x02 \x01(\v2\x17.sluice.policy.v1.ValueR\vsessionName\x12\x1f\n" +
+	"\vexternal_id\x18\x03 \x01(\tR\n" +
+	"externalId\x125\n" +
+	"\bduration\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\bduration\x12,\n" +
+	"\x04tags\x18\x05 \x03(\v2\x18.sluice.policy.v1.AwsTagR\x04tags\"I\n" +
+	"\x06AwsTag\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.sluice.policy.v1.ValueR\x05value\"\x82\x01\n" +
+	"\x0eAwsWebIdentity\x12\x19\n" +
+	"\brole_arn\x18\x01 \x01(\tR\aroleArn\x122\n" +
+	"\x05token\x18\x02 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x05token\x12!\n" +
+	"\fsession_name\x18\x03 \x01(\tR\vsessionName\"\xc7\x01\n" +
 	"\aGcpAuth\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x1a\n" +
 	"\baudience\x18\x02 \x01(\tR\baudience\x12<\n" +
 	"\n" +
 	"credential\x18\x03 \x01(\v2\x1c.sluice.policy.v1.CredentialR\n" +
-	"credential\"\xe2\x01\n" +
-	"\tAzureAuth\x12@\n" +
-	"\x0fexplicit_config\x18\x01 \x01(\v2\x17.google.protobuf.StructR\x0eexplicitConfig\x123\n" +
-	"\bimplicit\x18\x02 \x01(\v2\x17.google.protobuf.StructR\bimplicit\x12F\n" +
-	"\x12developer_implicit\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x11developerImplicit\x12\x16\n" +
-	"\x06scopes\x18\x04 \x03(\tR\x06scopes\"\xde\x02\n" +
+	"credential\x12\x16\n" +
+	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x126\n" +
+	"\blocation\x18\x05 \x01(\v2\x1a.sluice.policy.v1.LocationR\blocation\"\xb2\x02\n" +
+	"\tAzureAuth\x12H\n" +
+	"\x0fexplicit_config\x18\x01 \x01(\v2\x1f.sluice.policy.v1.AzureExplicitR\x0eexplicitConfig\x12;\n" +
+	"\bimplicit\x18\x02 \x01(\v2\x1f.sluice.policy.v1.AzureImplicitR\bimplicit\x12N\n" +
+	"\x12developer_implicit\x18\x03 \x01(\v2\x1f.sluice.policy.v1.AzureImplicitR\x11developerImplicit\x12\x16\n" +
+	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x126\n" +
+	"\blocation\x18\x05 \x01(\v2\x1a.sluice.policy.v1.LocationR\blocation\"\x0f\n" +
+	"\rAzureImplicit\"\x94\x02\n" +
+	"\rAzureExplicit\x12J\n" +
+	"\rclient_secret\x18\x01 \x01(\v2#.sluice.policy.v1.AzureClientSecretH\x00R\fclientSecret\x12S\n" +
+	"\x10managed_identity\x18\x02 \x01(\v2&.sluice.policy.v1.AzureManagedIdentityH\x00R\x0fmanagedIdentity\x12V\n" +
+	"\x11workload_identity\x18\x03 \x01(\v2'.sluice.policy.v1.AzureWorkloadIdentityH\x00R\x10workloadIdentityB\n" +
+	"\n" +
+	"\bidentity\"\xb7\x01\n" +
+	"\x11AzureClientSecret\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x1b\n" +
+	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12A\n" +
+	"\rclient_secret\x18\x03 \x01(\v2\x1c.sluice.policy.v1.CredentialR\fclientSecret\x12%\n" +
+	"\x0eauthority_host\x18\x04 \x01(\tR\rauthorityHost\"y\n" +
+	"\x14AzureManagedIdentity\x12a\n" +
+	"\x16user_assigned_identity\x18\x01 \x01(\v2+.sluice.policy.v1.AzureUserAssignedIdentityR\x14userAssignedIdentity\"\x82\x01\n" +
+	"\x19AzureUserAssignedIdentity\x12\x1d\n" +
+	"\tclient_id\x18\x01 \x01(\tH\x00R\bclientId\x12\x1d\n" +
+	"\tobject_id\x18\x02 \x01(\tH\x00R\bobjectId\x12!\n" +
+	"\vresource_id\x18\x03 \x01(\tH\x00R\n" +
+	"resourceIdB\x04\n" +
+	"\x02id\"\xac\x01\n" +
+	"\x15AzureWorkloadIdentity\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x1b\n" +
+	"\tclient_id\x18\x02 \x01(\tR\bclientId\x122\n" +
+	"\x05token\x18\x03 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x05token\x12%\n" +
+	"\x0eauthority_host\x18\x04 \x01(\tR\rauthorityHost\"\xce\x02\n" +
+	"\vOauthClient\x12\x1b\n" +
+	"\ttoken_url\x18\x01 \x01(\tR\btokenUrl\x12\x1b\n" +
+	"\tclient_id\x18\x02 \x01(\tR\bclientId\x12\x1f\n" +
+	"\vauth_method\x18\x03 \x01(\tR\n" +
+	"authMethod\x12A\n" +
+	"\rclient_secret\x18\x04 \x01(\v2\x1c.sluice.policy.v1.CredentialR\fclientSecret\x12=\n" +
+	"\vprivate_key\x18\x05 \x01(\v2\x1c.sluice.policy.v1.CredentialR\n" +
+	"privateKey\x12\x15\n" +
+	"\x06key_id\x18\x06 \x01(\tR\x05keyId\x12\x1c\n" +
+	"\talgorithm\x18\a \x01(\tR\talgorithm\x12-\n" +
+	"\x12assertion_audience\x18\b \x01(\tR\x11assertionAudience\"\xc6\x02\n" +
+	"\tOauthAuth\x125\n" +
+	"\x06client\x18\x01 \x01(\v2\x1d.sluice.policy.v1.OauthClientR\x06client\x12\x16\n" +
+	"\x06scopes\x18\x02 \x03(\tR\x06scopes\x12\x1a\n" +
+	"\bresource\x18\x03 \x01(\tR\bresource\x12\x1a\n" +
+	"\baudience\x18\x04 \x01(\tR\baudience\x12?\n" +
+	"\x06params\x18\x05 \x03(\v2'.sluice.policy.v1.OauthAuth.ParamsEntryR\x06params\x126\n" +
+	"\blocation\x18\x06 \x01(\v2\x1a.sluice.policy.v1.LocationR\blocation\x1a9\n" +
+	"\vParamsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xea\x02\n" +
+	"\rTokenExchange\x125\n" +
+	"\x06client\x18\x01 \x01(\v2\x1d.sluice.policy.v1.OauthClientR\x06client\x12\x1a\n" +
+	"\baudience\x18\x02 \x01(\tR\baudience\x12\x1a\n" +
+	"\bresource\x18\x03 \x01(\tR\bresource\x12\x16\n" +
+	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x12,\n" +
+	"\x12subject_token_type\x18\x05 \x01(\tR\x10subjectTokenType\x120\n" +
+	"\x14requested_token_type\x18\x06 \x01(\tR\x12requestedTokenType\x12:\n" +
+	"\x05actor\x18\a \x01(\v2$.sluice.policy.v1.TokenExchangeActorR\x05actor\x126\n" +
+	"\blocation\x18\b \x01(\v2\x1a.sluice.policy.v1.LocationR\blocation\"\xca\x01\n" +
+	"\x12TokenExchangeActor\x12>\n" +
+	"\n" +
+	"credential\x18\x01 \x01(\v2\x1c.sluice.policy.v1.CredentialH\x00R\n" +
+	"credential\x12L\n" +
+	"\x12client_credentials\x18\x02 \x01(\v2\x1b.sluice.policy.v1.OauthAuthH\x00R\x11clientCredentials\x12\x1d\n" +
+	"\n" +
+	"token_type\x18\x03 \x01(\tR\ttokenTypeB\a\n" +
+	"\x05token\"I\n" +
+	"\x05Value\x12\x16\n" +
+	"\x05value\x18\x01 \x01(\tH\x00R\x05value\x12 \n" +
+	"\n" +
+	"expression\x18\x02 \x01(\tH\x00R\n" +
+	"expressionB\x06\n" +
+	"\x04kind\"\xde\x02\n" +
 	"\n" +
 	"BackendTls\x120\n" +
 	"\x04root\x18\x01 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x04root\x120\n" +
@@ -2291,17 +4415,17 @@ const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\binsecure\x18\a \x01(\bR\binsecure\x12#\n" +
 	"\rinsecure_host\x18\b \x01(\bR\finsecureHost\x12\x1f\n" +
 	"\vmin_version\x18\t \x01(\tR\n" +
-	"minVersion\"\x92\x02\n" +
+	"minVersion\"\xc4\x02\n" +
 	"\x0eHeaderModifier\x12;\n" +
 	"\x03add\x18\x01 \x03(\v2).sluice.policy.v1.HeaderModifier.AddEntryR\x03add\x12;\n" +
 	"\x03set\x18\x02 \x03(\v2).sluice.policy.v1.HeaderModifier.SetEntryR\x03set\x12\x16\n" +
-	"\x06remove\x18\x03 \x03(\tR\x06remove\x1a6\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\x1aO\n" +
 	"\bAddEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.sluice.policy.v1.ValueR\x05value:\x028\x01\x1aO\n" +
 	"\bSetEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc0\x02\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.sluice.policy.v1.ValueR\x05value:\x028\x01\"\xc0\x02\n" +
 	"\x02Ai\x12@\n" +
 	"\fprompt_guard\x18\x01 \x01(\v2\x1d.sluice.policy.v1.PromptGuardR\vpromptGuard\x123\n" +
 	"\bdefaults\x18\x02 \x01(\v2\x17.google.protobuf.StructR\bdefaults\x125\n" +
@@ -2312,9 +4436,15 @@ const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"u\n" +
 	"\vPromptGuard\x121\n" +
 	"\arequest\x18\x01 \x03(\v2\x17.sluice.policy.v1.GuardR\arequest\x123\n" +
-	"\bresponse\x18\x02 \x03(\v2\x17.sluice.policy.v1.GuardR\bresponse\";\n" +
-	"\x05Guard\x122\n" +
-	"\x05regex\x18\x01 \x01(\v2\x1c.sluice.policy.v1.RegexGuardR\x05regex\"W\n" +
+	"\bresponse\x18\x02 \x03(\v2\x17.sluice.policy.v1.GuardR\bresponse\"\x95\x02\n" +
+	"\x05Guard\x124\n" +
+	"\x05regex\x18\x01 \x01(\v2\x1c.sluice.policy.v1.RegexGuardH\x00R\x05regex\x12:\n" +
+	"\awebhook\x18\x02 \x01(\v2\x1e.sluice.policy.v1.WebhookGuardH\x00R\awebhook\x12Q\n" +
+	"\x12open_ai_moderation\x18\x03 \x01(\v2!.sluice.policy.v1.ModerationGuardH\x00R\x10openAIModeration\x12>\n" +
+	"\trejection\x18\x04 \x01(\v2 .sluice.policy.v1.GuardRejectionR\trejectionB\a\n" +
+	"\x05guard\"*\n" +
+	"\x0eGuardRejection\x12\x18\n" +
+	"\amessage\x18\x01 \x01(\tR\amessage\"W\n" +
 	"\n" +
 	"RegexGuard\x12\x16\n" +
 	"\x06action\x18\x01 \x01(\tR\x06action\x121\n" +
@@ -2322,7 +4452,30 @@ const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\tRegexRule\x12\x1a\n" +
 	"\apattern\x18\x01 \x01(\tH\x00R\apattern\x12\x1a\n" +
 	"\abuiltin\x18\x02 \x01(\tH\x00R\abuiltinB\x06\n" +
-	"\x04rule\"\x05\n" +
+	"\x04rule\"\xa1\x03\n" +
+	"\fWebhookGuard\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12E\n" +
+	"\aheaders\x18\x02 \x03(\v2+.sluice.policy.v1.WebhookGuard.HeadersEntryR\aheaders\x12<\n" +
+	"\n" +
+	"credential\x18\x03 \x01(\v2\x1c.sluice.policy.v1.CredentialR\n" +
+	"credential\x123\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12@\n" +
+	"\ffailure_mode\x18\x05 \x01(\x0e2\x1d.sluice.policy.v1.FailureModeR\vfailureMode\x12.\n" +
+	"\x03tls\x18\x06 \x01(\v2\x1c.sluice.policy.v1.BackendTlsR\x03tls\x1aS\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.sluice.policy.v1.ValueR\x05value:\x028\x01\"\x8e\x02\n" +
+	"\x0fModerationGuard\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12<\n" +
+	"\n" +
+	"credential\x18\x03 \x01(\v2\x1c.sluice.policy.v1.CredentialR\n" +
+	"credential\x12\x1e\n" +
+	"\n" +
+	"categories\x18\x04 \x03(\tR\n" +
+	"categories\x123\n" +
+	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12@\n" +
+	"\ffailure_mode\x18\x06 \x01(\x0e2\x1d.sluice.policy.v1.FailureModeR\vfailureMode\"\x05\n" +
 	"\x03A2a\"\xfd\x01\n" +
 	"\x04Cors\x12#\n" +
 	"\rallow_origins\x18\x01 \x03(\tR\fallowOrigins\x12#\n" +
@@ -2358,7 +4511,36 @@ const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\x06ApiKey\x12.\n" +
 	"\x03key\x18\x01 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x03key\x12\x19\n" +
 	"\bkey_hash\x18\x02 \x01(\tR\akeyHash\x123\n" +
-	"\bmetadata\x18\x03 \x01(\v2\x17.google.protobuf.StructR\bmetadataBBZ@github.com/sluicegate/sluice/proto/gen/sluice/policy/v1;policyv1b\x06proto3"
+	"\bmetadata\x18\x03 \x01(\v2\x17.google.protobuf.StructR\bmetadata\"\xfe\x01\n" +
+	"\x11McpAuthentication\x122\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x1e.sluice.policy.v1.JwtAuth.ModeR\x04mode\x12;\n" +
+	"\tproviders\x18\x02 \x03(\v2\x1d.sluice.policy.v1.JwtProviderR\tproviders\x12\x1a\n" +
+	"\bresource\x18\x03 \x01(\tR\bresource\x12\x16\n" +
+	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x12D\n" +
+	"\x11resource_metadata\x18\x05 \x01(\v2\x17.google.protobuf.StructR\x10resourceMetadata\"\x8f\x01\n" +
+	"\tBasicAuth\x122\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x1e.sluice.policy.v1.JwtAuth.ModeR\x04mode\x128\n" +
+	"\bhtpasswd\x18\x02 \x01(\v2\x1c.sluice.policy.v1.CredentialR\bhtpasswd\x12\x14\n" +
+	"\x05realm\x18\x03 \x01(\tR\x05realm\"E\n" +
+	"\x0eLocalRateLimit\x123\n" +
+	"\x06limits\x18\x01 \x03(\v2\x1b.sluice.policy.v1.RateLimitR\x06limits\"\xa4\x01\n" +
+	"\tRateLimit\x12\x1d\n" +
+	"\n" +
+	"max_tokens\x18\x01 \x01(\rR\tmaxTokens\x12&\n" +
+	"\x0ftokens_per_fill\x18\x02 \x01(\rR\rtokensPerFill\x12>\n" +
+	"\rfill_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\ffillInterval\x12\x10\n" +
+	"\x03key\x18\x04 \x01(\tR\x03key\"\xa0\x01\n" +
+	"\aTimeout\x12B\n" +
+	"\x0frequest_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x0erequestTimeout\x12Q\n" +
+	"\x17backend_request_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x15backendRequestTimeout\"n\n" +
+	"\x05Retry\x12\x1a\n" +
+	"\battempts\x18\x01 \x01(\rR\battempts\x123\n" +
+	"\abackoff\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\abackoff\x12\x14\n" +
+	"\x05codes\x18\x03 \x03(\rR\x05codes*e\n" +
+	"\vFailureMode\x12\x1c\n" +
+	"\x18FAILURE_MODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18FAILURE_MODE_FAIL_CLOSED\x10\x01\x12\x1a\n" +
+	"\x16FAILURE_MODE_FAIL_OPEN\x10\x02BBZ@github.com/sluicegate/sluice/proto/gen/sluice/policy/v1;policyv1b\x06proto3"
 
 var (
 	file_sluice_policy_v1_policy_proto_rawDescOnce sync.Once
@@ -2372,105 +4554,189 @@ func file_sluice_policy_v1_policy_proto_rawDescGZIP() []byte {
 	return file_sluice_policy_v1_policy_proto_rawDescData
 }
 
-var file_sluice_policy_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_sluice_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_sluice_policy_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_sluice_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_sluice_policy_v1_policy_proto_goTypes = []any{
-	(JwtAuth_Mode)(0),              // 0: sluice.policy.v1.JwtAuth.Mode
-	(*Policies)(nil),               // 1: sluice.policy.v1.Policies
-	(*Credential)(nil),             // 2: sluice.policy.v1.Credential
-	(*McpAuthorization)(nil),       // 3: sluice.policy.v1.McpAuthorization
-	(*AuthorizationRule)(nil),      // 4: sluice.policy.v1.AuthorizationRule
-	(*BackendAuth)(nil),            // 5: sluice.policy.v1.BackendAuth
-	(*KeyAuth)(nil),                // 6: sluice.policy.v1.KeyAuth
-	(*LocatedCredential)(nil),      // 7: sluice.policy.v1.LocatedCredential
-	(*Location)(nil),               // 8: sluice.policy.v1.Location
-	(*HeaderLocation)(nil),         // 9: sluice.policy.v1.HeaderLocation
-	(*QueryParameterLocation)(nil), // 10: sluice.policy.v1.QueryParameterLocation
-	(*CookieLocation)(nil),         // 11: sluice.policy.v1.CookieLocation
-	(*PassthroughAuth)(nil),        // 12: sluice.policy.v1.PassthroughAuth
-	(*AwsAuth)(nil),                // 13: sluice.policy.v1.AwsAuth
-	(*GcpAuth)(nil),                // 14: sluice.policy.v1.GcpAuth
-	(*AzureAuth)(nil),              // 15: sluice.policy.v1.AzureAuth
-	(*BackendTls)(nil),             // 16: sluice.policy.v1.BackendTls
-	(*HeaderModifier)(nil),         // 17: sluice.policy.v1.HeaderModifier
-	(*Ai)(nil),                     // 18: sluice.policy.v1.Ai
-	(*PromptGuard)(nil),            // 19: sluice.policy.v1.PromptGuard
-	(*Guard)(nil),                  // 20: sluice.policy.v1.Guard
-	(*RegexGuard)(nil),             // 21: sluice.policy.v1.RegexGuard
-	(*RegexRule)(nil),              // 22: sluice.policy.v1.RegexRule
-	(*A2A)(nil),                    // 23: sluice.policy.v1.A2a
-	(*Cors)(nil),                   // 24: sluice.policy.v1.Cors
-	(*JwtAuth)(nil),                // 25: sluice.policy.v1.JwtAuth
-	(*JwtProvider)(nil),            // 26: sluice.policy.v1.JwtProvider
-	(*Jwks)(nil),                   // 27: sluice.policy.v1.Jwks
-	(*ApiKeyAuth)(nil),             // 28: sluice.policy.v1.ApiKeyAuth
-	(*ApiKey)(nil),                 // 29: sluice.policy.v1.ApiKey
-	nil,                            // 30: sluice.policy.v1.HeaderModifier.AddEntry
-	nil,                            // 31: sluice.policy.v1.HeaderModifier.SetEntry
-	nil,                            // 32: sluice.policy.v1.Ai.ModelAliasesEntry
-	(*structpb.Struct)(nil),        // 33: google.protobuf.Struct
-	(*durationpb.Duration)(nil),    // 34: google.protobuf.Duration
+	(FailureMode)(0),                  // 0: sluice.policy.v1.FailureMode
+	(JwtAuth_Mode)(0),                 // 1: sluice.policy.v1.JwtAuth.Mode
+	(*Policies)(nil),                  // 2: sluice.policy.v1.Policies
+	(*Credential)(nil),                // 3: sluice.policy.v1.Credential
+	(*McpAuthorization)(nil),          // 4: sluice.policy.v1.McpAuthorization
+	(*AuthorizationRule)(nil),         // 5: sluice.policy.v1.AuthorizationRule
+	(*BackendAuth)(nil),               // 6: sluice.policy.v1.BackendAuth
+	(*KeyAuth)(nil),                   // 7: sluice.policy.v1.KeyAuth
+	(*LocatedCredential)(nil),         // 8: sluice.policy.v1.LocatedCredential
+	(*Location)(nil),                  // 9: sluice.policy.v1.Location
+	(*HeaderLocation)(nil),            // 10: sluice.policy.v1.HeaderLocation
+	(*QueryParameterLocation)(nil),    // 11: sluice.policy.v1.QueryParameterLocation
+	(*CookieLocation)(nil),            // 12: sluice.policy.v1.CookieLocation
+	(*PassthroughAuth)(nil),           // 13: sluice.policy.v1.PassthroughAuth
+	(*BasicCredential)(nil),           // 14: sluice.policy.v1.BasicCredential
+	(*AwsAuth)(nil),                   // 15: sluice.policy.v1.AwsAuth
+	(*AwsAssumeRole)(nil),             // 16: sluice.policy.v1.AwsAssumeRole
+	(*AwsTag)(nil),                    // 17: sluice.policy.v1.AwsTag
+	(*AwsWebIdentity)(nil),            // 18: sluice.policy.v1.AwsWebIdentity
+	(*GcpAuth)(nil),                   // 19: sluice.policy.v1.GcpAuth
+	(*AzureAuth)(nil),                 // 20: sluice.policy.v1.AzureAuth
+	(*AzureImplicit)(nil),             // 21: sluice.policy.v1.AzureImplicit
+	(*AzureExplicit)(nil),             // 22: sluice.policy.v1.AzureExplicit
+	(*AzureClientSecret)(nil),         // 23: sluice.policy.v1.AzureClientSecret
+	(*AzureManagedIdentity)(nil),      // 24: sluice.policy.v1.AzureManagedIdentity
+	(*AzureUserAssignedIdentity)(nil), // 25: sluice.policy.v1.AzureUserAssignedIdentity
+	(*AzureWorkloadIdentity)(nil),     // 26: sluice.policy.v1.AzureWorkloadIdentity
+	(*OauthClient)(nil),               // 27: sluice.policy.v1.OauthClient
+	(*OauthAuth)(nil),                 // 28: sluice.policy.v1.OauthAuth
+	(*TokenExchange)(nil),             // 29: sluice.policy.v1.TokenExchange
+	(*TokenExchangeActor)(nil),        // 30: sluice.policy.v1.TokenExchangeActor
+	(*Value)(nil),                     // 31: sluice.policy.v1.Value
+	(*BackendTls)(nil),                // 32: sluice.policy.v1.BackendTls
+	(*HeaderModifier)(nil),            // 33: sluice.policy.v1.HeaderModifier
+	(*Ai)(nil),                        // 34: sluice.policy.v1.Ai
+	(*PromptGuard)(nil),               // 35: sluice.policy.v1.PromptGuard
+	(*Guard)(nil),                     // 36: sluice.policy.v1.Guard
+	(*GuardRejection)(nil),            // 37: sluice.policy.v1.GuardRejection
+	(*RegexGuard)(nil),                // 38: sluice.policy.v1.RegexGuard
+	(*RegexRule)(nil),                 // 39: sluice.policy.v1.RegexRule
+	(*WebhookGuard)(nil),              // 40: sluice.policy.v1.WebhookGuard
+	(*ModerationGuard)(nil),           // 41: sluice.policy.v1.ModerationGuard
+	(*A2A)(nil),                       // 42: sluice.policy.v1.A2a
+	(*Cors)(nil),                      // 43: sluice.policy.v1.Cors
+	(*JwtAuth)(nil),                   // 44: sluice.policy.v1.JwtAuth
+	(*JwtProvider)(nil),               // 45: sluice.policy.v1.JwtProvider
+	(*Jwks)(nil),                      // 46: sluice.policy.v1.Jwks
+	(*ApiKeyAuth)(nil),                // 47: sluice.policy.v1.ApiKeyAuth
+	(*ApiKey)(nil),                    // 48: sluice.policy.v1.ApiKey
+	(*McpAuthentication)(nil),         // 49: sluice.policy.v1.McpAuthentication
+	(*BasicAuth)(nil),                 // 50: sluice.policy.v1.BasicAuth
+	(*LocalRateLimit)(nil),            // 51: sluice.policy.v1.LocalRateLimit
+	(*RateLimit)(nil),                 // 52: sluice.policy.v1.RateLimit
+	(*Timeout)(nil),                   // 53: sluice.policy.v1.Timeout
+	(*Retry)(nil),                     // 54: sluice.policy.v1.Retry
+	nil,                               // 55: sluice.policy.v1.OauthAuth.ParamsEntry
+	nil,                               // 56: sluice.policy.v1.HeaderModifier.AddEntry
+	nil,                               // 57: sluice.policy.v1.HeaderModifier.SetEntry
+	nil,                               // 58: sluice.policy.v1.Ai.ModelAliasesEntry
+	nil,                               // 59: sluice.policy.v1.WebhookGuard.HeadersEntry
+	(*durationpb.Duration)(nil),       // 60: google.protobuf.Duration
+	(*structpb.Struct)(nil),           // 61: google.protobuf.Struct
 }
 var file_sluice_policy_v1_policy_proto_depIdxs = []int32{
-	3,  // 0: sluice.policy.v1.Policies.mcp_authorization:type_name -> sluice.policy.v1.McpAuthorization
-	5,  // 1: sluice.policy.v1.Policies.backend_auth:type_name -> sluice.policy.v1.BackendAuth
-	16, // 2: sluice.policy.v1.Policies.backend_tls:type_name -> sluice.policy.v1.BackendTls
-	17, // 3: sluice.policy.v1.Policies.request_header_modifier:type_name -> sluice.policy.v1.HeaderModifier
-	17, // 4: sluice.policy.v1.Policies.response_header_modifier:type_name -> sluice.policy.v1.HeaderModifier
-	18, // 5: sluice.policy.v1.Policies.ai:type_name -> sluice.policy.v1.Ai
-	23, // 6: sluice.policy.v1.Policies.a2a:type_name -> sluice.policy.v1.A2a
-	24, // 7: sluice.policy.v1.Policies.cors:type_name -> sluice.policy.v1.Cors
-	25, // 8: sluice.policy.v1.Policies.jwt_auth:type_name -> sluice.policy.v1.JwtAuth
-	28, // 9: sluice.policy.v1.Policies.api_key:type_name -> sluice.policy.v1.ApiKeyAuth
-	4,  // 10: sluice.policy.v1.McpAuthorization.rules:type_name -> sluice.policy.v1.AuthorizationRule
-	6,  // 11: sluice.policy.v1.BackendAuth.key:type_name -> sluice.policy.v1.KeyAuth
-	12, // 12: sluice.policy.v1.BackendAuth.passthrough:type_name -> sluice.policy.v1.PassthroughAuth
-	13, // 13: sluice.policy.v1.BackendAuth.aws:type_name -> sluice.policy.v1.AwsAuth
-	14, // 14: sluice.policy.v1.BackendAuth.gcp:type_name -> sluice.policy.v1.GcpAuth
-	15, // 15: sluice.policy.v1.BackendAuth.azure:type_name -> sluice.policy.v1.AzureAuth
-	7,  // 16: sluice.policy.v1.KeyAuth.credentials:type_name -> sluice.policy.v1.LocatedCredential
-	2,  // 17: sluice.policy.v1.LocatedCredential.credential:type_name -> sluice.policy.v1.Credential
-	8,  // 18: sluice.policy.v1.LocatedCredential.location:type_name -> sluice.policy.v1.Location
-	9,  // 19: sluice.policy.v1.Location.header:type_name -> sluice.policy.v1.HeaderLocation
-	10, // 20: sluice.policy.v1.Location.query_parameter:type_name -> sluice.policy.v1.QueryParameterLocation
-	11, // 21: sluice.policy.v1.Location.cookie:type_name -> sluice.policy.v1.CookieLocation
-	8,  // 22: sluice.policy.v1.PassthroughAuth.location:type_name -> sluice.policy.v1.Location
-	2,  // 23: sluice.policy.v1.AwsAuth.access_key_id:type_name -> sluice.policy.v1.Credential
-	2,  // 24: sluice.policy.v1.AwsAuth.secret_access_key:type_name -> sluice.policy.v1.Credential
-	2,  // 25: sluice.policy.v1.AwsAuth.session_token:type_name -> sluice.policy.v1.Credential
-	33, // 26: sluice.policy.v1.AwsAuth.assume_role:type_name -> google.protobuf.Struct
-	2,  // 27: sluice.policy.v1.GcpAuth.credential:type_name -> sluice.policy.v1.Credential
-	33, // 28: sluice.policy.v1.AzureAuth.explicit_config:type_name -> google.protobuf.Struct
-	33, // 29: sluice.policy.v1.AzureAuth.implicit:type_name -> google.protobuf.Struct
-	33, // 30: sluice.policy.v1.AzureAuth.developer_implicit:type_name -> google.protobuf.Struct
-	2,  // 31: sluice.policy.v1.BackendTls.root:type_name -> sluice.policy.v1.Credential
-	2,  // 32: sluice.policy.v1.BackendTls.cert:type_name -> sluice.policy.v1.Credential
-	2,  // 33: sluice.policy.v1.BackendTls.key:type_name -> sluice.policy.v1.Credential
-	30, // 34: sluice.policy.v1.HeaderModifier.add:type_name -> sluice.policy.v1.HeaderModifier.AddEntry
-	31, // 35: sluice.policy.v1.HeaderModifier.set:type_name -> sluice.policy.v1.HeaderModifier.SetEntry
-	19, // 36: sluice.policy.v1.Ai.prompt_guard:type_name -> sluice.policy.v1.PromptGuard
-	33, // 37: sluice.policy.v1.Ai.defaults:type_name -> google.protobuf.Struct
-	33, // 38: sluice.policy.v1.Ai.overrides:type_name -> google.protobuf.Struct
-	32, // 39: sluice.policy.v1.Ai.model_aliases:type_name -> sluice.policy.v1.Ai.ModelAliasesEntry
-	20, // 40: sluice.policy.v1.PromptGuard.request:type_name -> sluice.policy.v1.Guard
-	20, // 41: sluice.policy.v1.PromptGuard.response:type_name -> sluice.policy.v1.Guard
-	21, // 42: sluice.policy.v1.Guard.regex:type_name -> sluice.policy.v1.RegexGuard
-	22, // 43: sluice.policy.v1.RegexGuard.rules:type_name -> sluice.policy.v1.RegexRule
-	34, // 44: sluice.policy.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	0,  // 45: sluice.policy.v1.JwtAuth.mode:type_name -> sluice.policy.v1.JwtAuth.Mode
-	26, // 46: sluice.policy.v1.JwtAuth.providers:type_name -> sluice.policy.v1.JwtProvider
-	8,  // 47: sluice.policy.v1.JwtAuth.location:type_name -> sluice.policy.v1.Location
-	27, // 48: sluice.policy.v1.JwtProvider.jwks:type_name -> sluice.policy.v1.Jwks
-	0,  // 49: sluice.policy.v1.ApiKeyAuth.mode:type_name -> sluice.policy.v1.JwtAuth.Mode
-	29, // 50: sluice.policy.v1.ApiKeyAuth.keys:type_name -> sluice.policy.v1.ApiKey
-	8,  // 51: sluice.policy.v1.ApiKeyAuth.location:type_name -> sluice.policy.v1.Location
-	2,  // 52: sluice.policy.v1.ApiKey.key:type_name -> sluice.policy.v1.Credential
-	33, // 53: sluice.policy.v1.ApiKey.metadata:type_name -> google.protobuf.Struct
-	54, // [54:54] is the sub-list for method output_type
-	54, // [54:54] is the sub-list for method input_type
-	54, // [54:54] is the sub-list for extension type_name
-	54, // [54:54] is the sub-list for extension extendee
-	0,  // [0:54] is the sub-list for field type_name
+	4,   // 0: sluice.policy.v1.Policies.mcp_authorization:type_name -> sluice.policy.v1.McpAuthorization
+	6,   // 1: sluice.policy.v1.Policies.backend_auth:type_name -> sluice.policy.v1.BackendAuth
+	32,  // 2: sluice.policy.v1.Policies.backend_tls:type_name -> sluice.policy.v1.BackendTls
+	33,  // 3: sluice.policy.v1.Policies.request_header_modifier:type_name -> sluice.policy.v1.HeaderModifier
+	33,  // 4: sluice.policy.v1.Policies.response_header_modifier:type_name -> sluice.policy.v1.HeaderModifier
+	34,  // 5: sluice.policy.v1.Policies.ai:type_name -> sluice.policy.v1.Ai
+	42,  // 6: sluice.policy.v1.Policies.a2a:type_name -> sluice.policy.v1.A2a
+	43,  // 7: sluice.policy.v1.Policies.cors:type_name -> sluice.policy.v1.Cors
+	44,  // 8: sluice.policy.v1.Policies.jwt_auth:type_name -> sluice.policy.v1.JwtAuth
+	47,  // 9: sluice.policy.v1.Policies.api_key:type_name -> sluice.policy.v1.ApiKeyAuth
+	49,  // 10: sluice.policy.v1.Policies.mcp_authentication:type_name -> sluice.policy.v1.McpAuthentication
+	50,  // 11: sluice.policy.v1.Policies.basic_auth:type_name -> sluice.policy.v1.BasicAuth
+	51,  // 12: sluice.policy.v1.Policies.local_rate_limit:type_name -> sluice.policy.v1.LocalRateLimit
+	53,  // 13: sluice.policy.v1.Policies.timeout:type_name -> sluice.policy.v1.Timeout
+	54,  // 14: sluice.policy.v1.Policies.retry:type_name -> sluice.policy.v1.Retry
+	5,   // 15: sluice.policy.v1.McpAuthorization.rules:type_name -> sluice.policy.v1.AuthorizationRule
+	7,   // 16: sluice.policy.v1.BackendAuth.key:type_name -> sluice.policy.v1.KeyAuth
+	13,  // 17: sluice.policy.v1.BackendAuth.passthrough:type_name -> sluice.policy.v1.PassthroughAuth
+	15,  // 18: sluice.policy.v1.BackendAuth.aws:type_name -> sluice.policy.v1.AwsAuth
+	19,  // 19: sluice.policy.v1.BackendAuth.gcp:type_name -> sluice.policy.v1.GcpAuth
+	20,  // 20: sluice.policy.v1.BackendAuth.azure:type_name -> sluice.policy.v1.AzureAuth
+	14,  // 21: sluice.policy.v1.BackendAuth.basic:type_name -> sluice.policy.v1.BasicCredential
+	28,  // 22: sluice.policy.v1.BackendAuth.oauth:type_name -> sluice.policy.v1.OauthAuth
+	29,  // 23: sluice.policy.v1.BackendAuth.token_exchange:type_name -> sluice.policy.v1.TokenExchange
+	8,   // 24: sluice.policy.v1.KeyAuth.credentials:type_name -> sluice.policy.v1.LocatedCredential
+	3,   // 25: sluice.policy.v1.LocatedCredential.credential:type_name -> sluice.policy.v1.Credential
+	9,   // 26: sluice.policy.v1.LocatedCredential.location:type_name -> sluice.policy.v1.Location
+	10,  // 27: sluice.policy.v1.Location.header:type_name -> sluice.policy.v1.HeaderLocation
+	11,  // 28: sluice.policy.v1.Location.query_parameter:type_name -> sluice.policy.v1.QueryParameterLocation
+	12,  // 29: sluice.policy.v1.Location.cookie:type_name -> sluice.policy.v1.CookieLocation
+	9,   // 30: sluice.policy.v1.PassthroughAuth.location:type_name -> sluice.policy.v1.Location
+	3,   // 31: sluice.policy.v1.BasicCredential.password:type_name -> sluice.policy.v1.Credential
+	3,   // 32: sluice.policy.v1.AwsAuth.access_key_id:type_name -> sluice.policy.v1.Credential
+	3,   // 33: sluice.policy.v1.AwsAuth.secret_access_key:type_name -> sluice.policy.v1.Credential
+	3,   // 34: sluice.policy.v1.AwsAuth.session_token:type_name -> sluice.policy.v1.Credential
+	16,  // 35: sluice.policy.v1.AwsAuth.assume_role:type_name -> sluice.policy.v1.AwsAssumeRole
+	18,  // 36: sluice.policy.v1.AwsAuth.web_identity:type_name -> sluice.policy.v1.AwsWebIdentity
+	31,  // 37: sluice.policy.v1.AwsAssumeRole.session_name:type_name -> sluice.policy.v1.Value
+	60,  // 38: sluice.policy.v1.AwsAssumeRole.duration:type_name -> google.protobuf.Duration
+	17,  // 39: sluice.policy.v1.AwsAssumeRole.tags:type_name -> sluice.policy.v1.AwsTag
+	31,  // 40: sluice.policy.v1.AwsTag.value:type_name -> sluice.policy.v1.Value
+	3,   // 41: sluice.policy.v1.AwsWebIdentity.token:type_name -> sluice.policy.v1.Credential
+	3,   // 42: sluice.policy.v1.GcpAuth.credential:type_name -> sluice.policy.v1.Credential
+	9,   // 43: sluice.policy.v1.GcpAuth.location:type_name -> sluice.policy.v1.Location
+	22,  // 44: sluice.policy.v1.AzureAuth.explicit_config:type_name -> sluice.policy.v1.AzureExplicit
+	21,  // 45: sluice.policy.v1.AzureAuth.implicit:type_name -> sluice.policy.v1.AzureImplicit
+	21,  // 46: sluice.policy.v1.AzureAuth.developer_implicit:type_name -> sluice.policy.v1.AzureImplicit
+	9,   // 47: sluice.policy.v1.AzureAuth.location:type_name -> sluice.policy.v1.Location
+	23,  // 48: sluice.policy.v1.AzureExplicit.client_secret:type_name -> sluice.policy.v1.AzureClientSecret
+	24,  // 49: sluice.policy.v1.AzureExplicit.managed_identity:type_name -> sluice.policy.v1.AzureManagedIdentity
+	26,  // 50: sluice.policy.v1.AzureExplicit.workload_identity:type_name -> sluice.policy.v1.AzureWorkloadIdentity
+	3,   // 51: sluice.policy.v1.AzureClientSecret.client_secret:type_name -> sluice.policy.v1.Credential
+	25,  // 52: sluice.policy.v1.AzureManagedIdentity.user_assigned_identity:type_name -> sluice.policy.v1.AzureUserAssignedIdentity
+	3,   // 53: sluice.policy.v1.AzureWorkloadIdentity.token:type_name -> sluice.policy.v1.Credential
+	3,   // 54: sluice.policy.v1.OauthClient.client_secret:type_name -> sluice.policy.v1.Credential
+	3,   // 55: sluice.policy.v1.OauthClient.private_key:type_name -> sluice.policy.v1.Credential
+	27,  // 56: sluice.policy.v1.OauthAuth.client:type_name -> sluice.policy.v1.OauthClient
+	55,  // 57: sluice.policy.v1.OauthAuth.params:type_name -> sluice.policy.v1.OauthAuth.ParamsEntry
+	9,   // 58: sluice.policy.v1.OauthAuth.location:type_name -> sluice.policy.v1.Location
+	27,  // 59: sluice.policy.v1.TokenExchange.client:type_name -> sluice.policy.v1.OauthClient
+	30,  // 60: sluice.policy.v1.TokenExchange.actor:type_name -> sluice.policy.v1.TokenExchangeActor
+	9,   // 61: sluice.policy.v1.TokenExchange.location:type_name -> sluice.policy.v1.Location
+	3,   // 62: sluice.policy.v1.TokenExchangeActor.credential:type_name -> sluice.policy.v1.Credential
+	28,  // 63: sluice.policy.v1.TokenExchangeActor.client_credentials:type_name -> sluice.policy.v1.OauthAuth
+	3,   // 64: sluice.policy.v1.BackendTls.root:type_name -> sluice.policy.v1.Credential
+	3,   // 65: sluice.policy.v1.BackendTls.cert:type_name -> sluice.policy.v1.Credential
+	3,   // 66: sluice.policy.v1.BackendTls.key:type_name -> sluice.policy.v1.Credential
+	56,  // 67: sluice.policy.v1.HeaderModifier.add:type_name -> sluice.policy.v1.HeaderModifier.AddEntry
+	57,  // 68: sluice.policy.v1.HeaderModifier.set:type_name -> sluice.policy.v1.HeaderModifier.SetEntry
+	35,  // 69: sluice.policy.v1.Ai.prompt_guard:type_name -> sluice.policy.v1.PromptGuard
+	61,  // 70: sluice.policy.v1.Ai.defaults:type_name -> google.protobuf.Struct
+	61,  // 71: sluice.policy.v1.Ai.overrides:type_name -> google.protobuf.Struct
+	58,  // 72: sluice.policy.v1.Ai.model_aliases:type_name -> sluice.policy.v1.Ai.ModelAliasesEntry
+	36,  // 73: sluice.policy.v1.PromptGuard.request:type_name -> sluice.policy.v1.Guard
+	36,  // 74: sluice.policy.v1.PromptGuard.response:type_name -> sluice.policy.v1.Guard
+	38,  // 75: sluice.policy.v1.Guard.regex:type_name -> sluice.policy.v1.RegexGuard
+	40,  // 76: sluice.policy.v1.Guard.webhook:type_name -> sluice.policy.v1.WebhookGuard
+	41,  // 77: sluice.policy.v1.Guard.open_ai_moderation:type_name -> sluice.policy.v1.ModerationGuard
+	37,  // 78: sluice.policy.v1.Guard.rejection:type_name -> sluice.policy.v1.GuardRejection
+	39,  // 79: sluice.policy.v1.RegexGuard.rules:type_name -> sluice.policy.v1.RegexRule
+	59,  // 80: sluice.policy.v1.WebhookGuard.headers:type_name -> sluice.policy.v1.WebhookGuard.HeadersEntry
+	3,   // 81: sluice.policy.v1.WebhookGuard.credential:type_name -> sluice.policy.v1.Credential
+	60,  // 82: sluice.policy.v1.WebhookGuard.timeout:type_name -> google.protobuf.Duration
+	0,   // 83: sluice.policy.v1.WebhookGuard.failure_mode:type_name -> sluice.policy.v1.FailureMode
+	32,  // 84: sluice.policy.v1.WebhookGuard.tls:type_name -> sluice.policy.v1.BackendTls
+	3,   // 85: sluice.policy.v1.ModerationGuard.credential:type_name -> sluice.policy.v1.Credential
+	60,  // 86: sluice.policy.v1.ModerationGuard.timeout:type_name -> google.protobuf.Duration
+	0,   // 87: sluice.policy.v1.ModerationGuard.failure_mode:type_name -> sluice.policy.v1.FailureMode
+	60,  // 88: sluice.policy.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	1,   // 89: sluice.policy.v1.JwtAuth.mode:type_name -> sluice.policy.v1.JwtAuth.Mode
+	45,  // 90: sluice.policy.v1.JwtAuth.providers:type_name -> sluice.policy.v1.JwtProvider
+	9,   // 91: sluice.policy.v1.JwtAuth.location:type_name -> sluice.policy.v1.Location
+	46,  // 92: sluice.policy.v1.JwtProvider.jwks:type_name -> sluice.policy.v1.Jwks
+	1,   // 93: sluice.policy.v1.ApiKeyAuth.mode:type_name -> sluice.policy.v1.JwtAuth.Mode
+	48,  // 94: sluice.policy.v1.ApiKeyAuth.keys:type_name -> sluice.policy.v1.ApiKey
+	9,   // 95: sluice.policy.v1.ApiKeyAuth.location:type_name -> sluice.policy.v1.Location
+	3,   // 96: sluice.policy.v1.ApiKey.key:type_name -> sluice.policy.v1.Credential
+	61,  // 97: sluice.policy.v1.ApiKey.metadata:type_name -> google.protobuf.Struct
+	1,   // 98: sluice.policy.v1.McpAuthentication.mode:type_name -> sluice.policy.v1.JwtAuth.Mode
+	45,  // 99: sluice.policy.v1.McpAuthentication.providers:type_name -> sluice.policy.v1.JwtProvider
+	61,  // 100: sluice.policy.v1.McpAuthentication.resource_metadata:type_name -> google.protobuf.Struct
+	1,   // 101: sluice.policy.v1.BasicAuth.mode:type_name -> sluice.policy.v1.JwtAuth.Mode
+	3,   // 102: sluice.policy.v1.BasicAuth.htpasswd:type_name -> sluice.policy.v1.Credential
+	52,  // 103: sluice.policy.v1.LocalRateLimit.limits:type_name -> sluice.policy.v1.RateLimit
+	60,  // 104: sluice.policy.v1.RateLimit.fill_interval:type_name -> google.protobuf.Duration
+	60,  // 105: sluice.policy.v1.Timeout.request_timeout:type_name -> google.protobuf.Duration
+	60,  // 106: sluice.policy.v1.Timeout.backend_request_timeout:type_name -> google.protobuf.Duration
+	60,  // 107: sluice.policy.v1.Retry.backoff:type_name -> google.protobuf.Duration
+	31,  // 108: sluice.policy.v1.HeaderModifier.AddEntry.value:type_name -> sluice.policy.v1.Value
+	31,  // 109: sluice.policy.v1.HeaderModifier.SetEntry.value:type_name -> sluice.policy.v1.Value
+	31,  // 110: sluice.policy.v1.WebhookGuard.HeadersEntry.value:type_name -> sluice.policy.v1.Value
+	111, // [111:111] is the sub-list for method output_type
+	111, // [111:111] is the sub-list for method input_type
+	111, // [111:111] is the sub-list for extension type_name
+	111, // [111:111] is the sub-list for extension extendee
+	0,   // [0:111] is the sub-list for field type_name
 }
 
 func init() { file_sluice_policy_v1_policy_proto_init() }
@@ -2496,17 +4762,43 @@ func file_sluice_policy_v1_policy_proto_init() {
 		(*BackendAuth_Aws)(nil),
 		(*BackendAuth_Gcp)(nil),
 		(*BackendAuth_Azure)(nil),
+		(*BackendAuth_Basic)(nil),
+		(*BackendAuth_Oauth)(nil),
+		(*BackendAuth_TokenExchange)(nil),
 	}
 	file_sluice_policy_v1_policy_proto_msgTypes[7].OneofWrappers = []any{
 		(*Location_Header)(nil),
 		(*Location_QueryParameter)(nil),
 		(*Location_Cookie)(nil),
 	}
-	file_sluice_policy_v1_policy_proto_msgTypes[21].OneofWrappers = []any{
+	file_sluice_policy_v1_policy_proto_msgTypes[20].OneofWrappers = []any{
+		(*AzureExplicit_ClientSecret)(nil),
+		(*AzureExplicit_ManagedIdentity)(nil),
+		(*AzureExplicit_WorkloadIdentity)(nil),
+	}
+	file_sluice_policy_v1_policy_proto_msgTypes[23].OneofWrappers = []any{
+		(*AzureUserAssignedIdentity_ClientId)(nil),
+		(*AzureUserAssignedIdentity_ObjectId)(nil),
+		(*AzureUserAssignedIdentity_ResourceId)(nil),
+	}
+	file_sluice_policy_v1_policy_proto_msgTypes[28].OneofWrappers = []any{
+		(*TokenExchangeActor_Credential)(nil),
+		(*TokenExchangeActor_ClientCredentials)(nil),
+	}
+	file_sluice_policy_v1_policy_proto_msgTypes[29].OneofWrappers = []any{
+		(*Value_Value)(nil),
+		(*Value_Expression)(nil),
+	}
+	file_sluice_policy_v1_policy_proto_msgTypes[34].OneofWrappers = []any{
+		(*Guard_Regex)(nil),
+		(*Guard_Webhook)(nil),
+		(*Guard_OpenAiModeration)(nil),
+	}
+	file_sluice_policy_v1_policy_proto_msgTypes[37].OneofWrappers = []any{
 		(*RegexRule_Pattern)(nil),
 		(*RegexRule_Builtin)(nil),
 	}
-	file_sluice_policy_v1_policy_proto_msgTypes[26].OneofWrappers = []any{
+	file_sluice_policy_v1_policy_proto_msgTypes[44].OneofWrappers = []any{
 		(*Jwks_Inline)(nil),
 		(*Jwks_File)(nil),
 		(*Jwks_Url)(nil),
@@ -2516,8 +4808,8 @@ func file_sluice_policy_v1_policy_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_policy_v1_policy_proto_rawDesc), len(file_sluice_policy_v1_policy_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   32,
+			NumEnums:      2,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1104,6 +1104,7 @@ type Target struct {
 	//	*Target_Mcp
 	//	*Target_Sse
 	//	*Target_Stdio
+	//	*Target_A2A
 	Transport isTarget_Transport `protobuf_oneof:"transport"`
 	// If set: lists of session-era targets are cached this long. If unset: not at all.
 	ListCache *durationpb.Duration `protobuf:"bytes,8,opt,name=list_cache,json=listCache,proto3" json:"list_cache,omitempty"`
@@ -1114,7 +1115,8 @@ type Target struct {
 	// Client headers passed on, in lower case.
 	ForwardHeaders []string `protobuf:"bytes,11,rep,name=forward_headers,json=forwardHeaders,proto3" json:"forward_headers,omitempty"`
 	// Protocol versions to speak. If empty: probed.
-	ProtocolVersions []string `protobuf:"bytes,12,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
+	ProtocolVersions []string     `protobuf:"bytes,12,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
+	Concurrency      *Concurrency `protobuf:"bytes,14,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1211,6 +1213,15 @@ func (x *Target) GetStdio() *StdioTransport {
 	return nil
 }
 
+func (x *Target) GetA2A() *HttpTransport {
+	if x != nil {
+		if x, ok := x.Transport.(*Target_A2A); ok {
+			return x.A2A
+		}
+	}
+	return nil
+}
+
 func (x *Target) GetListCache() *durationpb.Duration {
 	if x != nil {
 		return x.ListCache
@@ -1246,6 +1257,13 @@ func (x *Target) GetProtocolVersions() []string {
 	return nil
 }
 
+func (x *Target) GetConcurrency() *Concurrency {
+	if x != nil {
+		return x.Concurrency
+	}
+	return nil
+}
+
 type isTarget_Transport interface {
 	isTarget_Transport()
 }
@@ -1262,11 +1280,73 @@ type Target_Stdio struct {
 	Stdio *StdioTransport `protobuf:"bytes,7,opt,name=stdio,proto3,oneof"`
 }
 
+type Target_A2A struct {
+	// An A2A agent.
+	A2A *HttpTransport `protobuf:"bytes,13,opt,name=a2a,proto3,oneof"`
+}
+
 func (*Target_Mcp) isTarget_Transport() {}
 
 func (*Target_Sse) isTarget_Transport() {}
 
 func (*Target_Stdio) isTarget_Transport() {}
+
+func (*Target_A2A) isTarget_Transport() {}
+
+// Concurrency bounds the calls of a target that run at a time on one proxy.
+type Concurrency struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least 1.
+	Max uint32 `protobuf:"varint,1,opt,name=max,proto3" json:"max,omitempty"`
+	// How long a call waits for its turn. If unset: not at all.
+	Wait          *durationpb.Duration `protobuf:"bytes,2,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Concurrency) Reset() {
+	*x = Concurrency{}
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Concurrency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Concurrency) ProtoMessage() {}
+
+func (x *Concurrency) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
+func (*Concurrency) Descriptor() ([]byte, []int) {
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Concurrency) GetMax() uint32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *Concurrency) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
 
 // HttpTransport is an endpoint: scheme, host (name or address, no brackets), port (never 0) and path.
 type HttpTransport struct {
@@ -1282,7 +1362,7 @@ type HttpTransport struct {
 
 func (x *HttpTransport) Reset() {
 	*x = HttpTransport{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[13]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1294,7 +1374,7 @@ func (x *HttpTransport) String() string {
 func (*HttpTransport) ProtoMessage() {}
 
 func (x *HttpTransport) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[13]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1307,7 +1387,7 @@ func (x *HttpTransport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpTransport.ProtoReflect.Descriptor instead.
 func (*HttpTransport) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{13}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HttpTransport) GetTls() bool {
@@ -1359,7 +1439,7 @@ type StdioTransport struct {
 
 func (x *StdioTransport) Reset() {
 	*x = StdioTransport{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[14]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1451,7 @@ func (x *StdioTransport) String() string {
 func (*StdioTransport) ProtoMessage() {}
 
 func (x *StdioTransport) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[14]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1464,7 @@ func (x *StdioTransport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioTransport.ProtoReflect.Descriptor instead.
 func (*StdioTransport) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{14}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StdioTransport) GetCmd() string {
@@ -1458,7 +1538,7 @@ type Binding struct {
 
 func (x *Binding) Reset() {
 	*x = Binding{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[15]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1550,7 @@ func (x *Binding) String() string {
 func (*Binding) ProtoMessage() {}
 
 func (x *Binding) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[15]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1563,7 @@ func (x *Binding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Binding.ProtoReflect.Descriptor instead.
 func (*Binding) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{15}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Binding) GetRoute() string {
@@ -1521,7 +1601,7 @@ type EffectivePolicy struct {
 
 func (x *EffectivePolicy) Reset() {
 	*x = EffectivePolicy{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[16]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1533,7 +1613,7 @@ func (x *EffectivePolicy) String() string {
 func (*EffectivePolicy) ProtoMessage() {}
 
 func (x *EffectivePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[16]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1546,7 +1626,7 @@ func (x *EffectivePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EffectivePolicy.ProtoReflect.Descriptor instead.
 func (*EffectivePolicy) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{16}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EffectivePolicy) GetPolicies() *v1.Policies {
@@ -1581,7 +1661,7 @@ type EnforcedAuthorization struct {
 
 func (x *EnforcedAuthorization) Reset() {
 	*x = EnforcedAuthorization{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[17]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1673,7 @@ func (x *EnforcedAuthorization) String() string {
 func (*EnforcedAuthorization) ProtoMessage() {}
 
 func (x *EnforcedAuthorization) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[17]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1686,7 @@ func (x *EnforcedAuthorization) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnforcedAuthorization.ProtoReflect.Descriptor instead.
 func (*EnforcedAuthorization) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{17}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EnforcedAuthorization) GetLevel() string {
@@ -1635,7 +1715,7 @@ type Jwks struct {
 
 func (x *Jwks) Reset() {
 	*x = Jwks{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[18]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1727,7 @@ func (x *Jwks) String() string {
 func (*Jwks) ProtoMessage() {}
 
 func (x *Jwks) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[18]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1740,7 @@ func (x *Jwks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Jwks.ProtoReflect.Descriptor instead.
 func (*Jwks) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{18}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Jwks) GetUrl() string {
@@ -1691,7 +1771,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[19]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1783,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[19]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1796,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{19}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Commit) GetRevision() int64 {
@@ -1752,7 +1832,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[20]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1844,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[20]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1857,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{20}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Refusal) GetType() string {
@@ -1894,7 +1974,7 @@ const file_sluice_xds_v1_xds_proto_rawDesc = "" +
 	"\vFailureMode\x12\x1c\n" +
 	"\x18FAILURE_MODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18FAILURE_MODE_FAIL_CLOSED\x10\x01\x12\x1a\n" +
-	"\x16FAILURE_MODE_FAIL_OPEN\x10\x02\"\xff\x03\n" +
+	"\x16FAILURE_MODE_FAIL_OPEN\x10\x02\"\xef\x04\n" +
 	"\x06Target\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12\x12\n" +
@@ -1902,15 +1982,20 @@ const file_sluice_xds_v1_xds_proto_rawDesc = "" +
 	"\vdescription\x18\x04 \x01(\tR\vdescription\x120\n" +
 	"\x03mcp\x18\x05 \x01(\v2\x1c.sluice.xds.v1.HttpTransportH\x00R\x03mcp\x120\n" +
 	"\x03sse\x18\x06 \x01(\v2\x1c.sluice.xds.v1.HttpTransportH\x00R\x03sse\x125\n" +
-	"\x05stdio\x18\a \x01(\v2\x1d.sluice.xds.v1.StdioTransportH\x00R\x05stdio\x128\n" +
+	"\x05stdio\x18\a \x01(\v2\x1d.sluice.xds.v1.StdioTransportH\x00R\x05stdio\x120\n" +
+	"\x03a2a\x18\r \x01(\v2\x1c.sluice.xds.v1.HttpTransportH\x00R\x03a2a\x128\n" +
 	"\n" +
 	"list_cache\x18\b \x01(\v2\x19.google.protobuf.DurationR\tlistCache\x12\"\n" +
 	"\freinitialize\x18\t \x01(\bR\freinitialize\x123\n" +
 	"\atimeout\x18\n" +
 	" \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12'\n" +
 	"\x0fforward_headers\x18\v \x03(\tR\x0eforwardHeaders\x12+\n" +
-	"\x11protocol_versions\x18\f \x03(\tR\x10protocolVersionsB\v\n" +
-	"\ttransport\"]\n" +
+	"\x11protocol_versions\x18\f \x03(\tR\x10protocolVersions\x12<\n" +
+	"\vconcurrency\x18\x0e \x01(\v2\x1a.sluice.xds.v1.ConcurrencyR\vconcurrencyB\v\n" +
+	"\ttransport\"N\n" +
+	"\vConcurrency\x12\x10\n" +
+	"\x03max\x18\x01 \x01(\rR\x03max\x12-\n" +
+	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"]\n" +
 	"\rHttpTransport\x12\x10\n" +
 	"\x03tls\x18\x01 \x01(\bR\x03tls\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
@@ -1968,7 +2053,7 @@ func file_sluice_xds_v1_xds_proto_rawDescGZIP() []byte {
 }
 
 var file_sluice_xds_v1_xds_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sluice_xds_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_sluice_xds_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_sluice_xds_v1_xds_proto_goTypes = []any{
 	(Backend_PrefixMode)(0),       // 0: sluice.xds.v1.Backend.PrefixMode
 	(Backend_FailureMode)(0),      // 1: sluice.xds.v1.Backend.FailureMode
@@ -1985,20 +2070,21 @@ var file_sluice_xds_v1_xds_proto_goTypes = []any{
 	(*WeightedBackend)(nil),       // 12: sluice.xds.v1.WeightedBackend
 	(*Backend)(nil),               // 13: sluice.xds.v1.Backend
 	(*Target)(nil),                // 14: sluice.xds.v1.Target
-	(*HttpTransport)(nil),         // 15: sluice.xds.v1.HttpTransport
-	(*StdioTransport)(nil),        // 16: sluice.xds.v1.StdioTransport
-	(*Binding)(nil),               // 17: sluice.xds.v1.Binding
-	(*EffectivePolicy)(nil),       // 18: sluice.xds.v1.EffectivePolicy
-	(*EnforcedAuthorization)(nil), // 19: sluice.xds.v1.EnforcedAuthorization
-	(*Jwks)(nil),                  // 20: sluice.xds.v1.Jwks
-	(*Commit)(nil),                // 21: sluice.xds.v1.Commit
-	(*Refusal)(nil),               // 22: sluice.xds.v1.Refusal
-	nil,                           // 23: sluice.xds.v1.StdioTransport.EnvEntry
-	nil,                           // 24: sluice.xds.v1.EffectivePolicy.FromEntry
-	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
-	(*v1.Credential)(nil),         // 26: sluice.policy.v1.Credential
-	(*v1.Policies)(nil),           // 27: sluice.policy.v1.Policies
-	(*v1.McpAuthorization)(nil),   // 28: sluice.policy.v1.McpAuthorization
+	(*Concurrency)(nil),           // 15: sluice.xds.v1.Concurrency
+	(*HttpTransport)(nil),         // 16: sluice.xds.v1.HttpTransport
+	(*StdioTransport)(nil),        // 17: sluice.xds.v1.StdioTransport
+	(*Binding)(nil),               // 18: sluice.xds.v1.Binding
+	(*EffectivePolicy)(nil),       // 19: sluice.xds.v1.EffectivePolicy
+	(*EnforcedAuthorization)(nil), // 20: sluice.xds.v1.EnforcedAuthorization
+	(*Jwks)(nil),                  // 21: sluice.xds.v1.Jwks
+	(*Commit)(nil),                // 22: sluice.xds.v1.Commit
+	(*Refusal)(nil),               // 23: sluice.xds.v1.Refusal
+	nil,                           // 24: sluice.xds.v1.StdioTransport.EnvEntry
+	nil,                           // 25: sluice.xds.v1.EffectivePolicy.FromEntry
+	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
+	(*v1.Credential)(nil),         // 27: sluice.policy.v1.Credential
+	(*v1.Policies)(nil),           // 28: sluice.policy.v1.Policies
+	(*v1.McpAuthorization)(nil),   // 29: sluice.policy.v1.McpAuthorization
 }
 var file_sluice_xds_v1_xds_proto_depIdxs = []int32{
 	6,  // 0: sluice.xds.v1.Config.tenant_info:type_name -> sluice.xds.v1.TenantInfo
@@ -2006,38 +2092,41 @@ var file_sluice_xds_v1_xds_proto_depIdxs = []int32{
 	9,  // 2: sluice.xds.v1.Config.route:type_name -> sluice.xds.v1.Route
 	13, // 3: sluice.xds.v1.Config.backend:type_name -> sluice.xds.v1.Backend
 	14, // 4: sluice.xds.v1.Config.target:type_name -> sluice.xds.v1.Target
-	17, // 5: sluice.xds.v1.Config.binding:type_name -> sluice.xds.v1.Binding
-	18, // 6: sluice.xds.v1.Config.effective_policy:type_name -> sluice.xds.v1.EffectivePolicy
-	20, // 7: sluice.xds.v1.Config.jwks:type_name -> sluice.xds.v1.Jwks
-	21, // 8: sluice.xds.v1.Config.commit:type_name -> sluice.xds.v1.Commit
+	18, // 5: sluice.xds.v1.Config.binding:type_name -> sluice.xds.v1.Binding
+	19, // 6: sluice.xds.v1.Config.effective_policy:type_name -> sluice.xds.v1.EffectivePolicy
+	21, // 7: sluice.xds.v1.Config.jwks:type_name -> sluice.xds.v1.Jwks
+	22, // 8: sluice.xds.v1.Config.commit:type_name -> sluice.xds.v1.Commit
 	4,  // 9: sluice.xds.v1.Secret.session_keys:type_name -> sluice.xds.v1.SessionKeys
 	5,  // 10: sluice.xds.v1.SessionKeys.keys:type_name -> sluice.xds.v1.SessionKey
-	25, // 11: sluice.xds.v1.TenantInfo.session_ttl:type_name -> google.protobuf.Duration
+	26, // 11: sluice.xds.v1.TenantInfo.session_ttl:type_name -> google.protobuf.Duration
 	8,  // 12: sluice.xds.v1.Listener.tls:type_name -> sluice.xds.v1.ListenerTls
-	26, // 13: sluice.xds.v1.ListenerTls.cert:type_name -> sluice.policy.v1.Credential
-	26, // 14: sluice.xds.v1.ListenerTls.key:type_name -> sluice.policy.v1.Credential
-	26, // 15: sluice.xds.v1.ListenerTls.root:type_name -> sluice.policy.v1.Credential
+	27, // 13: sluice.xds.v1.ListenerTls.cert:type_name -> sluice.policy.v1.Credential
+	27, // 14: sluice.xds.v1.ListenerTls.key:type_name -> sluice.policy.v1.Credential
+	27, // 15: sluice.xds.v1.ListenerTls.root:type_name -> sluice.policy.v1.Credential
 	10, // 16: sluice.xds.v1.Route.matches:type_name -> sluice.xds.v1.RouteMatch
 	12, // 17: sluice.xds.v1.Route.backends:type_name -> sluice.xds.v1.WeightedBackend
 	11, // 18: sluice.xds.v1.RouteMatch.headers:type_name -> sluice.xds.v1.HeaderMatch
 	0,  // 19: sluice.xds.v1.Backend.prefix_mode:type_name -> sluice.xds.v1.Backend.PrefixMode
 	1,  // 20: sluice.xds.v1.Backend.failure_mode:type_name -> sluice.xds.v1.Backend.FailureMode
-	15, // 21: sluice.xds.v1.Target.mcp:type_name -> sluice.xds.v1.HttpTransport
-	15, // 22: sluice.xds.v1.Target.sse:type_name -> sluice.xds.v1.HttpTransport
-	16, // 23: sluice.xds.v1.Target.stdio:type_name -> sluice.xds.v1.StdioTransport
-	25, // 24: sluice.xds.v1.Target.list_cache:type_name -> google.protobuf.Duration
-	25, // 25: sluice.xds.v1.Target.timeout:type_name -> google.protobuf.Duration
-	23, // 26: sluice.xds.v1.StdioTransport.env:type_name -> sluice.xds.v1.StdioTransport.EnvEntry
-	25, // 27: sluice.xds.v1.StdioTransport.idle:type_name -> google.protobuf.Duration
-	27, // 28: sluice.xds.v1.EffectivePolicy.policies:type_name -> sluice.policy.v1.Policies
-	19, // 29: sluice.xds.v1.EffectivePolicy.enforced_authorization:type_name -> sluice.xds.v1.EnforcedAuthorization
-	24, // 30: sluice.xds.v1.EffectivePolicy.from:type_name -> sluice.xds.v1.EffectivePolicy.FromEntry
-	28, // 31: sluice.xds.v1.EnforcedAuthorization.authorization:type_name -> sluice.policy.v1.McpAuthorization
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	16, // 21: sluice.xds.v1.Target.mcp:type_name -> sluice.xds.v1.HttpTransport
+	16, // 22: sluice.xds.v1.Target.sse:type_name -> sluice.xds.v1.HttpTransport
+	17, // 23: sluice.xds.v1.Target.stdio:type_name -> sluice.xds.v1.StdioTransport
+	16, // 24: sluice.xds.v1.Target.a2a:type_name -> sluice.xds.v1.HttpTransport
+	26, // 25: sluice.xds.v1.Target.list_cache:type_name -> google.protobuf.Duration
+	26, // 26: sluice.xds.v1.Target.timeout:type_name -> google.protobuf.Duration
+	15, // 27: sluice.xds.v1.Target.concurrency:type_name -> sluice.xds.v1.Concurrency
+	26, // 28: sluice.xds.v1.Concurrency.wait:type_name -> google.protobuf.Duration
+	24, // 29: sluice.xds.v1.StdioTransport.env:type_name -> sluice.xds.v1.StdioTransport.EnvEntry
+	26, // 30: sluice.xds.v1.StdioTransport.idle:type_name -> google.protobuf.Duration
+	28, // 31: sluice.xds.v1.EffectivePolicy.policies:type_name -> sluice.policy.v1.Policies
+	20, // 32: sluice.xds.v1.EffectivePolicy.enforced_authorization:type_name -> sluice.xds.v1.EnforcedAuthorization
+	25, // 33: sluice.xds.v1.EffectivePolicy.from:type_name -> sluice.xds.v1.EffectivePolicy.FromEntry
+	29, // 34: sluice.xds.v1.EnforcedAuthorization.authorization:type_name -> sluice.policy.v1.McpAuthorization
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_sluice_xds_v1_xds_proto_init() }
@@ -2073,6 +2162,7 @@ func file_sluice_xds_v1_xds_proto_init() {
 		(*Target_Mcp)(nil),
 		(*Target_Sse)(nil),
 		(*Target_Stdio)(nil),
+		(*Target_A2A)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2080,7 +2170,7 @@ func file_sluice_xds_v1_xds_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_xds_v1_xds_proto_rawDesc), len(file_sluice_xds_v1_xds_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
