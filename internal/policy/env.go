@@ -26,10 +26,12 @@ const (
 	varName // of the item, and its target
 	varArguments
 	varAnnotations
+	varBasicAuth
 )
 
 // roots are the variables by the names that [Target.Reads] takes.
 var roots = map[string]variable{
+	"basicAuth": varBasicAuth,
 	"jwt": varJWT, "apiKey": varAPIKey, "source": varSource, "request": varRequest, "tenant": varTenant,
 	"mcp.method": varMethod, "mcp.tool.arguments": varArguments, "mcp.tool.annotations": varAnnotations,
 }
@@ -165,6 +167,7 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 		cel.Variable("source", cel.ObjectType("sluice.source")),
 		cel.Variable("jwt", anyMap),
 		cel.Variable("apiKey", anyMap),
+		cel.Variable("basicAuth", anyMap),
 		cel.Variable("tenant", cel.StringType),
 		cel.CrossTypeNumericComparisons(true),
 		cel.ParserExpressionSizeLimit(16<<10),
@@ -188,7 +191,7 @@ func (sizes) EstimateSize(n checker.AstNode) *checker.SizeEstimate {
 	limit := uint64(maxArgumentsSize)
 	if path := n.Path(); len(path) > 0 {
 		switch path[0] {
-		case "jwt", "apiKey":
+		case "jwt", "apiKey", "basicAuth":
 			limit = maxTokenSize
 		case "request":
 			limit = 1 << 20

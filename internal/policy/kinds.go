@@ -127,12 +127,6 @@ func Unenforced(p *policyv1.Policies) []FieldError {
 	case *policyv1.BackendAuth_TokenExchange:
 		refuse("backendAuth.tokenExchange")
 	}
-	for _, k := range []string{"mcpAuthentication", "basicAuth", "localRateLimit", "timeout", "retry"} {
-		i := slices.IndexFunc(kinds, func(info KindInfo) bool { return info.Name == k })
-		if isSet(p, kinds[i]) {
-			refuse(k)
-		}
-	}
 	return errs
 }
 

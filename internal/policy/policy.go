@@ -37,6 +37,10 @@ type Resolver struct {
 	Tenant string
 	// Grants are the tenant's local powers, within which policies dial.
 	Grants Grants
+	// Endpoint is where the route is reached. If nil, not known: a route that has to know answers 503.
+	Endpoint *Endpoint
+	// TargetName is the full resource name of the target, for what a target's own level keeps.
+	TargetName string
 	// Runtime is what compiled policies share and need to act. Nil where they are only checked: what would need it
 	// is compiled all the same, and fails closed if it is used.
 	Runtime *Runtime
@@ -104,11 +108,14 @@ func (p *problems) add(field, format string, args ...any) {
 
 func (p *problems) err() error { return errors.Join(p.errs...) }
 
-// Route is the compiled policy of a route: cors, jwtAuth, apiKey. It acts before a target is known.
+// Route is the compiled policy of a route: cors, and who the caller is. It acts before a target is known.
 type Route struct {
 	cors    *cors
+	mcp     *mcpAuth
 	jwt     *jwtAuth
 	apiKeys *apiKeyAuth
+	basic   *basicAuth
+	places  []place // of credentials
 }
 
 // Target is the compiled policy of a target as reached through one route.
@@ -139,9 +146,16 @@ func CompileRoute(p *xdsv1.EffectivePolicy, r Resolver) (*Route, error) {
 	if k := policies.GetApiKey(); k != nil {
 		route.apiKeys = compileAPIKeys(k, r, "policies.apiKey", &errs)
 	}
+	if m := policies.GetMcpAuthentication(); m != nil {
+		route.mcp = compileMcpAuth(m, r, "policies.mcpAuthentication", &errs)
+	}
+	if b := policies.GetBasicAuth(); b != nil {
+		route.basic = compileBasicAuth(b, r, "policies.basicAuth", &errs)
+	}
 	if err := errs.err(); err != nil {
 		return nil, err
 	}
+	route.places = route.findPlaces(p.GetEnforced())
 	return route, nil
 }
 
@@ -163,7 +177,7 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	target.argumentNames = &readNames{}
 	for _, a := range target.authz {
 		target.readsArguments = target.readsArguments || a.reads(varArguments)
-		target.readsPrincipal = target.readsPrincipal || a.reads(varJWT|varAPIKey|varSource|varRequest)
+		target.readsPrincipal = target.readsPrincipal || a.reads(varJWT|varAPIKey|varBasicAuth|varSource|varRequest)
 		for _, r := range a.rules() {
 			if r.reads&varArguments != 0 {
 				for _, name := range r.literals {
@@ -200,6 +214,9 @@ func Check(p *policyv1.Policies, r Resolver) error {
 	_, routeErr := CompileRoute(effective, r)
 
 	var errs problems
+	if p.GetMcpAuthentication() != nil && p.GetJwtAuth() != nil {
+		errs.add("policies.mcpAuthentication", "stands beside jwtAuth at the same level, and both verify the same tokens; mcpAuthentication alone does it")
+	}
 	if ai := p.GetAi(); ai != nil {
 		checkAi(ai, "policies.ai", &errs)
 	}
