@@ -125,6 +125,9 @@ type Target struct {
 	response *headerModifier
 	auth     *backendAuth
 	tls      *tls.Config
+	limits   []*rateLimit
+	timeouts timeouts
+	retry    *Retry
 	childEnv []string
 	digest   string
 
@@ -198,6 +201,16 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	if b := policies.GetBackendTls(); b != nil && applies("backendTLS", t) {
 		target.tls = compileTLS(b, r, "policies.backendTLS", &errs)
 	}
+	if l := policies.GetLocalRateLimit(); l != nil {
+		target.limits = compileRateLimit(l, p.GetFrom()["localRateLimit"], r, "policies.localRateLimit", &errs)
+	}
+	if t := policies.GetTimeout(); t != nil {
+		target.timeouts = compileTimeout(t, "policies.timeout", &errs)
+		target.timeouts.enforced = slices.Contains(p.GetEnforced(), "timeout")
+	}
+	if r := policies.GetRetry(); r != nil {
+		target.retry = compileRetry(r, "policies.retry", &errs)
+	}
 	for _, e := range Unenforced(policies) {
 		errs.add(e.Field, "%s", e.Reason)
 	}
@@ -234,7 +247,7 @@ func Check(p *policyv1.Policies, r Resolver) error {
 // digest covers what p says, not what its credentials are: it is the same on every proxy.
 func digest(p *xdsv1.EffectivePolicy, t Transport) string {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&xdsv1.EffectivePolicy{
-		Policies: p.GetPolicies(), EnforcedAuthorization: p.GetEnforcedAuthorization(),
+		Policies: p.GetPolicies(), EnforcedAuthorization: p.GetEnforcedAuthorization(), Enforced: p.GetEnforced(),
 	})
 	if err != nil { // invalid UTF-8 in a string, which no decoded message has
 		b = fmt.Append(nil, p)

@@ -4,6 +4,7 @@ package policy
 // on with what it had. It is safe for concurrent use. The zero value is ready.
 type Runtime struct {
 	hashing hashing // of basicAuth
+	limits  limits  // of localRateLimit
 }
 
 // NewRuntime returns an empty one.
