@@ -32,7 +32,7 @@ const (
 // roots are the variables by the names that [Target.Reads] takes.
 var roots = map[string]variable{
 	"basicAuth": varBasicAuth,
-	"jwt": varJWT, "apiKey": varAPIKey, "source": varSource, "request": varRequest, "tenant": varTenant,
+	"jwt":       varJWT, "apiKey": varAPIKey, "source": varSource, "request": varRequest, "tenant": varTenant,
 	"mcp.method": varMethod, "mcp.tool.arguments": varArguments, "mcp.tool.annotations": varAnnotations,
 }
 
