@@ -42,6 +42,9 @@ func (v *validator) policies() {
 		v.block(o, "enforced", enforced)
 		v.overruledHere(o, policies, enforced)
 		v.replaced(o, policies)
+		v.ofTwoResources(o, policies, enforced)
+		v.limitKeys(o, "policies", policies)
+		v.limitKeys(o, "enforced", enforced)
 		if o.GetTarget() != nil {
 			v.onTarget(o)
 		}
@@ -50,6 +53,9 @@ func (v *validator) policies() {
 		policies, enforced := Policies(o)
 		v.unverified(o, "policies", policies)
 		v.unverified(o, "enforced", enforced)
+		if o.GetRoute() != nil {
+			v.unnamedResource(o)
+		}
 	}
 }
 
@@ -153,12 +159,18 @@ func (v *validator) audienceIsTarget(o *adminv1.Object) bool {
 		origin = "http://" + transport.GetHost()
 	}
 	for _, route := range routes {
-		found, ok := effective(v.chains.above(o, route), kindField("jwtAuth"))
-		if !ok {
+		var providers []*policyv1.JwtProvider
+		if found, ok := effective(v.chains.above(o, route), kindField("mcpAuthentication")); ok { // its token is the one that goes on
+			auth, _ := found.message.Interface().(*policyv1.McpAuthentication)
+			providers = auth.GetProviders()
+		} else if found, ok := effective(v.chains.above(o, route), kindField("jwtAuth")); ok {
+			jwt, _ := found.message.Interface().(*policyv1.JwtAuth)
+			providers = jwt.GetProviders()
+		}
+		if len(providers) == 0 {
 			return false
 		}
-		jwt, _ := found.message.Interface().(*policyv1.JwtAuth)
-		for _, p := range jwt.GetProviders() {
+		for _, p := range providers {
 			if len(p.GetAudiences()) == 0 || slices.ContainsFunc(p.GetAudiences(), func(a string) bool {
 				return strings.TrimSuffix(a, "/") != origin && a != origin+transport.GetPath()
 			}) {
@@ -281,6 +293,9 @@ func unenforced(p *policyv1.Policies) []*policy.FieldError {
 	return out
 }
 
+// fills says which kinds give a variable its value.
+var fills = map[string][]string{"jwt": {"jwtAuth", "mcpAuthentication"}, "apiKey": {"apiKey"}, "basicAuth": {"basicAuth"}}
+
 // unverified warns of rules that read what no policy on the way verifies: they see an empty map.
 func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Policies) {
 	if v.Partial {
@@ -292,18 +307,18 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 				"the rule reads mcp.tool, which prompts and resources have not: it fails for them, and a deny that fails refuses",
 				"if only tools are meant, begin with `has(mcp.tool) &&`")
 		}
-		for variable, kind := range map[string]string{"jwt": "jwtAuth", "apiKey": "apiKey"} {
+		for _, variable := range []string{"jwt", "apiKey", "basicAuth"} {
 			if !v.reads(ruleText(rule), variable) {
 				continue
 			}
 			for _, route := range v.chains.through(o) {
 				above := append([]*adminv1.Object{route}, v.chains.above(route, route)...)
-				if _, ok := effective(above, kindField(kind)); ok {
+				if slices.ContainsFunc(fills[variable], func(kind string) bool { _, ok := effective(above, kindField(kind)); return ok }) {
 					continue
 				}
 				v.tell(severityWarning, o, index(block+".mcpAuthorization.rules", i),
 					fmt.Sprintf("the rule reads %s, and nothing on route %q fills it: it is empty", variable, route.GetName()),
-					fmt.Sprintf("set %s on the route or above", kind))
+					fmt.Sprintf("set %s on the route or above", strings.Join(fills[variable], " or ")))
 				break
 			}
 		}
