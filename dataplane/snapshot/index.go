@@ -166,6 +166,29 @@ func (ix *Index) Route(portNumber uint16, r *http.Request) (*Route, error) {
 	return nil, ErrNoHost
 }
 
+// Beside returns the routes that share a request's host name on a port: all that requests to the same host can get to.
+func (ix *Index) Beside(portNumber uint16, r *http.Request) []*Route {
+	p := ix.ports[portNumber]
+	if p == nil {
+		return nil
+	}
+	name := route.Hostname(r.Host)
+	var all []*Route
+	if h := p.host(name); h != nil {
+		for _, l := range h.listeners {
+			for _, one := range l.routes {
+				if slices.ContainsFunc(one.hostnames, func(pattern string) bool { return route.Names(pattern, name) }) {
+					all = append(all, one)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// Takes reports whether requests for a path get to the route, as far as its own conditions go, headers aside.
+func (r *Route) Takes(path string) bool { return r.matches.Takes(path) }
+
 // Server finds the listener that answers a TLS handshake on a port, nil if there is none.
 func (ix *Index) Server(portNumber uint16, serverName string) *Listener {
 	p := ix.ports[portNumber]
