@@ -18,7 +18,8 @@ const module = "github.com/sluicegate/sluice"
 var allowed = map[string][]string{
 	"internal/mtls":      {},
 	"internal/telemetry": {},
-	"internal/policy":    {},
+	"internal/guard":     {},
+	"internal/policy":    {"internal/guard"},
 	"internal/resource":  {"internal/policy"},
 
 	"controlplane/store":  {},
