@@ -282,7 +282,7 @@ func TestConcernedObjectsAreEnough(t *testing.T) {
 	}{
 		"good":             {target(func(s *adminv1.Target) { s.Description = "d" }), true, false},
 		"bad rule":         {target(func(s *adminv1.Target) { s.Policies = rule("mcp.tool.name = 1") }), true, true},
-		"not enforced yet": {target(func(s *adminv1.Target) { s.Policies = &policyv1.Policies{Ai: &policyv1.Ai{}} }), true, true},
+		"not enforced yet": {target(func(s *adminv1.Target) { s.Policies = &policyv1.Policies{A2A: &policyv1.A2A{}} }), true, true},
 		"a secret": {target(func(s *adminv1.Target) {
 			s.Policies = key(&policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "s"}})
 		}), true, false},

@@ -39,6 +39,9 @@ func needs(o *adminv1.Object, grants policy.Grants) []need {
 	if t := o.GetTarget(); t != nil {
 		all = append(all, targetNeeds(t, grants)...)
 	}
+	policies, enforced := resource.Policies(o)
+	all = append(all, urlNeeds("policies.ai.", policy.AiNeeds(policies.GetAi()), grants)...)
+	all = append(all, urlNeeds("enforced.ai.", policy.AiNeeds(enforced.GetAi()), grants)...)
 	sets := Jwks(o)
 	for _, field := range slices.Sorted(maps.Keys(sets)) {
 		switch source := sets[field].GetSource().(type) {
@@ -78,6 +81,17 @@ func targetNeeds(t *adminv1.Target, grants policy.Grants) []need {
 		return hostNeeds("sse.host", transport.Sse.GetHost(), grants)
 	}
 	return nil
+}
+
+// urlNeeds checks what policies dial.
+func urlNeeds(block string, urls map[string]string, grants policy.Grants) []need {
+	var all []need
+	for _, field := range slices.Sorted(maps.Keys(urls)) {
+		if u, err := url.Parse(urls[field]); err == nil && u.Host != "" {
+			all = append(all, hostNeeds(block+field, u.Hostname(), grants)...)
+		}
+	}
+	return all
 }
 
 // hostNeeds checks an address that is written as such. Any other name is checked when it has been resolved.

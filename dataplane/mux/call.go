@@ -117,12 +117,10 @@ func (x *Request) sendItem(ctx context.Context, t *snapshot.Target, it item) (*u
 	if it.kind == policy.None || x.Message.Method == "completion/complete" {
 		out.name = "" // Mcp-Name is only for what the revision says
 	}
-	if it.own != it.shown {
-		buf := copyBuffers.Get().(*[]byte)
-		defer copyBuffers.Put(buf)
-		var e mcp.Edits
-		e.String(it.at.Span, []byte(it.own))
-		out.body = e.Apply((*buf)[:0], out.body)
+	done, err := x.prepare(ctx, t, it, &out)
+	defer done()
+	if err != nil {
+		return nil, err
 	}
 	return x.send(ctx, t, out)
 }
@@ -201,11 +199,26 @@ func (m *Mux) response(w http.ResponseWriter, x *Request) error {
 	}
 	ctx, done := x.callContext(t)
 	defer done()
-	resp, err := x.send(ctx, t, outgoing{body: body, session: leg})
+	x.Record.Target = t.Name
+	guarded, err := x.guardRequest(ctx, t, item{}, "", body)
+	if err != nil {
+		// The target waits for an answer, and gets this one. The client is told by what becomes of its call: an error here
+		// would read as the end of its session to some.
+		e := x.asError(err)
+		guarded = mcp.AppendError(nil, idOr(id, msg.RawID()), e.Code, e.Message, nil)
+	}
+	resp, err := x.send(ctx, t, outgoing{body: guarded, session: leg})
 	if err != nil {
 		return err
 	}
 	return x.relay(ctx, w, t, resp, item{})
+}
+
+func idOr(id, passed []byte) []byte {
+	if id != nil {
+		return id
+	}
+	return passed
 }
 
 // asked finds the target whose request a response answers, its session, and its own id of the request; nil for an id

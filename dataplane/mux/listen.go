@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -313,6 +314,8 @@ func (x *Request) relisten(ctx context.Context, t *snapshot.Target, l *listening
 
 // followListen passes notifications on. The target's own end of the stream is not the client's.
 func (x *Request) followListen(t *snapshot.Target, l *listening, out *sink) {
+	gate := x.gate(t, nil, func(ev mcp.Event) { out.message(bytes.Clone(ev.Data)) })
+	defer gate.close()
 	for {
 		ev, err := l.events.Next()
 		if err != nil {
@@ -328,9 +331,8 @@ func (x *Request) followListen(t *snapshot.Target, l *listening, out *sink) {
 		if msg.Kind != mcp.Notification {
 			continue
 		}
-		if err := x.translate(t, &ev, nil); err != nil {
+		if err := gate.pass(ev); err != nil {
 			return
 		}
-		out.message(ev.Data)
 	}
 }

@@ -262,3 +262,40 @@ func Response(method string) *Shape {
 	}
 	return vendorResult
 }
+
+// ModelArgument is where a tool's arguments name a model: the member `model`.
+var ModelArgument = &Shape{rest: none, members: members{"model": {text: true, rest: none}}}
+
+// ModelHints is where parameters of sampling name models.
+var ModelHints = &Shape{rest: none, members: members{
+	"modelPreferences": {rest: none, members: members{"hints": {rest: none, members: members{"name": {text: true, rest: none}}}}},
+}}
+
+// said are what a notification says to people, apart from who says it.
+var said = map[string]*Shape{
+	"notifications/progress": {rest: none, members: members{"params": {rest: none, members: members{"message": free}}}},
+	"notifications/message":  {rest: none, members: members{"params": {rest: none, members: members{"data": free}}}},
+}
+
+// Said is where a notification of method, notifications/progress or notifications/message, holds what it says: what a reader
+// joins with what the one before it said.
+func Said(method string) *Shape { return said[method] }
+
+// Speaker tells one series of such notifications from another: it is the progressToken or logger of message, as they are
+// written. It aliases message.
+func Speaker(message []byte) []byte {
+	var who []byte
+	_ = Members(message, func(name []byte, from, to int) error {
+		if string(name) != "params" {
+			return nil
+		}
+		params := message[from:to]
+		return Members(params, func(name []byte, from, to int) error {
+			if string(name) == "progressToken" || string(name) == "logger" {
+				who = params[from:to]
+			}
+			return nil
+		})
+	})
+	return who
+}

@@ -107,9 +107,6 @@ func Unenforced(p *policyv1.Policies) []FieldError {
 	refuse := func(field string) {
 		errs = append(errs, FieldError{"policies." + field, "is not enforced by this version yet, and would do nothing; remove it"})
 	}
-	if p.GetAi() != nil {
-		refuse("ai")
-	}
 	if p.GetA2A() != nil {
 		refuse("a2a")
 	}

@@ -119,6 +119,7 @@ type Target struct {
 	auth     *backendAuth
 	tls      *tls.Config
 	childEnv []string
+	ai       *ai
 	digest   string
 
 	readsArguments, readsPrincipal bool
@@ -184,6 +185,9 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	if b := policies.GetBackendTls(); b != nil && applies("backendTLS", t) {
 		target.tls = compileTLS(b, r, "policies.backendTLS", &errs)
 	}
+	if a := policies.GetAi(); a != nil {
+		target.ai = compileAi(a, r, "policies.ai", &errs)
+	}
 	for _, e := range Unenforced(policies) {
 		errs.add(e.Field, "%s", e.Reason)
 	}
@@ -200,11 +204,8 @@ func Check(p *policyv1.Policies, r Resolver) error {
 	_, routeErr := CompileRoute(effective, r)
 
 	var errs problems
-	if ai := p.GetAi(); ai != nil {
-		checkAi(ai, "policies.ai", &errs)
-	}
 	if effective.Policies != nil {
-		effective.Policies.Ai, effective.Policies.A2A = nil, nil
+		effective.Policies.A2A = nil
 		checkCloudAuth(effective.Policies.BackendAuth, "policies.backendAuth", &errs)
 		if isCloudAuth(effective.Policies.BackendAuth) {
 			effective.Policies.BackendAuth = nil

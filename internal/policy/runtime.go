@@ -2,7 +2,9 @@ package policy
 
 // Runtime is what the compiled policies of one proxy share, and what outlives them: a policy that is compiled anew goes
 // on with what it had. It is safe for concurrent use. The zero value is ready.
-type Runtime struct{}
+type Runtime struct {
+	services services // of ai
+}
 
 // NewRuntime returns an empty one.
 func NewRuntime() *Runtime { return &Runtime{} }
