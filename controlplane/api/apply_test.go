@@ -170,6 +170,12 @@ func TestLocalPowers(t *testing.T) {
 		return &adminv1.Object{Name: "l", Spec: &adminv1.Object_Listener{Listener: &adminv1.Listener{Port: 1,
 			Enforced: &policyv1.Policies{JwtAuth: &policyv1.JwtAuth{Providers: []*policyv1.JwtProvider{{Jwks: j}}}}}}}
 	}
+	asks := func(guard *policyv1.Guard) *adminv1.Object {
+		return target(&adminv1.Target{Enforced: &policyv1.Policies{Ai: &policyv1.Ai{PromptGuard: &policyv1.PromptGuard{Response: []*policyv1.Guard{guard}}}}})
+	}
+	webhook := func(url string) *adminv1.Object {
+		return asks(&policyv1.Guard{Guard: &policyv1.Guard_Webhook{Webhook: &policyv1.WebhookGuard{Url: url}}})
+	}
 	url := func(u string) *adminv1.Object { return jwks(&policyv1.Jwks{Source: &policyv1.Jwks_Url{Url: u}}) }
 	for _, tt := range []struct {
 		name   string
@@ -193,6 +199,9 @@ func TestLocalPowers(t *testing.T) {
 		{"jwks file", jwks(&policyv1.Jwks{Source: &policyv1.Jwks_File{File: "/k.json"}}), nil, "enforced.jwtAuth.providers[0].jwks: reading"},
 		{"jwks at a private address", url("https://10.1.2.3/keys"), nil, "private address"},
 		{"jwks at a name", url("https://issuer.example/keys"), nil, ""},
+		{"webhook at a private address", webhook("http://10.1.2.3:8080/judge"), nil, "enforced.ai.promptGuard.response[0].webhook.url: 10.1.2.3, a private address"},
+		{"webhook, granted", webhook("http://10.1.2.3:8080/judge"), []string{"private-network"}, ""},
+		{"moderation at a private address", asks(&policyv1.Guard{Guard: &policyv1.Guard_OpenAiModeration{OpenAiModeration: &policyv1.ModerationGuard{Url: "http://localhost:1"}}}), nil, "enforced.ai.promptGuard.response[0].openAIModeration.url: 127.0.0.1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, p := newServer(t, newConnections())

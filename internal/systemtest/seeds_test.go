@@ -221,23 +221,6 @@ func TestSeedInheritance(t *testing.T) {
 	})
 }
 
-func TestSeedLLM(t *testing.T) {
-	file := filepath.Join("../resource/testdata/seeds", "older-llm.yaml")
-	dir := t.TempDir()
-	plane := start(t, nil, "controlplane", "--data-dir", dir, "--admin-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0", "--ops-addr", "127.0.0.1:0")
-	a := newAdmin(t, plane, dir)
-	if _, stderr, code := a.run("validate", "-f", file); code != 0 {
-		t.Errorf("validate: exit %d\n%s", code, stderr)
-	}
-	_, stderr, code := a.run("apply", "-f", file)
-	if code != 2 || !strings.Contains(stderr, "older-llm.yaml:12:") || !strings.Contains(stderr, "ai") {
-		t.Errorf("apply: exit %d\n%s\nwant 2, and `ai` at its line as not yet enforced", code, stderr)
-	}
-	if out := a.must("get", "-o", "json"); strings.Contains(out, "sandbox-llm") {
-		t.Errorf("a refused file left something behind:\n%s", out)
-	}
-}
-
 // signer makes tokens and the key set that verifies them.
 type signer struct {
 	key *ecdsa.PrivateKey
