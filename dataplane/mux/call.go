@@ -117,9 +117,13 @@ func (x *Request) sendItem(ctx context.Context, t *snapshot.Target, it item) (*u
 	if it.kind == policy.None || x.Message.Method == "completion/complete" {
 		out.name = "" // Mcp-Name is only for what the revision says
 	}
-	done, err := x.prepare(ctx, t, it, &out)
-	defer done()
-	if err != nil {
+	var room []byte
+	if it.own != it.shown {
+		buf := copyBuffers.Get().(*[]byte)
+		defer copyBuffers.Put(buf)
+		room = (*buf)[:0]
+	}
+	if err := x.prepare(ctx, t, it, &out, room); err != nil {
 		return nil, err
 	}
 	return x.send(ctx, t, out)

@@ -42,6 +42,7 @@ type heldEvent struct {
 	original []byte // of a text message; nil: it only waits its turn
 	method   string
 	extra    []guard.Extra
+	size     int
 	dropped  bool
 }
 
@@ -82,10 +83,13 @@ func (g *gate) pass(ev mcp.Event) error {
 	kind, id := msg.Kind, bytes.Clone(msg.RawID())
 	data, err := g.guard(&msg)
 	if err != nil {
+		g.tell()
 		switch e := *g.x.asError(err); kind {
 		case mcp.Response:
 			e.ID = id
 			data = e.Append(nil)
+		case mcp.Batch:
+			data = e.Append(nil) // to the call whose stream it is
 		case mcp.Request:
 			go g.x.refuseAsking(g.t, id, e.Code, e.Message)
 			return nil
@@ -116,7 +120,7 @@ func (g *gate) pass(ev mcp.Event) error {
 // guard is a message as the client may have it.
 func (g *gate) guard(msg *mcp.Message) ([]byte, error) {
 	switch msg.Kind {
-	case mcp.Response:
+	case mcp.Response, mcp.Batch:
 		return g.x.guardAnswer(g.t, g.x.method(), msg.Body)
 	case mcp.Request:
 		body, err := g.t.Policy.FillSampling(msg.Body)
@@ -159,6 +163,7 @@ func (g *gate) join(h *heldEvent) error {
 		}
 		if s.Finding != nil {
 			_ = g.x.guarded(g.t.Policy.Found(s.Finding), mcp.CodeInternal) // for the log
+			g.tell()
 		}
 		switch {
 		case of == nil: // it has left already
@@ -174,6 +179,18 @@ func (g *gate) join(h *heldEvent) error {
 		}
 	}
 	return nil
+}
+
+// tell tells the operator what the line of a call cannot: a stream may outlive many refusals, or have no line of its own. Once for
+// each rule, for the target says how often.
+func (g *gate) tell() {
+	x, t := g.x, g.t
+	key := t.Resource + "\x00" + x.Record.Rule
+	if _, told := x.mux.reported.get(key); told {
+		return
+	}
+	x.mux.reported.put(key, struct{}{}, 1, time.Time{})
+	x.mux.log.Warn("message of a stream is refused", "tenant", t.Tenant.Name, "backend", x.Backend.Name, "target", t.Name, "rule", x.Record.Rule, "err", x.Record.Err)
 }
 
 // again is a message as the client may have it, less what stands in it of what several messages hold together.
@@ -216,7 +233,8 @@ func (g *gate) queue(h *heldEvent, hold time.Duration, last bool) {
 	now := time.Now()
 	h.until = now.Add(hold)
 	g.held = append(g.held, h)
-	g.size += len(h.ev.Data) + len(h.original)
+	h.size = len(h.ev.Data) + len(h.original)
+	g.size += h.size
 	for len(g.held) > 0 && (last || len(g.held) > maxHeld || g.size > maxSize) {
 		g.releaseLocked()
 	}
@@ -228,7 +246,7 @@ func (g *gate) releaseLocked() {
 	h := g.held[0]
 	g.held[0] = nil
 	g.held = g.held[1:]
-	g.size -= len(h.ev.Data) + len(h.original)
+	g.size -= h.size
 	if !h.dropped {
 		g.put(h.ev)
 	}

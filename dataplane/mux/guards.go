@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
@@ -23,42 +24,42 @@ func (x *Request) reads(t *snapshot.Target) bool {
 	return t.Policy.Guards(policy.ToClient) || t.Policy.Fills()
 }
 
-// prepare puts the target's own name of the item into a request, fills in arguments, and lets guards see the outcome. done
-// gives memory back once the request is sent.
-func (x *Request) prepare(ctx context.Context, t *snapshot.Target, it item, out *outgoing) (done func(), err error) {
-	done = func() {}
-	var e mcp.Edits
-	if it.own != it.shown {
-		e.String(it.at.Span, []byte(it.own))
-	}
-	filled, err := x.fill(ctx, t, it, &e)
-	if err != nil {
-		return done, err
-	}
-	if e.Len() > 0 {
-		buf := copyBuffers.Get().(*[]byte)
-		done = func() { copyBuffers.Put(buf) }
-		out.body = e.Apply((*buf)[:0], out.body)
-	}
-	guards := t.Policy.Guards(policy.ToTarget)
-	if !guards && !filled {
-		return done, nil
-	}
-	before := out.body
-	if out.body, err = x.guardRequest(ctx, t, it, x.Message.Method, out.body); err != nil {
-		return done, err
-	}
-	if it.kind != policy.Tool {
-		return done, nil
-	}
-	if filled || &before[0] != &out.body[0] {
-		msg, err := mcp.Scan(out.body, x.mux.cfg.Limits)
-		if err != nil {
-			return done, x.fail(http.StatusRequestEntityTooLarge, mcp.CodeInvalidRequest, "the arguments are too large with what policies make of them: %s", err.Error())
+// prepare puts the target's own name of the item into a request, fills in arguments, and lets guards see the outcome. room is
+// where there is room for a copy of the request.
+func (x *Request) prepare(ctx context.Context, t *snapshot.Target, it item, out *outgoing, room []byte) error {
+	filled := false
+	if it.own != it.shown || t.Policy.Fills() {
+		var e mcp.Edits
+		if it.own != it.shown {
+			e.String(it.at.Span, []byte(it.own))
 		}
-		out.arguments = msg.Arguments.Of(msg.Body)
+		var err error
+		if filled, err = x.fill(ctx, t, it, &e); err != nil {
+			return err
+		}
+		if e.Len() > 0 {
+			out.body = e.Apply(room, out.body)
+		}
 	}
-	return done, x.repeat(ctx, t, it, out)
+	if !filled && !t.Policy.Guards(policy.ToTarget) {
+		return nil
+	}
+	body, err := x.guardRequest(ctx, t, it, x.Message.Method, out.body)
+	if err != nil {
+		return err
+	}
+	changed := filled || &body[0] != &out.body[0]
+	if out.body = body; it.kind != policy.Tool {
+		return nil
+	}
+	if changed {
+		msg, err := mcp.Scan(body, x.mux.cfg.Limits)
+		if err != nil {
+			return x.fail(http.StatusRequestEntityTooLarge, mcp.CodeInvalidRequest, "the request is too large with what policies make of it: %v", err)
+		}
+		out.arguments = msg.Arguments.Of(body)
+	}
+	return x.repeat(ctx, t, it, out)
 }
 
 // fill adds what `defaults`, `overrides` and `modelAliases` make of a tool's arguments to the edits of the client's message.
@@ -131,6 +132,9 @@ func (x *Request) guardRequest(ctx context.Context, t *snapshot.Target, it item,
 
 // guardAnswer lets guards see a target's response to method.
 func (x *Request) guardAnswer(t *snapshot.Target, method string, message []byte) ([]byte, error) {
+	if bytes.HasPrefix(bytes.TrimLeft(message, " \t\r\n"), []byte("[")) {
+		return x.guardMessage(t, method, message, guard.Batch)
+	}
 	message, err := t.Policy.FillSampling(message)
 	if err != nil {
 		return nil, x.guarded(err, mcp.CodeInternal)

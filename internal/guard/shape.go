@@ -239,7 +239,7 @@ var ofServers = map[string]*Shape{
 	"notifications/resources/list_changed":     envelope(&Shape{rest: none, members: members{"_meta": meta}}, result),
 	"notifications/tasks/status":               envelope(task, result),
 	"notifications/tasks":                      envelope(task, result),
-	"":                                         envelope(none, result),
+	"":                                         envelope(vendor, result),
 }
 
 var (
@@ -254,6 +254,9 @@ func FromServer(method string) *Shape {
 	}
 	return unknownFromServer
 }
+
+// Batch is where text stands in an array of messages of any sort: everywhere.
+var Batch = vendorResult
 
 // Response is where text stands in a server's response to method: of one that no revision has, everywhere.
 func Response(method string) *Shape {
