@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -160,7 +161,7 @@ func TestGuardSeesWhatIsFilledIn(t *testing.T) {
 	}
 	message := append(append([]byte(`{"id":1,"method":"tools/call","params":{"name":"x","arguments":`), args...), `}}`...)
 	_, _, err = target.Guard(t.Context(), &Call{}, ToTarget, message, guard.FromClient("tools/call"))
-	g, ok := err.(*GuardError)
+	g, ok := errors.AsType[*GuardError](err)
 	if !ok || g.Rule != "policies.ai.promptGuard.request[0].regex.rules[0]" || g.Message != "refused by policies.ai.promptGuard.request[0]" {
 		t.Errorf("got %v", err)
 	}
@@ -170,7 +171,7 @@ func TestRejectionMessage(t *testing.T) {
 	target := compiledAi(t, `{"promptGuard":{"request":[{"regex":{"rules":[{"pattern":"a"}]}},{"rejection":{"message":"No cards, please."},"regex":{"rules":[{"builtin":"ssn"},{"builtin":"creditCard"}]}}]}}`)
 	message := []byte(`{"method":"tools/call","params":{"arguments":{"n":"4111111111111111"}}}`)
 	_, _, err := target.Guard(t.Context(), &Call{}, ToTarget, message, guard.FromClient("tools/call"))
-	g, ok := err.(*GuardError)
+	g, ok := errors.AsType[*GuardError](err)
 	if !ok || g.Message != "No cards, please." || g.Place != "policies.ai.promptGuard.request[1]" || g.Rule != g.Place+".regex.rules[1]" || g.Undecided {
 		t.Errorf("got %#v", err)
 	}
