@@ -76,6 +76,17 @@ func (x *Request) call(t *snapshot.Target, kind policy.ItemKind, name string) po
 	return c
 }
 
+// calling is what policies may know of a message on its way to a target. That need not be the client's own: a call may
+// need a list first, or a session begun.
+func (x *Request) calling(t *snapshot.Target, o outgoing) policy.Call {
+	c := x.call(t, o.kind, o.own)
+	c.Method = o.method
+	if o.kind != policy.Tool {
+		c.Arguments = nil
+	}
+	return c
+}
+
 func (x *Request) method() string {
 	if x.Message == nil {
 		return ""

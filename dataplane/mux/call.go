@@ -104,6 +104,11 @@ func (x *Request) forward(w http.ResponseWriter, t *snapshot.Target, it item) er
 			return err
 		}
 	}
+	x.item = it
+	call := x.call(t, it.kind, it.own)
+	if err := t.Policy.Answerable(&call); err != nil { // rather now than after the target has acted
+		return x.unreachable(t, err)
+	}
 	resp, err := x.sendItem(ctx, t, it)
 	if err != nil {
 		return err

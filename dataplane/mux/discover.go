@@ -45,6 +45,9 @@ func (m *Mux) discover(w http.ResponseWriter, x *Request) error {
 	if err := missing.refuse(x, len(x.Backend.Targets), errs); err != nil {
 		return err
 	}
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
+	}
 	return x.answer(w, merge.discoverResult(x.Verdict.Revision, missing))
 }
 

@@ -35,6 +35,9 @@ func (x *Request) fail(status, code int, format string, args ...any) *mcp.Error 
 // unreachable says that a target brought no answer, without what only operators may know.
 func (x *Request) unreachable(t *snapshot.Target, err error) error {
 	x.Record.Err = err
+	if value, ok := errors.AsType[*policy.ValueError](err); ok {
+		return x.unsayable(t, value)
+	}
 	switch {
 	case errors.Is(err, upstream.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return x.fail(http.StatusGatewayTimeout, mcp.CodeInternal, "target %q did not answer in time", t.Name)
@@ -45,6 +48,16 @@ func (x *Request) unreachable(t *snapshot.Target, err error) error {
 	default:
 		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q broke off its answer; it may have processed the request", t.Name)
 	}
+}
+
+// unsayable says which value of a target's policies could not be had for the request at hand. What it had to read is the
+// client's or the operator's to put right, so both are told where.
+func (x *Request) unsayable(t *snapshot.Target, e *policy.ValueError) error {
+	x.Record.Err = e
+	if e.Invalid != nil {
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "%v", e.Invalid)
+	}
+	return x.fail(http.StatusInternalServerError, mcp.CodeInternal, "target %q: %s: %s", t.Name, e.Field, e.Reason)
 }
 
 // refusedConfig says that a target has no configuration that builds.

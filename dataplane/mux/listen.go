@@ -139,6 +139,9 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 	h["Content-Type"] = []string{streamType}
 	h["X-Accel-Buffering"] = []string{"no"}
 	h["Cache-Control"] = []string{"no-cache"}
+	if err := x.inCommon(h); err != nil {
+		return err
+	}
 	w.WriteHeader(http.StatusOK)
 	out := newSink(w, m.cfg.KeepAlive)
 	defer out.close()

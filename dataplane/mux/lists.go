@@ -147,7 +147,7 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 				x.learn(part.target, list, all)
 			}
 		}
-		private = private || part.target.Policy.ReadsPrincipal() || part.target.Policy.Passthrough()
+		private = private || part.target.Policy.ReadsPrincipal() || part.target.Policy.Passthrough() || part.target.Policy.SendsPrincipal() || part.target.Policy.SendsRequest()
 	}
 	tail := mcp.Tail{Revision: x.revision(), Private: private, Meta: missing.meta()}
 	switch {
@@ -158,6 +158,9 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 		return x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "this proxy has no session keys yet; try again")
 	default:
 		tail.NextCursor = []byte(x.Codec.SealCursor(x.Scope, session.Cursor{Epoch: x.epoch(), Parts: next}))
+	}
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
 	}
 	before := append(append([]byte(`{"jsonrpc":"2.0","id":`), x.Message.RawID()...), `,"result":`...)
 	return x.write(w, merge.Pieces(before, tail, []byte{'}'})...)

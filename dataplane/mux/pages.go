@@ -94,7 +94,7 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 	}
 	x.Record.Target = t.Name
 	if p := x.cached(key); p != nil {
-		return x.answer(w, p.result)
+		return x.answerFor(w, t, p.result)
 	}
 	f, own, err := x.fetchShared(x.HTTP.Context(), t, list, cursor, key)
 	if err != nil {
@@ -104,7 +104,7 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 		if f.page == nil {
 			return f.failure(x, t, list)
 		}
-		return x.answer(w, f.page.result)
+		return x.answerFor(w, t, f.page.result)
 	}
 	if err := x.head(w, t, f.resp); err != nil {
 		return err
@@ -113,9 +113,10 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 	return nil
 }
 
-// caches reports whether the target's lists may be kept at all.
+// caches reports whether the target's lists may be kept at all. Not where each request tells the target something of
+// its own that no key of a page has.
 func (x *Request) caches(t *snapshot.Target) bool {
-	return x.stateless() || t.Config.GetListCache() != nil
+	return (x.stateless() || t.Config.GetListCache() != nil) && !t.Policy.SendsRequest()
 }
 
 func (x *Request) pageKey(t *snapshot.Target, list mcp.List, cursor *string) pageKey {
@@ -187,7 +188,7 @@ func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.
 		ttl, k := read.TTL, key
 		if !x.stateless() {
 			ttl = t.Config.GetListCache().AsDuration()
-		} else if read.CacheScope == "public" && !t.Policy.Passthrough() {
+		} else if read.CacheScope == "public" && !t.Policy.Passthrough() && !t.Policy.SendsPrincipal() {
 			k = key.public()
 		}
 		if ttl = min(ttl, maxTTL); ttl > 0 {

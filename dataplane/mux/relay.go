@@ -14,6 +14,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // answer gives the client a result of the proxy's own; nil is the empty one.
@@ -63,13 +64,54 @@ func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream
 	if contentType(resp.Header) == streamType {
 		h["X-Accel-Buffering"] = []string{"no"}
 	}
-	call := x.call(t, x.item.kind, x.item.own)
-	if err := t.Policy.Response(h, &call); err != nil {
-		x.Record.Err = err
-		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "responseHeaderModifier of target %q: %v", t.Name, err)
+	if err := x.modify(h, t); err != nil {
+		for _, key := range []string{"Content-Length", "X-Accel-Buffering"} { // of an answer that does not come
+			delete(h, key)
+		}
+		for _, key := range toClient {
+			if key != "Vary" { // which also says what our own answer depends on
+				delete(h, key)
+			}
+		}
+		return err
 	}
 	w.WriteHeader(resp.Status)
 	return nil
+}
+
+// modify applies the responseHeaderModifier of the target that answers. After an error h is unchanged.
+func (x *Request) modify(h http.Header, t *snapshot.Target) error {
+	call := x.call(t, x.item.kind, x.item.own)
+	if err := t.Policy.Response(h, &call); err != nil {
+		if value, ok := errors.AsType[*policy.ValueError](err); ok {
+			return x.unsayable(t, value)
+		}
+		return x.unreachable(t, err)
+	}
+	return nil
+}
+
+// inCommon applies to a merged answer the responseHeaderModifier that all targets of the backend have in common, see
+// [policy.SameResponse].
+func (x *Request) inCommon(h http.Header) error {
+	targets := x.Backend.Targets
+	for _, t := range targets[min(1, len(targets)):] {
+		if !policy.SameResponse(targets[0].Policy, t.Policy) {
+			return nil
+		}
+	}
+	if len(targets) == 0 {
+		return nil
+	}
+	return x.modify(h, targets[0])
+}
+
+// answerFor gives the client a result that a target gave earlier.
+func (x *Request) answerFor(w http.ResponseWriter, t *snapshot.Target, result []byte) error {
+	if err := x.modify(w.Header(), t); err != nil {
+		return err
+	}
+	return x.answer(w, result)
 }
 
 // relay brings a target's answer to the client, and closes it: byte for byte, but for what several targets behind one

@@ -28,6 +28,7 @@ type activation struct {
 	name, target, method, tenant ref.Val
 	arguments, annotations       ref.Val
 	invalid                      error // why arguments cannot be read
+	absent                       bool  // an item was read that the call is not about
 }
 
 var activations = sync.Pool{New: func() any { return new(activation) }}
@@ -149,7 +150,7 @@ func (a *activation) getAnnotations() (any, error) {
 	return a.annotations, nil
 }
 
-var errNoRequest = errors.New("request: the call came without an HTTP request")
+const errNoRequest = unreadable("request, and the call came without an HTTP request")
 
 func (a *activation) getRequest(field string) (any, error) {
 	r := a.call.HTTP
@@ -185,7 +186,7 @@ func (a *activation) getSource(field string) (any, error) {
 	}
 	peer, err := netip.ParseAddrPort(a.call.HTTP.RemoteAddr)
 	if err != nil {
-		return nil, errors.New("source: the peer's address is not known")
+		return nil, unreadable("source, and the peer's address is not known")
 	}
 	if field == "port" {
 		return types.Int(peer.Port()), nil

@@ -78,10 +78,11 @@ var objects = map[string]map[string]field{
 // object is a field that is there for calls about some kinds of items alone. Reading it for others is an
 // error, so rules ask has(mcp.tool) first.
 func object(typeName, path string, kinds ...ItemKind) field {
-	absent := fmt.Errorf("%s: the call is about something else", path)
+	absent := unreadable(path + ", and the call is about something else; ask has(" + path + ") first")
 	isSet := func(a *activation) bool { return slices.Contains(kinds, a.call.Kind) }
 	return field{cel.ObjectType(typeName), varName, func(a *activation) (any, error) {
 		if !isSet(a) {
+			a.absent = true
 			return nil, absent
 		}
 		return a, nil

@@ -176,7 +176,7 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 		target.request = compileHeaderModifier(m, "policies.requestHeaderModifier", &errs)
 	}
 	if m := policies.GetResponseHeaderModifier(); m != nil && applies("responseHeaderModifier", t) {
-		target.response = compileHeaderModifier(m, "policies.responseHeaderModifier", &errs)
+		target.response = compileAnswerModifier(m, "policies.responseHeaderModifier", &errs)
 	}
 	if a := policies.GetBackendAuth(); a != nil {
 		target.auth, target.childEnv = compileBackendAuth(a, t, r, "policies.backendAuth", &errs)
