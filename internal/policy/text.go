@@ -149,14 +149,3 @@ func RefusesOthers(expression string) string {
 	}
 	return ""
 }
-
-// ValueReads reports whether a Value's expression reads a variable, by the names of [Target.Reads]. One that does not
-// compile reads nothing.
-func ValueReads(expression, name string) bool {
-	v, ok := roots[name]
-	if !ok {
-		panic("policy: no variable " + name)
-	}
-	var errs problems
-	return compileTextExpression(expression, "", &errs).reads(v)
-}
