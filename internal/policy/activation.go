@@ -120,7 +120,7 @@ func (a *activation) getArguments() (any, error) {
 }
 
 func (a *activation) readArguments() ref.Val {
-	if len(a.call.Arguments) == 0 {
+	if len(a.call.Arguments) == 0 || string(a.call.Arguments) == "null" { // as some SDKs write no arguments
 		return emptyMap
 	}
 	if len(a.call.Arguments) > maxArgumentsSize {

@@ -23,7 +23,7 @@ type Call struct {
 	HTTP      *http.Request // request.*, source.*; nil: reading them is an error
 	Kind      ItemKind
 	Name      string // the target's own, without a prefix; a URI for resources
-	Arguments []byte // raw JSON object of a tool call; nil: no arguments, which rules see as {}
+	Arguments []byte // raw JSON object of a tool call; nil, or null: no arguments, which rules see as {}
 	// Annotations is the raw JSON object of the target's last list. Nil: absent, reading it is an error.
 	Annotations []byte
 }
