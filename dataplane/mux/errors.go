@@ -38,6 +38,9 @@ func (x *Request) unreachable(t *snapshot.Target, err error) error {
 	if value, ok := errors.AsType[*policy.ValueError](err); ok {
 		return x.unsayable(t, value)
 	}
+	if tls, ok := errors.AsType[*upstream.HandshakeError](err); ok {
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q: %s", t.Name, tls.Reason)
+	}
 	switch {
 	case errors.Is(err, upstream.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return x.fail(http.StatusGatewayTimeout, mcp.CodeInternal, "target %q did not answer in time", t.Name)
