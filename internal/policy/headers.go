@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
@@ -16,7 +17,7 @@ type headerModifier struct {
 	add, set []header // in order of names
 	remove   []string
 	form     string // the same for modifiers that say the same
-	reads    variable
+	dynamic  bool   // a value is an expression
 }
 
 type header struct {
@@ -40,14 +41,13 @@ func compileHeaderModifier(m *policyv1.HeaderModifier, field string, errs *probl
 			out.remove = append(out.remove, http.CanonicalHeaderKey(name))
 		}
 	}
-	for _, of := range [][]header{out.add, out.set} {
-		for _, h := range of {
-			if h.value.rule != nil {
-				out.reads |= h.value.rule.reads
-			}
-		}
-	}
+	out.dynamic = slices.ContainsFunc(slices.Concat(out.add, out.set), func(h header) bool { return h.value.rule != nil })
 	return out
+}
+
+// reads reports whether a value depends on any of the variables.
+func (m *headerModifier) reads(any variable) bool {
+	return m != nil && slices.ContainsFunc(slices.Concat(m.add, m.set), func(h header) bool { return h.value.reads(any) })
 }
 
 // compileAnswerModifier is compileHeaderModifier for a responseHeaderModifier, which has more to leave alone.
@@ -230,7 +230,7 @@ func (t *Target) Response(h http.Header, c *Call) error {
 // Answerable reports what would keep [Target.Response] from being applied to the answer to a call, before the target
 // acts on the call: a [ValueError], or nil.
 func (t *Target) Answerable(c *Call) error {
-	if t == nil || t.response == nil || t.response.reads == 0 {
+	if t == nil || t.response == nil || !t.response.dynamic {
 		return nil
 	}
 	return t.response.apply(http.Header{}, c)
@@ -254,11 +254,11 @@ func (t *Target) responseForm() string {
 // SendsPrincipal reports whether requests to the target tell it who calls, by requestHeaderModifier values: what it
 // answers to one caller is not for others then, whatever it says itself.
 func (t *Target) SendsPrincipal() bool {
-	return t != nil && t.request != nil && t.request.reads&(varJWT|varAPIKey) != 0
+	return t != nil && t.sendsPrincipal
 }
 
 // SendsRequest reports whether requests to the target depend on the client's HTTP request or address, by
 // requestHeaderModifier values: no two requests need get the same answer then.
 func (t *Target) SendsRequest() bool {
-	return t != nil && t.request != nil && t.request.reads&(varRequest|varSource) != 0
+	return t != nil && t.sendsRequest
 }

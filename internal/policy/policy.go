@@ -122,6 +122,7 @@ type Target struct {
 	digest   string
 
 	readsArguments, readsPrincipal bool
+	sendsPrincipal, sendsRequest   bool // by header values
 	argumentNames                  *readNames // what rules read of arguments
 }
 
@@ -174,6 +175,7 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	}
 	if m := policies.GetRequestHeaderModifier(); m != nil && applies("requestHeaderModifier", t) {
 		target.request = compileHeaderModifier(m, "policies.requestHeaderModifier", &errs)
+		target.sendsPrincipal, target.sendsRequest = target.request.reads(varJWT|varAPIKey), target.request.reads(varRequest|varSource)
 	}
 	if m := policies.GetResponseHeaderModifier(); m != nil && applies("responseHeaderModifier", t) {
 		target.response = compileAnswerModifier(m, "policies.responseHeaderModifier", &errs)

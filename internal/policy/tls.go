@@ -101,7 +101,7 @@ func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
 	return nil
 }
 
-// ErrSubjectAltNames: the target's certificate carries none of the names that backendTLS pins.
+// ErrSubjectAltNames says that the target's certificate carries none of the names that backendTLS pins.
 var ErrSubjectAltNames = errors.New("the target's certificate carries none of the subjectAltNames")
 
 // verifyNames accepts a certificate that carries one of names. A host matches as in TLS, so also a wildcard
