@@ -121,7 +121,8 @@ type Target struct {
 	childEnv []string
 	digest   string
 
-	readsArguments, readsPrincipal bool
+	readsArguments, readsPrincipal, readsTime bool
+	perCaller, perRequest                     bool
 	argumentNames                  *readNames // what rules read of arguments
 }
 
@@ -163,7 +164,8 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	target.argumentNames = &readNames{}
 	for _, a := range target.authz {
 		target.readsArguments = target.readsArguments || a.reads(varArguments)
-		target.readsPrincipal = target.readsPrincipal || a.reads(varJWT|varAPIKey|varSource|varRequest)
+		target.readsPrincipal = target.readsPrincipal || a.reads(varCaller)
+		target.readsTime = target.readsTime || a.reads(varTime)
 		for _, r := range a.rules() {
 			if r.reads&varArguments != 0 {
 				for _, name := range r.literals {
@@ -190,6 +192,7 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	if err := errs.err(); err != nil {
 		return nil, err
 	}
+	target.depends(policies.GetBackendAuth())
 	return target, nil
 }
 
