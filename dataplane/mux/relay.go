@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -60,6 +61,9 @@ func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream
 			h[key] = append(h[key], values...) // Vary may be there already
 		}
 	}
+	if x.private(t) {
+		unshare(h)
+	}
 	if contentType(resp.Header) == streamType {
 		h["X-Accel-Buffering"] = []string{"no"}
 	}
@@ -70,6 +74,16 @@ func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream
 	}
 	w.WriteHeader(resp.Status)
 	return nil
+}
+
+// unshare keeps caches between proxy and client from an answer that is for this caller alone.
+func unshare(h http.Header) {
+	for _, v := range h["Cache-Control"] {
+		if strings.Contains(v, "public") || strings.Contains(v, "s-maxage") {
+			h["Cache-Control"] = []string{"private"}
+			return
+		}
+	}
 }
 
 // relay brings a target's answer to the client, and closes it: byte for byte, but for what several targets behind one
@@ -83,7 +97,8 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 		}
 	}
 	stream := contentType(resp.Header) == streamType
-	if resp.Length > 0 && !stream && !x.wraps(t) {
+	restricts := x.restricts(t)
+	if resp.Length > 0 && !stream && !x.wraps(t) && !restricts {
 		w.Header()["Content-Length"] = []string{strconv.FormatInt(resp.Length, 10)}
 	}
 	if err := x.head(w, t, resp); err != nil {
@@ -92,8 +107,11 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 	switch {
 	case stream:
 		x.relayStream(ctx, w, t, resp.Body)
-	case x.wraps(t):
+	case x.wraps(t) || restricts:
 		uris := mcp.NewURIWriter(w, x.rewriteURI(t))
+		if restricts {
+			uris.MakePrivate()
+		}
 		if err := copyPooled(&noting{Writer: uris, x: x}, resp.Body); err != nil {
 			x.broke(err)
 		}
@@ -206,7 +224,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 	defer out.close()
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
 	defer stop()
-	if !x.wraps(t) && !x.watches(t) {
+	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) {
 		out.copy(io.TeeReader(body, notingEvents{x}))
 		return
 	}
@@ -267,6 +285,10 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 			return nil
 		}
 	}
+	if msg.Kind == mcp.Response && x.restricts(t) {
+		ev.Data, err = mcp.RewriteResult(nil, msg.Body, x.rewriteURI(t), true)
+		return err
+	}
 	if !x.wraps(t) {
 		return nil
 	}
@@ -313,7 +335,11 @@ func (x *Request) known(t *snapshot.Target) session.Target {
 	return s
 }
 
+// rewriteURI makes a target's URI the client's; nil where they are the same.
 func (x *Request) rewriteURI(t *snapshot.Target) func([]byte) []byte {
+	if !x.wraps(t) {
+		return nil
+	}
 	return func(uri []byte) []byte { return []byte(joinURI(t.Name, string(uri))) }
 }
 

@@ -123,7 +123,7 @@ type Target struct {
 
 	readsArguments, readsPrincipal, readsTime bool
 	perCaller, perRequest                     bool
-	argumentNames                  *readNames // what rules read of arguments
+	argumentNames                             *readNames // what rules read of arguments
 }
 
 // CompileRoute builds the route-phase kinds of p; others are left alone. A nil p is a policy with no kinds.
