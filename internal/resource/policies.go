@@ -281,6 +281,9 @@ func unenforced(p *policyv1.Policies) []*policy.FieldError {
 	return out
 }
 
+// fills says which kinds give a variable its value.
+var fills = map[string][]string{"jwt": {"jwtAuth", "mcpAuthentication"}, "scopes": {"jwtAuth", "mcpAuthentication"}, "apiKey": {"apiKey"}}
+
 // unverified warns of rules that read what no policy on the way verifies: they see an empty map.
 func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Policies) {
 	if v.Partial {
@@ -292,18 +295,18 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 				"the rule reads mcp.tool, which prompts and resources have not: it fails for them, and a deny that fails refuses",
 				"if only tools are meant, begin with `has(mcp.tool) &&`")
 		}
-		for variable, kind := range map[string]string{"jwt": "jwtAuth", "apiKey": "apiKey"} {
+		for _, variable := range []string{"jwt", "scopes", "apiKey"} {
 			if !v.reads(ruleText(rule), variable) {
 				continue
 			}
 			for _, route := range v.chains.through(o) {
 				above := append([]*adminv1.Object{route}, v.chains.above(route, route)...)
-				if _, ok := effective(above, kindField(kind)); ok {
+				if slices.ContainsFunc(fills[variable], func(kind string) bool { _, ok := effective(above, kindField(kind)); return ok }) {
 					continue
 				}
 				v.tell(severityWarning, o, index(block+".mcpAuthorization.rules", i),
 					fmt.Sprintf("the rule reads %s, and nothing on route %q fills it: it is empty", variable, route.GetName()),
-					fmt.Sprintf("set %s on the route or above", kind))
+					fmt.Sprintf("set %s on the route or above", strings.Join(fills[variable], " or ")))
 				break
 			}
 		}
