@@ -106,10 +106,10 @@ func (x *Request) erasOf(ctx context.Context, t *snapshot.Target) (eras, error) 
 	return v.(eras), nil
 }
 
-// eraKey: what a target answers may depend on who asks, if it is told.
+// eraKey: what a target answers may depend on who asks.
 func (x *Request) eraKey(t *snapshot.Target) eraKey {
 	key := eraKey{digest: t.Digest}
-	if t.Policy.Passthrough() || t.Policy.SendsPrincipal() {
+	if t.Policy.PerCaller() {
 		key.principal = x.Scope.Principal
 	}
 	return key

@@ -78,7 +78,7 @@ func retryAfter(v string) http.Header { return http.Header{"Retry-After": {v}} }
 
 // notFound answers for an item that does not exist, and for one that a policy refuses: byte for byte the same, and
 // with the name as the client wrote it.
-func (x *Request) notFound(kind policy.ItemKind, name string) error {
+func (x *Request) notFound(kind policy.ItemKind, name string) *mcp.Error {
 	switch kind {
 	case policy.Tool:
 		return x.fail(http.StatusOK, mcp.CodeInvalidParams, "Unknown tool: %s", name)
@@ -95,7 +95,7 @@ func (x *Request) notFound(kind policy.ItemKind, name string) error {
 	}
 }
 
-func (x *Request) unknownMethod() error {
+func (x *Request) unknownMethod() *mcp.Error {
 	status := http.StatusOK
 	if x.stateless() {
 		status = http.StatusNotFound // 2026-07-28 ties the status to the code

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -60,6 +61,9 @@ func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream
 		if values, ok := resp.Header[key]; ok {
 			h[key] = append(h[key], values...) // Vary may be there already
 		}
+	}
+	if x.private(t) {
+		unshare(h)
 	}
 	if contentType(resp.Header) == streamType {
 		h["X-Accel-Buffering"] = []string{"no"}
@@ -114,6 +118,16 @@ func (x *Request) answerFor(w http.ResponseWriter, t *snapshot.Target, result []
 	return x.answer(w, result)
 }
 
+// unshare keeps caches between proxy and client from an answer that is for this caller alone.
+func unshare(h http.Header) {
+	for _, v := range h["Cache-Control"] {
+		if strings.Contains(v, "public") || strings.Contains(v, "s-maxage") {
+			h["Cache-Control"] = []string{"private"}
+			return
+		}
+	}
+}
+
 // relay brings a target's answer to the client, and closes it: byte for byte, but for what several targets behind one
 // endpoint make necessary. it is what was asked for.
 func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.Target, resp *upstream.Response, it item) error {
@@ -125,7 +139,8 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 		}
 	}
 	stream := contentType(resp.Header) == streamType
-	if resp.Length > 0 && !stream && !x.wraps(t) {
+	restricts := x.restricts(t)
+	if resp.Length > 0 && !stream && !x.wraps(t) && !restricts {
 		w.Header()["Content-Length"] = []string{strconv.FormatInt(resp.Length, 10)}
 	}
 	if err := x.head(w, t, resp); err != nil {
@@ -134,8 +149,11 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 	switch {
 	case stream:
 		x.relayStream(ctx, w, t, resp.Body)
-	case x.wraps(t):
+	case x.wraps(t) || restricts:
 		uris := mcp.NewURIWriter(w, x.rewriteURI(t))
+		if restricts {
+			uris.MakePrivate()
+		}
 		if err := copyPooled(&noting{Writer: uris, x: x}, resp.Body); err != nil {
 			x.broke(err)
 		}
@@ -248,7 +266,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 	defer out.close()
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
 	defer stop()
-	if !x.wraps(t) && !x.watches(t) {
+	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) {
 		out.copy(io.TeeReader(body, notingEvents{x}))
 		return
 	}
@@ -309,6 +327,10 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 			return nil
 		}
 	}
+	if msg.Kind == mcp.Response && x.restricts(t) {
+		ev.Data, err = mcp.RewriteResult(nil, msg.Body, x.rewriteURI(t), true)
+		return err
+	}
 	if !x.wraps(t) {
 		return nil
 	}
@@ -355,7 +377,11 @@ func (x *Request) known(t *snapshot.Target) session.Target {
 	return s
 }
 
+// rewriteURI makes a target's URI the client's; nil where they are the same.
 func (x *Request) rewriteURI(t *snapshot.Target) func([]byte) []byte {
+	if !x.wraps(t) {
+		return nil
+	}
 	return func(uri []byte) []byte { return []byte(joinURI(t.Name, string(uri))) }
 }
 

@@ -45,11 +45,6 @@ func compileHeaderModifier(m *policyv1.HeaderModifier, field string, errs *probl
 	return out
 }
 
-// reads reports whether a value depends on any of the variables.
-func (m *headerModifier) reads(any variable) bool {
-	return m != nil && slices.ContainsFunc(slices.Concat(m.add, m.set), func(h header) bool { return h.value.reads(any) })
-}
-
 // compileAnswerModifier is compileHeaderModifier for a responseHeaderModifier, which has more to leave alone.
 func compileAnswerModifier(m *policyv1.HeaderModifier, field string, errs *problems) *headerModifier {
 	check := func(name, at string) {
@@ -249,16 +244,4 @@ func (t *Target) responseForm() string {
 		return ""
 	}
 	return "=" + t.response.form
-}
-
-// SendsPrincipal reports whether requests to the target tell it who calls, by requestHeaderModifier values: what it
-// answers to one caller is not for others then, whatever it says itself.
-func (t *Target) SendsPrincipal() bool {
-	return t != nil && t.sendsPrincipal
-}
-
-// SendsRequest reports whether requests to the target depend on the client's HTTP request or address, by
-// requestHeaderModifier values: no two requests need get the same answer then.
-func (t *Target) SendsRequest() bool {
-	return t != nil && t.sendsRequest
 }

@@ -184,17 +184,6 @@ func TestSameResponse(t *testing.T) {
 	}
 }
 
-func TestSends(t *testing.T) {
-	for expression, want := range map[string][2]bool{
-		`jwt.sub`: {true, false}, `apiKey.id`: {true, false}, `request.host`: {false, true}, `source.address`: {false, true}, `tenant`: {false, false}, `mcp.method`: {false, false},
-	} {
-		target := mustTarget(t, parse(t, fmt.Sprintf(`{"requestHeaderModifier":{"add":{"X":{"expression":%q}}}}`, expression)))
-		if got := [2]bool{target.SendsPrincipal(), target.SendsRequest()}; got != want {
-			t.Errorf("%s: %v, want %v", expression, got, want)
-		}
-	}
-}
-
 func BenchmarkHeaders(b *testing.B) {
 	ten := func(value string) string {
 		var set []string

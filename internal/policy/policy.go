@@ -121,9 +121,9 @@ type Target struct {
 	childEnv []string
 	digest   string
 
-	readsArguments, readsPrincipal bool
-	sendsPrincipal, sendsRequest   bool // by header values
-	argumentNames                  *readNames // what rules read of arguments
+	readsArguments, readsPrincipal, readsTime bool
+	perCaller, perRequest                     bool
+	argumentNames                             *readNames // what rules read of arguments
 }
 
 // CompileRoute builds the route-phase kinds of p; others are left alone. A nil p is a policy with no kinds.
@@ -164,7 +164,8 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	target.argumentNames = &readNames{}
 	for _, a := range target.authz {
 		target.readsArguments = target.readsArguments || a.reads(varArguments)
-		target.readsPrincipal = target.readsPrincipal || a.reads(varJWT|varAPIKey|varSource|varRequest)
+		target.readsPrincipal = target.readsPrincipal || a.reads(varCaller)
+		target.readsTime = target.readsTime || a.reads(varTime)
 		for _, r := range a.rules() {
 			if r.reads&varArguments != 0 {
 				for _, name := range r.literals {
@@ -175,7 +176,6 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	}
 	if m := policies.GetRequestHeaderModifier(); m != nil && applies("requestHeaderModifier", t) {
 		target.request = compileHeaderModifier(m, "policies.requestHeaderModifier", &errs)
-		target.sendsPrincipal, target.sendsRequest = target.request.reads(varJWT|varAPIKey), target.request.reads(varRequest|varSource)
 	}
 	if m := policies.GetResponseHeaderModifier(); m != nil && applies("responseHeaderModifier", t) {
 		target.response = compileAnswerModifier(m, "policies.responseHeaderModifier", &errs)
@@ -192,6 +192,7 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	if err := errs.err(); err != nil {
 		return nil, err
 	}
+	target.depends(policies.GetBackendAuth())
 	return target, nil
 }
 
