@@ -18,7 +18,7 @@ import (
 
 // A peer is a target of the table: a real server of one transport.
 type peer struct {
-	kind      string // mcp (with sessions), mcp-stateless, sse, stdio, a2a
+	kind      string // mcp (sessions alone), mcp-stateless (no sessions), sse, stdio (both eras), a2a
 	transport string // as targets name it
 	host      string // URL; empty for stdio
 	requests  func() []mcptest.Request
@@ -44,21 +44,31 @@ func newPeer(t *testing.T, kind string, secure bool) *peer {
 		a := newAgent(t, secure)
 		p.host, p.requests = a.URL, a.Requests
 	default:
-		srv := mcptest.NewServer(t, mcptest.Options{Stateless: kind == "mcp-stateless", SSE: kind == "sse", TLS: secure, Wrap: flaky()})
+		srv := mcptest.NewServer(t, mcptest.Options{Stateless: kind == "mcp-stateless", SSE: kind == "sse", TLS: secure, Wrap: flaky(kind == "mcp-stateless")})
 		p.host, p.requests = srv.URL, srv.Requests
 	}
 	return p
 }
 
-// flaky refuses a request whose id begins with "flaky" the first time it sees it.
-func flaky() func(http.Handler) http.Handler {
+// flaky refuses a request whose id begins with "flaky" the first time it sees it. A server without sessions takes no
+// initialize.
+func flaky(stateless bool) func(http.Handler) http.Handler {
 	var seen sync.Map
 	return func(h http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
 			r.Body = io.NopCloser(bytes.NewReader(body))
-			var message struct{ ID any }
+			var message struct {
+				ID     any
+				Method string
+			}
 			_ = json.Unmarshal(body, &message)
+			if stateless && message.Method == "initialize" {
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(http.StatusNotFound)
+				_, _ = io.WriteString(w, `{"jsonrpc":"2.0","id":0,"error":{"code":-32601,"message":"Method not found"}}`)
+				return
+			}
 			if id, _ := message.ID.(string); strings.HasPrefix(id, "flaky") {
 				if _, twice := seen.LoadOrStore(id, true); !twice {
 					http.Error(w, "not now", http.StatusServiceUnavailable)
@@ -118,7 +128,7 @@ func newAgent(t *testing.T, secure bool) *agent {
 		quoted, _ := json.Marshal(text)
 		fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"result":{"kind":"message","messageId":"m2","role":"agent","parts":[{"kind":"text","text":%s}]}}`, call.ID, quoted)
 	})
-	wrapped := flaky()(serve)
+	wrapped := flaky(false)(serve)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.mu.Lock()
 		a.reqs = append(a.reqs, mcptest.Request{Method: r.Method, URL: r.URL.String(), Header: r.Header.Clone()})

@@ -3,7 +3,6 @@ package systemtest
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -116,7 +115,7 @@ func probes(t *testing.T) map[string]probe {
 		"jwtAuth":           refusesWith(401, `{mode: strict, `+issuer+`}`, anonymously("Authorization", token)),
 		"apiKey":            refusesWith(401, `{mode: strict, keys: [{key: probe-key}]}`, anonymously("Authorization", "Bearer probe-key")),
 		"mcpAuthentication": refusesWith(401, `{`+issuer+`}`, anonymously("Authorization", token)),
-		// A test vector of crypt_blowfish: the password of U*U is U*U.
+		// A test vector of crypt_blowfish: the hash of U*U.
 		"basicAuth": refusesWith(401, `{mode: strict, htpasswd: "user:$$2a$$05$$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"}`, anonymously("Authorization", "Basic dXNlcjpVKlU=")),
 		"localRateLimit": refusesWith(429, `[{maxTokens: 2, tokensPerFill: 1, fillInterval: 1h}]`, func(t *testing.T, c caller) (got answer) {
 			for range 4 {
@@ -132,20 +131,12 @@ func probes(t *testing.T) map[string]probe {
 				if p.kind != "stdio" {
 					return p.yaml()
 				}
-				// The first start of each child fails, before it has read anything.
+				// The first start of each child fails, before it has read anything. Each configuration has children of its own.
 				child := mcptest.Stdio("serve")
-				script := fmt.Sprintf("mkdir %s 2>/dev/null && exit 1; exec %s", filepath.Join(starts, name), child.Path)
+				script := fmt.Sprintf("mkdir %s 2>/dev/null && exit 1; exec %s", filepath.Join(starts, fmt.Sprint(name, "-", ids.Add(1))), child.Path)
 				return fmt.Sprintf("stdio: {cmd: sh, args: [-c, %q], env: {SLUICE_MCPTEST_STDIO: serve}}", script)
 			},
-			inEffect: func(t *testing.T, c caller, p *peer) (bool, answer) {
-				if p.kind == "stdio" {
-					if err := os.RemoveAll(starts); err != nil {
-						t.Fatal(err)
-					}
-					if err := os.Mkdir(starts, 0o700); err != nil {
-						t.Fatal(err)
-					}
-				}
+			inEffect: func(t *testing.T, c caller, _ *peer) (bool, answer) {
 				got := c.read(t)
 				return got.status == http.StatusOK && strings.Contains(got.body, `"result"`), got
 			}},
