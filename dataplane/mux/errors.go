@@ -35,6 +35,12 @@ func (x *Request) fail(status, code int, format string, args ...any) *mcp.Error 
 // unreachable says that a target brought no answer, without what only operators may know.
 func (x *Request) unreachable(t *snapshot.Target, err error) error {
 	x.Record.Err = err
+	if auth, ok := errors.AsType[*policy.AuthError](err); ok {
+		return &Error{x.fail(auth.Status, mcp.CodeInvalidRequest, "target %q needs the caller's own token: %s", t.Name, auth.Reason), http.Header{"Www-Authenticate": {auth.Challenge}}}
+	}
+	if _, ok := errors.AsType[*policy.CredentialError](err); ok {
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q: the proxy could not obtain its credential", t.Name)
+	}
 	switch {
 	case errors.Is(err, upstream.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return x.fail(http.StatusGatewayTimeout, mcp.CodeInternal, "target %q did not answer in time", t.Name)

@@ -222,15 +222,17 @@ func (t Token) Sign(ctx context.Context, method string, u *url.URL, h http.Heade
 	for _, name := range []string{"Authorization", "X-Amz-Date", "X-Amz-Security-Token", "X-Amz-Content-Sha256"} {
 		delete(h, name)
 	}
-	h["X-Amz-Content-Sha256"] = []string{hash} // S3 demands it, others take it
+	s3 := service == "s3" || strings.HasPrefix(service, "s3-")
+	if s3 {
+		h["X-Amz-Content-Sha256"] = []string{hash} // which S3 alone demands beside the signature
+	}
 	target := *u
 	r := &http.Request{Method: method, URL: &target, Host: u.Host, Header: h.Clone()}
 	for _, name := range unsigned {
 		delete(r.Header, name)
 	}
 	err := v4.NewSigner().SignHTTP(ctx, t.keys, r, hash, service, region, now.UTC(), func(o *v4.SignerOptions) {
-		// S3 alone takes the path as it stands.
-		o.DisableURIPathEscaping = service == "s3" || strings.HasPrefix(service, "s3-")
+		o.DisableURIPathEscaping = s3 // all others sign the path escaped once more
 	})
 	if err != nil {
 		return fmt.Errorf("signing the request: %w", cleanError(err, t.keys.SecretAccessKey))

@@ -17,7 +17,7 @@ var (
 	awsService     = regexp.MustCompile(`^[A-Za-z0-9-]{1,63}$`)
 	awsRoleARN     = regexp.MustCompile(`^arn:[a-z0-9-]+:iam::[0-9]{12}:role/[!-~]{1,512}$`)
 	awsSessionName = regexp.MustCompile(`^[A-Za-z0-9_+=,.@-]{2,64}$`)
-	awsExternalID  = regexp.MustCompile(`^[A-Za-z0-9_+=,.@:/-]{2,1224}$`)
+	awsExternalID  = regexp.MustCompile(`^[A-Za-z0-9_+=,.@:/-]+$`)
 	awsTagText     = regexp.MustCompile(`^[\p{L}\p{Z}\p{N}_.:/=+@-]*$`)
 )
 
@@ -78,9 +78,9 @@ func compileAWSKeys(a *policyv1.AwsAuth, r Resolver, field string, errs *problem
 	id, idKnown := r.secret(a.GetAccessKeyId(), field+".accessKeyId", errs)
 	secret, secretKnown := r.secret(a.GetSecretAccessKey(), field+".secretAccessKey", errs)
 	token, tokenKnown := r.optional(a.GetSessionToken(), field+".sessionToken", errs)
-	for name, value := range map[string]string{"accessKeyId": id, "sessionToken": token} { // which stand in headers
-		if strings.ContainsFunc(value, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == ',' }) {
-			errs.add(field+"."+name, "the value holds a blank, a comma or a control character, which none of AWS does")
+	for _, f := range []struct{ name, value string }{{"accessKeyId", id}, {"sessionToken", token}} { // which stand in headers
+		if strings.ContainsFunc(f.value, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == ',' }) {
+			errs.add(field+"."+f.name, "the value holds a blank, a comma or a control character, which none of AWS does")
 			return nil, false
 		}
 	}
@@ -163,7 +163,7 @@ func compileRole(a *policyv1.AwsAssumeRole, field string, errs *problems) *awsRo
 	}
 	checkRoleARN(a.GetRoleArn(), field+".roleArn", errs)
 	out := &awsRole{role: credential.AWSRole{ARN: a.GetRoleArn(), ExternalID: a.GetExternalId()}, name: text{literal: defaultSessionName}}
-	if a.GetExternalId() != "" && !awsExternalID.MatchString(a.GetExternalId()) {
+	if id := a.GetExternalId(); id != "" && (len(id) < 2 || len(id) > 1224 || !awsExternalID.MatchString(id)) {
 		errs.add(field+".externalId", "is no external id: 2 to 1224 letters, digits and _+=,.@:/- (STS)")
 	}
 	if d := a.GetDuration(); d != nil {

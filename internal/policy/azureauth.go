@@ -16,9 +16,12 @@ var azureTenant = regexp.MustCompile(`^[A-Za-z0-9.-]+$`)
 func compileAzure(a *policyv1.AzureAuth, r Resolver, field string, errs *problems) *tokenAuth {
 	out := &tokenAuth{field: field, location: compileLocation(a.GetLocation(), field+".location", errs), tokens: r.tokens()}
 	var ways []string
-	for name, set := range map[string]bool{"explicitConfig": a.GetExplicitConfig() != nil, "implicit": a.GetImplicit() != nil, "developerImplicit": a.GetDeveloperImplicit() != nil} {
-		if set {
-			ways = append(ways, name)
+	for _, way := range []struct {
+		name string
+		set  bool
+	}{{"explicitConfig", a.GetExplicitConfig() != nil}, {"implicit", a.GetImplicit() != nil}, {"developerImplicit", a.GetDeveloperImplicit() != nil}} {
+		if way.set {
+			ways = append(ways, way.name)
 		}
 	}
 	if len(ways) != 1 {
@@ -42,7 +45,7 @@ func compileAzure(a *policyv1.AzureAuth, r Resolver, field string, errs *problem
 		cloud, known = compileExplicitAzure(a.GetExplicitConfig(), &identity, r, field+".explicitConfig", errs)
 	}
 	if cloud != "" {
-		r.identity(cloud, field+"."+ways[0], errs)
+		r.identity(cloud, field, errs)
 	}
 	if !known || out.tokens == nil {
 		return out
@@ -93,13 +96,13 @@ func compileExplicitAzure(e *policyv1.AzureExplicit, out *credential.Azure, r Re
 }
 
 func checkAzureIDs(tenant, client string, mayBeUnset bool, field string, errs *problems) {
-	for name, value := range map[string]string{"tenantId": tenant, "clientId": client} {
+	for _, f := range []struct{ name, value string }{{"tenantId", tenant}, {"clientId", client}} {
 		switch {
-		case value == "" && mayBeUnset:
-		case value == "":
-			errs.add(field+"."+name, "is missing")
-		case !azureTenant.MatchString(value):
-			errs.add(field+"."+name, "%q is no id of Microsoft Entra", shown(value))
+		case f.value == "" && mayBeUnset:
+		case f.value == "":
+			errs.add(field+"."+f.name, "is missing")
+		case !azureTenant.MatchString(f.value):
+			errs.add(field+"."+f.name, "%q is no id of Microsoft Entra", shown(f.value))
 		}
 	}
 }

@@ -29,7 +29,7 @@ var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // compileBackendAuth returns what goes into requests, or into the environment of a stdio child.
 func compileBackendAuth(a *policyv1.BackendAuth, t Transport, r Resolver, field string, errs *problems) (*backendAuth, []string) {
-	if method := methodName(a); method != "" && method != "key" && (t == Stdio || a.GetEnv() != "") {
+	if method := methodName(a); method != "" && method != "key" && (t == Stdio || t == anyTransport && a.GetEnv() != "") {
 		errs.add(field+"."+method, "%s; use `key` with `env`", needsRequests[method])
 		return nil, nil
 	}
@@ -218,4 +218,43 @@ func (r Resolver) tokens() *credential.Store {
 		return nil
 	}
 	return &r.Runtime.tokens
+}
+
+// BackendAuthNeeds finds what a needs of the proxies beyond its credentials: of which clouds' identities, by the field that uses
+// it, and which URLs they ask. Fields are below the policy; what only its secrets' values tell is found at compile.
+func BackendAuthNeeds(a *policyv1.BackendAuth) (identities, urls map[string]string) {
+	identities, urls = map[string]string{}, map[string]string{}
+	client := func(field string, c *policyv1.OauthClient) { urls[field+".client.tokenUrl"] = c.GetTokenUrl() }
+	switch m := a.GetMethod().(type) {
+	case *policyv1.BackendAuth_Aws:
+		urls["aws.stsEndpoint"] = m.Aws.GetStsEndpoint()
+		if m.Aws.GetAccessKeyId() == nil && m.Aws.GetSecretAccessKey() == nil && m.Aws.GetWebIdentity() == nil {
+			identities["aws"] = "aws"
+		}
+	case *policyv1.BackendAuth_Gcp:
+		if m.Gcp.GetCredential() == nil {
+			identities["gcp"] = "gcp"
+		}
+	case *policyv1.BackendAuth_Azure:
+		e := m.Azure.GetExplicitConfig()
+		w := e.GetWorkloadIdentity()
+		switch {
+		case e == nil:
+			identities["azure"] = "azure"
+		case e.GetManagedIdentity() != nil:
+			identities["azure.explicitConfig.managedIdentity"] = "azure"
+		case w != nil && w.GetToken() == nil:
+			identities["azure.explicitConfig.workloadIdentity"] = "azure"
+		}
+		urls["azure.explicitConfig.clientSecret.authorityHost"] = e.GetClientSecret().GetAuthorityHost()
+		urls["azure.explicitConfig.workloadIdentity.authorityHost"] = w.GetAuthorityHost()
+	case *policyv1.BackendAuth_Oauth:
+		client("oauth", m.Oauth.GetClient())
+	case *policyv1.BackendAuth_TokenExchange:
+		client("tokenExchange", m.TokenExchange.GetClient())
+		if actor := m.TokenExchange.GetActor().GetClientCredentials(); actor != nil {
+			client("tokenExchange.actor.clientCredentials", actor.GetClient())
+		}
+	}
+	return identities, urls
 }

@@ -146,9 +146,9 @@ func checkExternalAccount(f *googleFile, r Resolver, field string, errs *problem
 		errs.add(at+".certificate", "is not supported; give a file or a url")
 	case strings.HasPrefix(s.EnvironmentID, "aws"):
 		r.identity("aws", at, errs)
-		for name, value := range map[string]string{"url": s.URL, "region_url": s.RegionURL, "imdsv2_session_token_url": s.SessionURL} {
-			if value != "" && !strings.HasPrefix(value, "http://169.254.169.254/") && !strings.HasPrefix(value, "http://[fd00:ec2::254]/") {
-				errs.add(at+"."+name, "is not the metadata service of AWS, http://169.254.169.254/…")
+		for _, f := range []struct{ name, value string }{{"url", s.URL}, {"region_url", s.RegionURL}, {"imdsv2_session_token_url", s.SessionURL}} {
+			if f.value != "" && !strings.HasPrefix(f.value, "http://169.254.169.254/") && !strings.HasPrefix(f.value, "http://[fd00:ec2::254]/") {
+				errs.add(at+"."+f.name, "is not the metadata service of AWS, http://169.254.169.254/…")
 			}
 		}
 		if s.VerifyURL != "" {

@@ -37,7 +37,7 @@ func compileClientCredentials(a *policyv1.OauthAuth, r Resolver, field string, e
 		}
 		params.Set(name, a.GetParams()[name])
 	}
-	client, known := compileOauthClient(a.GetClient(), r, field, errs)
+	client, known := compileOauthClient(a.GetClient(), r, field+".client", errs)
 	if !known {
 		return nil
 	}
@@ -106,9 +106,9 @@ func compileOauthClient(c *policyv1.OauthClient, r Resolver, field string, errs 
 		errs.add(field+".privateKey", "is set, and %s signs nothing; remove it", out.Method)
 	}
 	if !takesKey {
-		for name, value := range map[string]string{"keyId": c.GetKeyId(), "algorithm": c.GetAlgorithm(), "assertionAudience": c.GetAssertionAudience()} {
-			if value != "" {
-				errs.add(field+"."+name, "belongs to private_key_jwt, and the method is %s; remove it", out.Method)
+		for _, f := range []struct{ name, value string }{{"keyId", c.GetKeyId()}, {"algorithm", c.GetAlgorithm()}, {"assertionAudience", c.GetAssertionAudience()}} {
+			if f.value != "" {
+				errs.add(field+"."+f.name, "belongs to private_key_jwt, and the method is %s; remove it", out.Method)
 			}
 		}
 	}
@@ -169,7 +169,7 @@ func compileExchange(x *policyv1.TokenExchange, r Resolver, field string, errs *
 		params.Set("requested_token_type", tokenType(x.GetRequestedTokenType(), field+".requestedTokenType", errs))
 	}
 	actor, actorKnown := compileActor(x.GetActor(), r, field+".actor", errs)
-	client, known := compileOauthClient(x.GetClient(), r, field, errs)
+	client, known := compileOauthClient(x.GetClient(), r, field+".client", errs)
 	if !known || !actorKnown || r.tokens() == nil {
 		return out
 	}
