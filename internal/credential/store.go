@@ -18,7 +18,7 @@ const (
 	maxPause     = time.Minute
 	rejectPause  = time.Minute // a token that targets refuse is got anew at most this often
 	maxEntries   = 4096        // of one tenant
-	idleLife     = time.Hour   // of an entry that nobody asks for
+	idleLife     = time.Hour   // of a caller's entry that he does not ask for
 	sweepPause   = time.Minute
 )
 
@@ -39,8 +39,9 @@ type shelf struct {
 }
 
 type entry struct {
-	key  Key
-	used time.Time
+	key    Key
+	caller bool // of one caller; else of all that a policy serves
+	used   time.Time
 
 	token   Token
 	got     bool      // token is one
@@ -87,6 +88,7 @@ func (s *Store) look(src *Source) (Token, *flight, error) {
 	now := time.Now()
 	shelf := s.shelfLocked(src.tenant, now)
 	e := shelf.entryLocked(src.key, now)
+	e.caller = src.group != src.key
 	if e.got && now.Before(e.ends) {
 		if e.flight == nil && !now.Before(e.renewAt) && s.blockedLocked(shelf, src, e, now) == nil {
 			s.startLocked(shelf, src, e)
@@ -190,7 +192,7 @@ func (s *Store) Reject(src *Source, refused Token) bool {
 	shelf := s.shelfLocked(src.tenant, now)
 	e := shelf.entryLocked(src.key, now)
 	if !e.got || e.token.value != refused.value {
-		return e.got || e.flight != nil // another one is there already, or on its way
+		return true // another one is there, or on its way
 	}
 	if !e.refused.IsZero() && now.Sub(e.refused) < rejectPause {
 		return false
@@ -215,14 +217,14 @@ func (s *Store) shelfLocked(tenant string, now time.Time) *shelf {
 	return sh
 }
 
-// sweepLocked forgets, for all tenants, what nobody has asked for and tokens that have ended.
+// sweepLocked forgets, for all tenants, the tokens of callers who have gone, and those that have ended.
 func (s *Store) sweepLocked(now time.Time) {
 	for name, sh := range s.tenants {
 		for at := sh.order.Back(); at != nil; {
 			e, before := at.Value.(*entry), at.Prev()
 			switch idle := now.Sub(e.used); {
 			case e.flight != nil:
-			case idle >= idleLife, idle >= sweepPause && !now.Before(e.ends) && !now.Before(e.retryAt):
+			case e.caller && idle >= idleLife, idle >= sweepPause && !now.Before(e.ends) && !now.Before(e.retryAt):
 				sh.order.Remove(at)
 				delete(sh.entries, e.key)
 			}
