@@ -17,9 +17,11 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/aws-sdk-go-v2/service/sts/types"
 	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/logging"
 )
 
 // AWSKeys are static keys.
@@ -173,7 +175,11 @@ func (a *AWS) Region() (string, error) {
 
 // ambient asks the SDK's default chain anew, so that changed variables, files and roles are found.
 func (a *AWS) ambient(ctx context.Context, hc *http.Client) (Token, error) {
-	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(hc), config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }))
+	if os.Getenv("AWS_CA_BUNDLE") != "" { // for which the SDK wants a client that dials as it likes
+		return Token{}, errors.New("the proxy's AWS identity: AWS_CA_BUNDLE is not supported; name the bundle in SSL_CERT_FILE instead, and unset it")
+	}
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(hc), config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }),
+		config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient = hc }), config.WithLogger(logging.Nop{}))
 	if err != nil {
 		return Token{}, fmt.Errorf("the proxy's AWS identity: %w", cleanError(err))
 	}

@@ -2,6 +2,8 @@ package credential
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -12,7 +14,13 @@ import (
 // DialFunc is the form of net.Dialer.DialContext.
 type DialFunc func(ctx context.Context, network, address string) (net.Conn, error)
 
-const maxAnswer = 1 << 20 // bytes; a token is some KiB
+// trusted are the roots of issuers' certificates; nil: the system's. Tests have issuers of their own.
+var trusted *x509.CertPool
+
+const (
+	maxAnswer   = 1 << 20 // bytes; a token is some KiB
+	idleTimeout = 30 * time.Second
+)
 
 // newClient returns a client for issuers. It follows no redirect, for what it sends is secret and for one address; it
 // reads no more of an answer than a token could need; and it asks no proxy of the environment, which would dial in its
@@ -21,8 +29,8 @@ func newClient(dial DialFunc) *http.Client {
 	return &http.Client{
 		Timeout: fetchTimeout, // some of the libraries forget the context
 		Transport: limited{&http.Transport{
-			DialContext: dial, TLSHandshakeTimeout: 10 * time.Second,
-			MaxIdleConnsPerHost: 2, IdleConnTimeout: 30 * time.Second, MaxResponseHeaderBytes: 64 << 10, ForceAttemptHTTP2: true,
+			DialContext: dial, TLSClientConfig: &tls.Config{RootCAs: trusted, MinVersion: tls.VersionTLS12}, TLSHandshakeTimeout: 10 * time.Second,
+			MaxIdleConnsPerHost: 2, IdleConnTimeout: idleTimeout, MaxResponseHeaderBytes: 64 << 10, ForceAttemptHTTP2: true,
 		}},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
