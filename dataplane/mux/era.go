@@ -107,10 +107,10 @@ func (x *Request) erasOf(ctx context.Context, t *snapshot.Target) (eras, error) 
 	return v.(eras), nil
 }
 
-// eraKey: under passthrough what a target answers depends on who asks.
+// eraKey: with a credential of the caller's own, what a target answers depends on who asks.
 func (x *Request) eraKey(t *snapshot.Target) eraKey {
 	key := eraKey{digest: t.Digest}
-	if t.Policy.Passthrough() {
+	if t.Policy.PerCaller() {
 		key.principal = x.Scope.Principal
 	}
 	return key

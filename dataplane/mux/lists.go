@@ -147,7 +147,7 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 				x.learn(part.target, list, all)
 			}
 		}
-		private = private || part.target.Policy.ReadsPrincipal() || part.target.Policy.Passthrough()
+		private = private || part.target.Policy.ReadsPrincipal() || part.target.Policy.PerCaller()
 	}
 	tail := mcp.Tail{Revision: x.revision(), Private: private, Meta: missing.meta()}
 	switch {

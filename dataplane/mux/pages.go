@@ -187,7 +187,7 @@ func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.
 		ttl, k := read.TTL, key
 		if !x.stateless() {
 			ttl = t.Config.GetListCache().AsDuration()
-		} else if read.CacheScope == "public" && !t.Policy.Passthrough() {
+		} else if read.CacheScope == "public" && !t.Policy.PerCaller() {
 			k = key.public()
 		}
 		if ttl = min(ttl, maxTTL); ttl > 0 {

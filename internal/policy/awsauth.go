@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -154,7 +155,6 @@ type awsRole struct {
 type awsTag struct {
 	key   string
 	value text
-	field string
 }
 
 func compileRole(a *policyv1.AwsAssumeRole, field string, errs *problems) *awsRole {
@@ -199,7 +199,7 @@ func compileRole(a *policyv1.AwsAssumeRole, field string, errs *problems) *awsRo
 		if err := checkTagValue(value.literal); err != nil {
 			errs.add(at+".value", "%v", err)
 		}
-		out.tags = append(out.tags, awsTag{t.GetKey(), value, at + ".value"})
+		out.tags = append(out.tags, awsTag{t.GetKey(), value})
 	}
 	return out
 }
@@ -217,6 +217,15 @@ func shown(s string) string {
 		return strings.ToValidUTF8(s[:80], "") + "…"
 	}
 	return s
+}
+
+// perCaller reports whether the session depends on who calls.
+func (a *awsRole) perCaller() bool {
+	if a == nil {
+		return false
+	}
+	const caller = varJWT | varAPIKey | varSource | varRequest
+	return a.name.reads(caller) || slices.ContainsFunc(a.tags, func(t awsTag) bool { return t.value.reads(caller) })
 }
 
 // of is the role with the session that a call takes. What STS would not take is an error: to change it could make

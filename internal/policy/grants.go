@@ -288,14 +288,15 @@ var metadata = netip.MustParseAddr("169.254.169.254")
 // asks for nothing but the credential may have it.
 func (g Grants) dialIdentity(cloud string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		return dial(ctx, network, address, func(to netip.AddrPort) error {
-			addr := to.Addr().Unmap().WithZone("")
-			if g.Identity(cloud) && to.Port() == 80 && slices.Contains(identityAddresses[cloud], addr) {
-				return nil
-			}
-			return g.Dial(to.Addr())
-		})
+		return dial(ctx, network, address, func(to netip.AddrPort) error { return g.allowIdentity(cloud, to) })
 	}
+}
+
+func (g Grants) allowIdentity(cloud string, to netip.AddrPort) error {
+	if g.Identity(cloud) && to.Port() == 80 && slices.Contains(identityAddresses[cloud], to.Addr().Unmap().WithZone("")) {
+		return nil
+	}
+	return g.Dial(to.Addr())
 }
 
 // DialContext dials like net.Dialer, tcp alone, and connects to no address that Dial refuses. It looks at

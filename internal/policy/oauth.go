@@ -162,7 +162,7 @@ func isLoopback(host string) bool {
 
 // compileExchange is RFC 8693.
 func compileExchange(x *policyv1.TokenExchange, r Resolver, field string, errs *problems) *tokenAuth {
-	out := &tokenAuth{field: field, location: compileLocation(x.GetLocation(), field+".location", errs), tokens: r.tokens()}
+	out := &tokenAuth{field: field, perCaller: true, location: compileLocation(x.GetLocation(), field+".location", errs), tokens: r.tokens()}
 	params := tokenParams(x.GetScopes(), x.GetResource(), x.GetAudience(), field, errs)
 	params.Set("subject_token_type", tokenType(x.GetSubjectTokenType(), field+".subjectTokenType", errs))
 	if x.GetRequestedTokenType() != "" {

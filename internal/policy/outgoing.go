@@ -91,10 +91,20 @@ func (t *Target) Renew(ctx context.Context, o *Outbound) (bool, error) {
 // Passthrough reports whether callers' tokens are sent on, so that the target's 401 is for them to read.
 func (t *Target) Passthrough() bool { return t != nil && t.auth != nil && t.auth.passthrough != nil }
 
+// PerCaller reports whether the target's credential tells it who calls: what it answers to one caller is for no other.
+func (t *Target) PerCaller() bool {
+	if t == nil || t.auth == nil {
+		return false
+	}
+	return t.auth.passthrough != nil || t.auth.token != nil && t.auth.token.perCaller || t.auth.aws != nil && t.auth.aws.role.perCaller()
+}
+
 // tokenAuth sends a token that expires.
 type tokenAuth struct {
-	field    string
-	location location
+	field string
+	// perCaller: the token is the caller's own.
+	perCaller bool
+	location  location
 	// source is where the token of a request comes from. Nil: not known here.
 	source func(o *Outbound) (*credential.Source, error)
 	tokens *credential.Store // nil: nothing is fetched here
