@@ -139,7 +139,7 @@ func TestClientAuthentication(t *testing.T) {
 			if err := claims.ValidateWithLeeway(jwt.Expected{Issuer: "c", Subject: "c", AnyAudience: jwt.Audience{aud}, Time: time.Now()}, 0); err != nil {
 				t.Error(err)
 			}
-			if claims.ID == "" || claims.Expiry.Time().Sub(time.Now()) > 5*time.Minute || parsed.Headers[0].KeyID != tt.kid {
+			if claims.ID == "" || time.Until(claims.Expiry.Time()) > 5*time.Minute || parsed.Headers[0].KeyID != tt.kid {
 				t.Errorf("claims %+v, kid %q", claims, parsed.Headers[0].KeyID)
 			}
 		})
@@ -195,7 +195,7 @@ func TestHostileEndpoints(t *testing.T) {
 		want    string // empty: a token
 	}{
 		{"HTML", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>Sign in</html>") }, "no JSON"},
-		{"HTML error", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", 502) }, "answered 502 without an OAuth error"},
+		{"HTML error", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", http.StatusBadGateway) }, "answered 502 without an OAuth error"},
 		{"redirect", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other, http.StatusTemporaryRedirect) }, "redirect, which is not followed"},
 		{"huge", func(w http.ResponseWriter, _ *http.Request) { answer(w, `{"access_token":"`+huge+huge+`"}`) }, "larger than any token"},
 		{"long token", func(w http.ResponseWriter, _ *http.Request) {
