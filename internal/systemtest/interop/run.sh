@@ -117,9 +117,9 @@ go_program() {
 client_credentials() {
   local s3 oidc op provider
   s3="$(free_port)" oidc="$(free_port)" op="$(free_port)"
-  mkdir -p "$OUT/s3/mcp" "$OUT/s3-side"
+  mkdir -p "$OUT/s3/mcp" "$OUT/of-s3"
   start versitygw "$(go_program "github.com/versity/versitygw/cmd/versitygw@$versitygw_version" versitygw)" --port "127.0.0.1:$s3" \
-    --access AKINTEROP --secret secret-interop --region eu-west-1 posix --sidecar "$OUT/s3-side" "$OUT/s3"
+    --access AKINTEROP --secret secret-interop --region eu-west-1 posix --sidecar "$OUT/of-s3" "$OUT/s3"
   provider="$(npm_package "oidc-provider@$oidc_provider_version")"
   provider="${provider%%/node_modules/*}"
   cp "$here/oidc_provider.mjs" "$provider/"
