@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -256,5 +258,103 @@ func TestBackendAuthNeeds(t *testing.T) {
 		if identities, _ := BackendAuthNeeds(a); (len(identities) == 1) != want {
 			t.Errorf("%s: %v", auth, identities)
 		}
+	}
+}
+
+const awsStatic = `"accessKeyId":{"value":"AK"},"secretAccessKey":{"value":"SK"},"region":"eu-west-1","serviceName":"execute-api"`
+
+func TestPerCaller(t *testing.T) {
+	const role = `"assumeRole":{"roleArn":"arn:aws:iam::123456789012:role/r"`
+	for auth, want := range map[string]bool{
+		`{"passthrough":{}}`: true,
+		`{"tokenExchange":{"client":{"tokenUrl":"https://a/t","clientId":"c","authMethod":"none"}}}`: true,
+		`{"oauth":{"client":{"tokenUrl":"https://a/t","clientId":"c","authMethod":"none"}}}`:         false,
+		`{"key":{"credentials":[{"credential":{"value":"v"}}]}}`:                                     false,
+		`{"aws":{` + awsStatic + `}}`:                                                                                 false,
+		`{"aws":{` + awsStatic + `,` + role + `}}}`:                                                                   false,
+		`{"aws":{` + awsStatic + `,` + role + `,"sessionName":{"expression":"tenant"}}}}`:                             false,
+		`{"aws":{` + awsStatic + `,` + role + `,"sessionName":{"expression":"jwt.sub"}}}}`:                            true,
+		`{"aws":{` + awsStatic + `,` + role + `,"tags":[{"key":"k","value":{"expression":"string(apiKey.team)"}}]}}}`: true,
+	} {
+		target, err := CompileTarget(parse(t, authPolicy(auth)), HTTP, Resolver{})
+		if err != nil {
+			t.Errorf("%s: %v", auth, err)
+		} else if target.PerCaller() != want {
+			t.Errorf("%s: %v", auth, !want)
+		}
+	}
+}
+
+// What a caller brings into a session's name or tag is taken as it is, or not at all.
+func TestSessionOfCaller(t *testing.T) {
+	r := testResolver
+	r.Runtime = NewRuntime()
+	target, err := CompileTarget(parse(t, authPolicy(`{"aws":{`+awsStatic+`,"assumeRole":{"roleArn":"arn:aws:iam::123456789012:role/r","sessionName":{"expression":"jwt.sub"},"tags":[{"key":"team","value":{"expression":"jwt.team"}}]}}}`)), HTTP, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		claims map[string]any
+		want   string // of the error; empty: the session
+	}{
+		{map[string]any{"sub": "ada@example.com", "team": "Blue team"}, ""},
+		{map[string]any{"sub": "auth0|ada", "team": "b"}, "assumeRole.sessionName"},
+		{map[string]any{"sub": "a", "team": "b"}, "assumeRole.sessionName"},
+		{map[string]any{"sub": strings.Repeat("a", 65), "team": "b"}, "assumeRole.sessionName"},
+		{map[string]any{"sub": "ada\r\nx", "team": "b"}, "assumeRole.sessionName"},
+		{map[string]any{"team": "b"}, "assumeRole.sessionName"},
+		{map[string]any{"sub": "ada", "team": "a;b"}, "assumeRole.tags[team]"},
+		{map[string]any{"sub": "ada", "team": 7}, "assumeRole.tags[team]"},
+		{map[string]any{"sub": "ada", "team": strings.Repeat("é", 257)}, "assumeRole.tags[team]"},
+	} {
+		role, err := target.auth.aws.role.of(&Call{Principal: &Principal{Claims: tt.claims}})
+		switch {
+		case tt.want == "" && (err != nil || role.SessionName != "ada@example.com" || role.Tags["team"] != "Blue team"):
+			t.Errorf("%v: %+v, %v", tt.claims, role, err)
+		case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) || strings.ContainsAny(err.Error(), "\r\n")):
+			t.Errorf("%v: %v, want %s", tt.claims, err, tt.want)
+		}
+		if tt.want == "" {
+			continue
+		}
+		h := http.Header{}
+		err = outgoing(target, h, &url.URL{Scheme: "https", Host: "h", Path: "/"}, &Principal{Claims: tt.claims})
+		if _, own := errors.AsType[*CredentialError](err); !own || len(h) > 0 {
+			t.Errorf("%v: sent %v, %v", tt.claims, h, err)
+		}
+	}
+}
+
+func BenchmarkBackendAuth(b *testing.B) {
+	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"access_token":"t","token_type":"bearer","expires_in":36000}`)
+	}))
+	defer endpoint.Close()
+	g, err := ParseGrants([]string{"private-network"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	client := `"client":{"tokenUrl":"` + endpoint.URL + `","clientId":"c","authMethod":"none"}`
+	body := []byte(strings.Repeat("x", 1024))
+	for name, auth := range map[string]string{
+		"basic": `{"basic":{"username":"u","password":{"value":"p"}}}`, "oauth": `{"oauth":{` + client + `}}`, "tokenExchange": `{"tokenExchange":{` + client + `}}`, "aws": `{"aws":{` + awsStatic + `}}`,
+	} {
+		b.Run(name, func(b *testing.B) {
+			target, err := CompileTarget(parse(b, authPolicy(auth)), HTTP, Resolver{Grants: g, Runtime: NewRuntime()})
+			if err != nil {
+				b.Fatal(err)
+			}
+			call := &Call{Principal: &Principal{ID: "p", Token: NewSecret("subject")}}
+			u := &url.URL{Scheme: "https", Host: "api.example.com", Path: "/mcp"}
+			h := http.Header{}
+			b.ReportAllocs()
+			for b.Loop() {
+				clear(h)
+				h["Content-Type"], h["Accept"], h["Mcp-Session-Id"] = []string{"application/json"}, []string{"application/json, text/event-stream"}, []string{"s"}
+				if err := target.Outgoing(b.Context(), &Outbound{Method: "POST", URL: u, Header: h, Body: body, Call: call}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
