@@ -41,6 +41,12 @@ func (x *Request) unreachable(t *snapshot.Target, err error) error {
 	if tls, ok := errors.AsType[*upstream.HandshakeError](err); ok {
 		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q: %s", t.Name, tls.Reason)
 	}
+	if auth, ok := errors.AsType[*policy.AuthError](err); ok {
+		return &Error{x.fail(auth.Status, mcp.CodeInvalidRequest, "target %q needs the caller's own token: %s", t.Name, auth.Reason), http.Header{"Www-Authenticate": {auth.Challenge}}}
+	}
+	if _, ok := errors.AsType[*policy.CredentialError](err); ok {
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q: the proxy could not obtain its credential", t.Name)
+	}
 	switch {
 	case errors.Is(err, upstream.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return x.fail(http.StatusGatewayTimeout, mcp.CodeInternal, "target %q did not answer in time", t.Name)

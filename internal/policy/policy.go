@@ -33,6 +33,8 @@ type Resolver struct {
 	File   func(path string) ([]byte, error)
 	Env    func(name string) (string, error)
 	Jwks   func(url string) ([]byte, error)
+	// Identity returns nil if the policy may act as the proxy itself at a cloud: aws, gcp or azure.
+	Identity func(cloud string) error
 	// Tenant owns the policy.
 	Tenant string
 	// Grants are the tenant's local powers, within which policies dial.
@@ -208,10 +210,6 @@ func Check(p *policyv1.Policies, r Resolver) error {
 	}
 	if effective.Policies != nil {
 		effective.Policies.Ai, effective.Policies.A2A = nil, nil
-		checkCloudAuth(effective.Policies.BackendAuth, "policies.backendAuth", &errs)
-		if isCloudAuth(effective.Policies.BackendAuth) {
-			effective.Policies.BackendAuth = nil
-		}
 	}
 	_, targetErr := CompileTarget(effective, anyTransport, r)
 	return errors.Join(routeErr, targetErr, errs.err())
