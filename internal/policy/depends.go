@@ -19,12 +19,12 @@ func (t *Target) depends(auth *policyv1.BackendAuth) {
 			}
 		}
 	}
-	byCaller := func(v *policyv1.Value) bool { return v.GetExpression() != "" }
-	role := auth.GetAws().GetAssumeRole()
-	t.perCaller = t.perCaller || t.perRequest || auth.GetPassthrough() != nil || auth.GetTokenExchange() != nil || byCaller(role.GetSessionName())
-	for _, tag := range role.GetTags() {
-		t.perCaller = t.perCaller || byCaller(tag.GetValue())
+	t.perCaller = t.perCaller || t.perRequest || auth.GetPassthrough() != nil || auth.GetTokenExchange() != nil
+	if t.auth == nil || t.auth.aws == nil || t.auth.aws.role == nil {
+		return
 	}
+	role := t.auth.aws.role
+	t.perCaller = t.perCaller || role.name.reads(varCaller) || slices.ContainsFunc(role.tags, func(tag awsTag) bool { return tag.value.reads(varCaller) })
 }
 
 // PerCaller reports whether the target may see from a request who calls, through requestHeaderModifier or backendAuth: then
