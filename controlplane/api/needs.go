@@ -39,9 +39,6 @@ func needs(o *adminv1.Object, grants policy.Grants) []need {
 	if t := o.GetTarget(); t != nil {
 		all = append(all, targetNeeds(t, grants)...)
 	}
-	policies, enforced := resource.Policies(o)
-	all = append(all, urlNeeds("policies.ai.", policy.AiNeeds(policies.GetAi()), grants)...)
-	all = append(all, urlNeeds("enforced.ai.", policy.AiNeeds(enforced.GetAi()), grants)...)
 	sets := Jwks(o)
 	for _, field := range slices.Sorted(maps.Keys(sets)) {
 		switch source := sets[field].GetSource().(type) {
@@ -53,7 +50,23 @@ func needs(o *adminv1.Object, grants policy.Grants) []need {
 			}
 		}
 	}
-	return all
+	policies, enforced := resource.Policies(o)
+	all = append(all, urlNeeds("policies.ai.", policy.AiNeeds(policies.GetAi()), grants)...)
+	all = append(all, urlNeeds("enforced.ai.", policy.AiNeeds(enforced.GetAi()), grants)...)
+	all = append(all, authNeeds("policies.backendAuth.", policies.GetBackendAuth(), grants)...)
+	return append(all, authNeeds("enforced.backendAuth.", enforced.GetBackendAuth(), grants)...)
+}
+
+// authNeeds checks identities of the proxies' own, and where tokens come from.
+func authNeeds(block string, a *policyv1.BackendAuth, grants policy.Grants) []need {
+	var all []need
+	identities, urls := policy.BackendAuthNeeds(a)
+	for _, field := range slices.Sorted(maps.Keys(identities)) {
+		if cloud := identities[field]; !grants.Identity(cloud) {
+			all = append(all, need{block + field, fmt.Sprintf("acting as the proxies themselves at %s", cloud), "identity=" + cloud})
+		}
+	}
+	return append(all, urlNeeds(block, urls, grants)...)
 }
 
 func fileNeeds(field, file string, grants policy.Grants) []need {

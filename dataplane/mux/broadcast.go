@@ -34,12 +34,15 @@ func (m *Mux) notification(w http.ResponseWriter, x *Request) error {
 		if err != nil {
 			return nil // a notification has no answer that could tell
 		}
-		resp, err := x.send(ctx, t, outgoing{body: body})
+		resp, err := x.send(ctx, t, outgoing{body: body, method: msg.Method})
 		if err == nil {
 			_ = resp.Body.Close()
 		}
 		return err
 	})
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
+	}
 	return accepted(w)
 }
 
@@ -101,6 +104,9 @@ func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
 	})
 	if firstErr != nil && !(logs && failsOpen(x.Backend)) {
 		return firstErr
+	}
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
 	}
 	return x.answer(w, nil)
 }

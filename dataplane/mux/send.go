@@ -22,7 +22,8 @@ import (
 // outgoing is one message on its way to a target.
 type outgoing struct {
 	body []byte
-	// method and name stand in the headers of the stateless era; name is the target's own.
+	// method is the message's, empty for a response; name is the target's own. Both stand in the headers of the
+	// stateless era.
 	method, name string
 	// safe: the target may see it twice.
 	safe bool
@@ -92,10 +93,6 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 
 // do sends without looking at the answer.
 func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target, o outgoing) (*upstream.Response, error) {
-	call := x.call(t, o.kind, o.own)
-	if o.arguments != nil {
-		call.Arguments = o.arguments
-	}
 	h := x.header(t, leg, o.method, o.name)
 	if o.params != nil {
 		for key := range h {
@@ -109,7 +106,7 @@ func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target
 		Method: http.MethodPost,
 		Header: h,
 		Body:   o.body,
-		Call:   call,
+		Call:   x.calling(t, o),
 		Safe:   o.safe,
 	}, leg)
 }

@@ -74,7 +74,7 @@ func (t *Target) Guard(ctx context.Context, c *Call, d Direction, message []byte
 		if s.asks == nil {
 			next, found, err := guard.Apply(s.filters, message, shape)
 			if err != nil {
-				return nil, note, unreadable(err)
+				return nil, note, unseen(err)
 			}
 			if found != nil {
 				return nil, note, t.Found(found)
@@ -91,8 +91,8 @@ func (t *Target) Guard(ctx context.Context, c *Call, d Direction, message []byte
 	return message, note, nil
 }
 
-// unreadable refuses what no guard can look at.
-func unreadable(err error) error {
+// unseen refuses what no guard can look at.
+func unseen(err error) error {
 	return &GuardError{Message: "the message cannot be read", Undecided: true, Err: err}
 }
 
@@ -100,7 +100,7 @@ func unreadable(err error) error {
 func (s *stage) ask(ctx context.Context, c *Call, d Direction, message []byte, shape *guard.Shape) (out []byte, undecided, err error) {
 	texts, err := guard.Texts(message, shape)
 	if err != nil {
-		return nil, nil, unreadable(err)
+		return nil, nil, unseen(err)
 	}
 	said := texts[:0:0]
 	for _, x := range texts {

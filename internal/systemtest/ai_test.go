@@ -8,7 +8,7 @@ import (
 )
 
 // The page's example of a guarded target: what its patterns match is refused there, however it is written, and nowhere else.
-func TestSeedLLM(t *testing.T) {
+func TestGuardsHoweverWritten(t *testing.T) {
 	production, sandbox := mcptest.NewServer(t, mcptest.Options{TLS: true}), mcptest.NewServer(t, mcptest.Options{TLS: true})
 	port := freePort(t)
 	file := example(t, "older-llm.yaml", port, strings.NewReplacer("https://prod-llm.example.com", production.URL, "https://sandbox-llm.example.com", sandbox.URL))
