@@ -274,6 +274,25 @@ var ModelHints = &Shape{rest: none, members: members{
 	"modelPreferences": {rest: none, members: members{"hints": {rest: none, members: members{"name": {text: true, rest: none}}}}},
 }}
 
+// Agent is where text stands in a message of A2A, of either direction and of v0.3 or v1.0: everywhere but in the protocol's own
+// fields, and in the bytes of files.
+var Agent = func() *Shape {
+	of := recursive(func(self *Shape) *Shape {
+		m := members{
+			"data": free, "metadata": free, "bytes": {text: true, base64: true}, "raw": {text: true, base64: true},
+			"role": words("user", "agent", "ROLE_USER", "ROLE_AGENT"), "pushNotificationConfig": none,
+		}
+		for _, fixed := range []string{
+			"kind", "id", "messageId", "contextId", "taskId", "artifactId", "referenceTaskIds", "extensions", "state", "timestamp",
+			"uri", "url", "mimeType", "mediaType", "acceptedOutputModes", "pageToken", "nextPageToken",
+		} {
+			m[fixed] = none
+		}
+		return &Shape{text: true, rest: self, members: m}
+	})
+	return envelope(of, of)
+}()
+
 // said are what a notification says to people, apart from who says it.
 var said = map[string]*Shape{
 	"notifications/progress": {rest: none, members: members{"params": {rest: none, members: members{"message": free}}}},
