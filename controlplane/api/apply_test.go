@@ -170,6 +170,19 @@ func TestLocalPowers(t *testing.T) {
 		return &adminv1.Object{Name: "l", Spec: &adminv1.Object_Listener{Listener: &adminv1.Listener{Port: 1,
 			Enforced: &policyv1.Policies{JwtAuth: &policyv1.JwtAuth{Providers: []*policyv1.JwtProvider{{Jwks: j}}}}}}}
 	}
+	asks := func(guard *policyv1.Guard) *adminv1.Object {
+		return target(&adminv1.Target{Enforced: &policyv1.Policies{Ai: &policyv1.Ai{PromptGuard: &policyv1.PromptGuard{Response: []*policyv1.Guard{guard}}}}})
+	}
+	webhook := func(url string) *adminv1.Object {
+		return asks(&policyv1.Guard{Guard: &policyv1.Guard_Webhook{Webhook: &policyv1.WebhookGuard{Url: url}}})
+	}
+	auth := func(a *policyv1.BackendAuth) *adminv1.Object {
+		return &adminv1.Object{Name: "b", Spec: &adminv1.Object_Backend{Backend: &adminv1.Backend{Enforced: &policyv1.Policies{BackendAuth: a}}}}
+	}
+	ambient := auth(&policyv1.BackendAuth{Method: &policyv1.BackendAuth_Aws{Aws: &policyv1.AwsAuth{ServiceName: "s3"}}})
+	oauth := func(u string) *adminv1.Object {
+		return auth(&policyv1.BackendAuth{Method: &policyv1.BackendAuth_Oauth{Oauth: &policyv1.OauthAuth{Client: &policyv1.OauthClient{TokenUrl: u}}}})
+	}
 	url := func(u string) *adminv1.Object { return jwks(&policyv1.Jwks{Source: &policyv1.Jwks_Url{Url: u}}) }
 	for _, tt := range []struct {
 		name   string
@@ -192,7 +205,14 @@ func TestLocalPowers(t *testing.T) {
 		{"granted env", env, []string{"env=SVC_*"}, ""},
 		{"jwks file", jwks(&policyv1.Jwks{Source: &policyv1.Jwks_File{File: "/k.json"}}), nil, "enforced.jwtAuth.providers[0].jwks: reading"},
 		{"jwks at a private address", url("https://10.1.2.3/keys"), nil, "private address"},
+		{"the proxies' identity", ambient, []string{"private-network,metadata,identity=gcp"}, "enforced.backendAuth.aws: acting as the proxies themselves at aws"},
+		{"granted identity", ambient, []string{"identity=aws"}, ""},
+		{"token endpoint at a loopback address", oauth("http://127.0.0.1/t"), nil, "enforced.backendAuth.oauth.client.tokenUrl: 127.0.0.1, a loopback"},
+		{"token endpoint at a name", oauth("https://as.example/t"), nil, ""},
 		{"jwks at a name", url("https://issuer.example/keys"), nil, ""},
+		{"webhook at a private address", webhook("http://10.1.2.3:8080/judge"), nil, "enforced.ai.promptGuard.response[0].webhook.url: 10.1.2.3, a private address"},
+		{"webhook, granted", webhook("http://10.1.2.3:8080/judge"), []string{"private-network"}, ""},
+		{"moderation at a private address", asks(&policyv1.Guard{Guard: &policyv1.Guard_OpenAiModeration{OpenAiModeration: &policyv1.ModerationGuard{Url: "http://localhost:1"}}}), nil, "enforced.ai.promptGuard.response[0].openAIModeration.url: 127.0.0.1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, p := newServer(t, newConnections())
@@ -282,7 +302,7 @@ func TestConcernedObjectsAreEnough(t *testing.T) {
 	}{
 		"good":             {target(func(s *adminv1.Target) { s.Description = "d" }), true, false},
 		"bad rule":         {target(func(s *adminv1.Target) { s.Policies = rule("mcp.tool.name = 1") }), true, true},
-		"not enforced yet": {target(func(s *adminv1.Target) { s.Policies = &policyv1.Policies{Ai: &policyv1.Ai{}} }), true, true},
+		"not enforced yet": {target(func(s *adminv1.Target) { s.Policies = &policyv1.Policies{A2A: &policyv1.A2A{}} }), true, true},
 		"a secret": {target(func(s *adminv1.Target) {
 			s.Policies = key(&policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "s"}})
 		}), true, false},

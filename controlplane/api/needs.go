@@ -45,20 +45,28 @@ func needs(o *adminv1.Object, grants policy.Grants) []need {
 		case *policyv1.Jwks_File:
 			all = append(all, fileNeeds(field, source.File, grants)...)
 		case *policyv1.Jwks_Url:
-			all = append(all, urlNeeds(field, source.Url, grants)...)
+			all = append(all, urlNeeds("", map[string]string{field: source.Url}, grants)...)
 		case *policyv1.Jwks_Issuer:
-			all = append(all, urlNeeds(field, source.Issuer, grants)...)
+			all = append(all, urlNeeds("", map[string]string{field: source.Issuer}, grants)...)
 		}
 	}
-	return all
+	policies, enforced := resource.Policies(o)
+	all = append(all, urlNeeds("policies.ai.", policy.AiNeeds(policies.GetAi()), grants)...)
+	all = append(all, urlNeeds("enforced.ai.", policy.AiNeeds(enforced.GetAi()), grants)...)
+	all = append(all, authNeeds("policies.backendAuth.", policies.GetBackendAuth(), grants)...)
+	return append(all, authNeeds("enforced.backendAuth.", enforced.GetBackendAuth(), grants)...)
 }
 
-func urlNeeds(field, text string, grants policy.Grants) []need {
-	u, err := url.Parse(text)
-	if err != nil {
-		return nil // compiling the policy tells of it
+// authNeeds checks identities of the proxies' own, and where tokens come from.
+func authNeeds(block string, a *policyv1.BackendAuth, grants policy.Grants) []need {
+	var all []need
+	identities, urls := policy.BackendAuthNeeds(a)
+	for _, field := range slices.Sorted(maps.Keys(identities)) {
+		if cloud := identities[field]; !grants.Identity(cloud) {
+			all = append(all, need{block + field, fmt.Sprintf("acting as the proxies themselves at %s", cloud), "identity=" + cloud})
+		}
 	}
-	return hostNeeds(field, u.Hostname(), grants)
+	return append(all, urlNeeds(block, urls, grants)...)
 }
 
 func fileNeeds(field, file string, grants policy.Grants) []need {
@@ -86,6 +94,17 @@ func targetNeeds(t *adminv1.Target, grants policy.Grants) []need {
 		return hostNeeds("sse.host", transport.Sse.GetHost(), grants)
 	}
 	return nil
+}
+
+// urlNeeds checks what policies dial.
+func urlNeeds(block string, urls map[string]string, grants policy.Grants) []need {
+	var all []need
+	for _, field := range slices.Sorted(maps.Keys(urls)) {
+		if u, err := url.Parse(urls[field]); err == nil && u.Host != "" {
+			all = append(all, hostNeeds(block+field, u.Hostname(), grants)...)
+		}
+	}
+	return all
 }
 
 // hostNeeds checks an address that is written as such. Any other name is checked when it has been resolved.

@@ -30,12 +30,19 @@ func (m *Mux) notification(w http.ResponseWriter, x *Request) error {
 		if !known && x.admit(ctx, t, policy.None, "", "") != nil {
 			return nil
 		}
-		resp, err := x.send(ctx, t, outgoing{body: msg.Body})
+		body, err := x.guardRequest(ctx, t, item{}, msg.Method, msg.Body)
+		if err != nil {
+			return nil // a notification has no answer that could tell
+		}
+		resp, err := x.send(ctx, t, outgoing{body: body, method: msg.Method})
 		if err == nil {
 			_ = resp.Body.Close()
 		}
 		return err
 	})
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
+	}
 	return accepted(w)
 }
 
@@ -48,7 +55,11 @@ func (x *Request) forwardNotification(w http.ResponseWriter, t *snapshot.Target)
 			return accepted(w) // a notification has no answer that could tell
 		}
 	}
-	resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method})
+	body, err := x.guardRequest(ctx, t, item{}, x.Message.Method, x.Message.Body)
+	if err != nil {
+		return accepted(w)
+	}
+	resp, err := x.send(ctx, t, outgoing{body: body, method: x.Message.Method})
 	if err != nil {
 		return err
 	}
@@ -94,6 +105,9 @@ func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
 	if firstErr != nil && !(logs && failsOpen(x.Backend)) {
 		return firstErr
 	}
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
+	}
 	return x.answer(w, nil)
 }
 
@@ -138,6 +152,9 @@ func (x *Request) eachOf(ctx context.Context, targets []*snapshot.Target, f func
 		x.Record.Target += t.Name
 		if r := records[i]; r.Err != nil && x.Record.Err == nil {
 			x.Record.Err = r.Err
+		}
+		if r := records[i]; r.Refused && !x.Record.Refused {
+			x.Record.Refused, x.Record.Rule = true, r.Rule
 		}
 		x.Record.Status = max(x.Record.Status, records[i].Status)
 	}

@@ -46,16 +46,18 @@ func (m *Mux) byURI(w http.ResponseWriter, x *Request) error {
 
 // complete serves completion/complete, for a prompt by its name, for a resource or template by its URI.
 func (m *Mux) complete(w http.ResponseWriter, x *Request) error {
+	// What rules are asked about must be what the target takes the reference for.
 	ref := x.Message.Ref
+	kind := ref.Type.String()
 	switch {
-	case ref.Name.IsString():
+	case kind == "ref/prompt" && ref.Name.IsString() && !ref.URI.Present():
 		shown := ref.Name.String()
 		t, own, err := x.owner(x.HTTP.Context(), policy.Prompt, shown)
 		if err != nil {
 			return err
 		}
 		return x.forward(w, t, item{kind: policy.Prompt, own: own, shown: shown, at: ref.Name})
-	case ref.URI.IsString():
+	case kind == "ref/resource" && ref.URI.IsString() && !ref.Name.Present():
 		shown, kind := ref.URI.String(), policy.Resource
 		if strings.Contains(shown, "{") {
 			kind = policy.Template
@@ -66,7 +68,7 @@ func (m *Mux) complete(w http.ResponseWriter, x *Request) error {
 		}
 		return x.forward(w, t, item{kind: kind, own: own, shown: shown, at: ref.URI})
 	default:
-		return x.fail(http.StatusBadRequest, mcp.CodeInvalidParams, "completion/complete needs params.ref with a name or a uri, strings")
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidParams, "completion/complete needs params.ref: type ref/prompt and a name, or type ref/resource and a uri")
 	}
 }
 
@@ -76,6 +78,9 @@ func (m *Mux) other(w http.ResponseWriter, x *Request) error {
 	t := x.alone()
 	if t == nil {
 		return x.unknownMethod()
+	}
+	if _, err := x.Message.Target(); err != nil {
+		return err // a task's id that rules cannot see
 	}
 	it := item{}
 	if x.Message.TaskID.IsString() {
@@ -104,6 +109,11 @@ func (x *Request) forward(w http.ResponseWriter, t *snapshot.Target, it item) er
 			return err
 		}
 	}
+	x.item = it
+	call := x.call(t, it.kind, it.own)
+	if err := t.Policy.Answerable(&call); err != nil { // rather now than after the target has acted
+		return x.unreachable(t, err)
+	}
 	resp, err := x.sendItem(ctx, t, it)
 	if err != nil {
 		return err
@@ -117,12 +127,14 @@ func (x *Request) sendItem(ctx context.Context, t *snapshot.Target, it item) (*u
 	if it.kind == policy.None || x.Message.Method == "completion/complete" {
 		out.name = "" // Mcp-Name is only for what the revision says
 	}
+	var room []byte
 	if it.own != it.shown {
 		buf := copyBuffers.Get().(*[]byte)
 		defer copyBuffers.Put(buf)
-		var e mcp.Edits
-		e.String(it.at.Span, []byte(it.own))
-		out.body = e.Apply((*buf)[:0], out.body)
+		room = (*buf)[:0]
+	}
+	if err := x.prepare(ctx, t, it, &out, room); err != nil {
+		return nil, err
 	}
 	return x.send(ctx, t, out)
 }
@@ -201,11 +213,26 @@ func (m *Mux) response(w http.ResponseWriter, x *Request) error {
 	}
 	ctx, done := x.callContext(t)
 	defer done()
-	resp, err := x.send(ctx, t, outgoing{body: body, session: leg})
+	x.Record.Target = t.Name
+	guarded, err := x.guardRequest(ctx, t, item{}, "", body)
+	if err != nil {
+		// The target waits for an answer, and gets this one. The client is told by what becomes of its call: an error here
+		// would read as the end of its session to some.
+		e := x.asError(err)
+		guarded = mcp.AppendError(nil, idOr(id, msg.RawID()), e.Code, e.Message, nil)
+	}
+	resp, err := x.send(ctx, t, outgoing{body: guarded, session: leg})
 	if err != nil {
 		return err
 	}
 	return x.relay(ctx, w, t, resp, item{})
+}
+
+func idOr(id, passed []byte) []byte {
+	if id != nil {
+		return id
+	}
+	return passed
 }
 
 // asked finds the target whose request a response answers, its session, and its own id of the request; nil for an id

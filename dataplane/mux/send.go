@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"net/textproto"
@@ -21,13 +22,18 @@ import (
 // outgoing is one message on its way to a target.
 type outgoing struct {
 	body []byte
-	// method and name stand in the headers of the stateless era; name is the target's own.
+	// method is the message's, empty for a response; name is the target's own. Both stand in the headers of the
+	// stateless era.
 	method, name string
 	// safe: the target may see it twice.
 	safe bool
 	// kind and own are the item that it is about, for policies; own is the target's name for it.
 	kind policy.ItemKind
 	own  string
+	// arguments as policies changed them; nil: the client's own.
+	arguments []byte
+	// params are the headers that repeat arguments; nil: the client's own.
+	params http.Header
 	// session to send it to, where that is not the client's own at this target.
 	session *session.Target
 }
@@ -87,11 +93,20 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 
 // do sends without looking at the answer.
 func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target, o outgoing) (*upstream.Response, error) {
+	h := x.header(t, leg, o.method, o.name)
+	if o.params != nil {
+		for key := range h {
+			if strings.HasPrefix(key, mcp.HeaderParam) {
+				delete(h, key)
+			}
+		}
+		maps.Copy(h, o.params)
+	}
 	return x.exchange(ctx, t, &upstream.Request{
 		Method: http.MethodPost,
-		Header: x.header(t, leg, o.method, o.name),
+		Header: h,
 		Body:   o.body,
-		Call:   x.call(t, o.kind, o.own),
+		Call:   x.calling(t, o),
 		Safe:   o.safe,
 	}, leg)
 }

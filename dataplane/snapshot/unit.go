@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/sluicegate/sluice/dataplane/route"
@@ -435,6 +436,13 @@ func (b *builder) resolver() policy.Resolver {
 				return "", errors.New("is not set where the proxy runs")
 			}
 			return v, nil
+		},
+		Identity: func(cloud string) error {
+			if !b.t.info.grants.Identity(cloud) {
+				b.denied = true
+				return fmt.Errorf("acting as the proxy itself at %s is not granted to the tenant: `sluice tenant allow %s identity=%s`", cloud, b.t.name, cloud)
+			}
+			return nil
 		},
 		Jwks: func(url string) ([]byte, error) {
 			r := b.t.jwks[url]

@@ -162,7 +162,7 @@ func (p *Principal) with(other *Principal) *Principal {
 	}
 	both := *p
 	if both.Claims == nil {
-		both.Claims, both.jwt, both.Token, both.Expires = other.Claims, other.jwt, other.Token, other.Expires
+		both.Claims, both.jwt, both.scopes, both.Token, both.Expires = other.Claims, other.jwt, other.scopes, other.Token, other.Expires
 	}
 	if both.APIKey == nil {
 		both.APIKey, both.apiKey = other.APIKey, other.apiKey

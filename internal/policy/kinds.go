@@ -107,25 +107,14 @@ func Unenforced(p *policyv1.Policies) []FieldError {
 	refuse := func(field string) {
 		errs = append(errs, FieldError{"policies." + field, "is not enforced by this version yet, and would do nothing; remove it"})
 	}
-	if p.GetAi() != nil {
-		refuse("ai")
-	}
 	if p.GetA2A() != nil {
 		refuse("a2a")
 	}
-	switch p.GetBackendAuth().GetMethod().(type) {
-	case *policyv1.BackendAuth_Aws:
-		refuse("backendAuth.aws")
-	case *policyv1.BackendAuth_Gcp:
-		refuse("backendAuth.gcp")
-	case *policyv1.BackendAuth_Azure:
-		refuse("backendAuth.azure")
-	case *policyv1.BackendAuth_Basic:
-		refuse("backendAuth.basic")
-	case *policyv1.BackendAuth_Oauth:
-		refuse("backendAuth.oauth")
-	case *policyv1.BackendAuth_TokenExchange:
-		refuse("backendAuth.tokenExchange")
+	for _, k := range []string{"mcpAuthentication", "basicAuth", "localRateLimit", "timeout", "retry"} {
+		i := slices.IndexFunc(kinds, func(info KindInfo) bool { return info.Name == k })
+		if isSet(p, kinds[i]) {
+			refuse(k)
+		}
 	}
 	return errs
 }

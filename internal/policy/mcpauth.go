@@ -53,16 +53,12 @@ func compileMcpAuth(m *policyv1.McpAuthentication, r Resolver, field string, err
 		out.mode = compileMode(m.GetMode(), field+".mode", errs)
 	}
 	for i, s := range m.GetScopes() {
-		if !validScope(s) {
+		if s == "" || !validScope(s) {
 			errs.add(fmt.Sprintf("%s.scopes[%d]", field, i), "%q is no scope: RFC 6749 section 3.3 has printable ASCII without blanks, quotes and backslashes", s)
 		}
 	}
 	out.compileMetadata(m, field, errs)
 	return out
-}
-
-func validScope(name string) bool {
-	return name != "" && strings.IndexFunc(name, func(c rune) bool { return c <= ' ' || c > '~' || c == '"' || c == '\\' }) < 0
 }
 
 // compileMetadata makes the document (RFC 9728 section 2), as far as it is the same for all who ask.
@@ -260,24 +256,6 @@ func namesResource(claim any, own []string) bool {
 		return slices.ContainsFunc(list, names)
 	}
 	return names(claim)
-}
-
-// scopesOf are the scopes of a token, each once: of `scope`, separated by blanks (RFC 8693 section 4.2, RFC 9068), and of
-// `scp`, as some issuers call it. Each may be a list, too.
-func scopesOf(p *Principal) (all []string) {
-	for _, claim := range []any{p.Claims["scope"], p.Claims["scp"]} {
-		switch claim := claim.(type) {
-		case string:
-			all = append(all, strings.Fields(claim)...)
-		case []any:
-			for _, e := range claim {
-				if s, ok := e.(string); ok {
-					all = append(all, s)
-				}
-			}
-		}
-	}
-	return all
 }
 
 // ResourceMetadata is the URL of the protected resource's metadata (RFC 9728) as the sender of r reaches it; "" where the
