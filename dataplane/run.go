@@ -222,7 +222,7 @@ func (p *process) start(ctx context.Context) (err error) {
 		Handler: func(port uint16) http.Handler { return handler(port) },
 		TLS:     func(port uint16, name string) *snapshot.Listener { return p.store.Load().Server(port, name) },
 	})
-	p.store = snapshot.New(snapshot.Config{Bind: p.listeners.Bind, Disk: disk, MaxStale: p.cfg.MaxStale, Log: p.cfg.Log})
+	p.store = snapshot.New(snapshot.Config{Bind: p.listeners.Bind, Disk: disk, MaxStale: p.cfg.MaxStale, Loopback: loopback(p.cfg.Bind), Log: p.cfg.Log})
 	p.store.Subscribe(p.follow)
 	handler = p.cfg.handlers(proxyParts{
 		Store: p.store, Upstreams: p.upstreams, Calls: p.calls, Log: p.cfg.Log,

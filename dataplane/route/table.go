@@ -92,6 +92,16 @@ func (m Matches) Path(path string) string {
 	return longest
 }
 
+// Own is the path of the first condition that names one, exactly or as a prefix; "" if none does.
+func (m Matches) Own() string {
+	for i := range m {
+		if own := cmp.Or(m[i].exact, m[i].prefix); own != "" {
+			return own
+		}
+	}
+	return ""
+}
+
 // Takes reports whether a path meets one of the conditions, whatever the request's headers.
 func (m Matches) Takes(path string) bool {
 	return slices.ContainsFunc(m, func(c match) bool {

@@ -191,10 +191,18 @@ func (m *mcpAuth) challenge(r *http.Request, code, description string) string {
 // metadataURL is where the sender of r finds the document: at the resource's own host, or where he sent r.
 func (m *mcpAuth) metadataURL(r *http.Request) string {
 	if m.resource != nil {
-		return m.resource.Scheme + "://" + m.resource.Host + WellKnownResource + strings.TrimSuffix(m.resource.EscapedPath(), "/")
+		return m.resource.Scheme + "://" + m.resource.Host + WellKnownResource + withoutRoot(m.resource.EscapedPath())
 	}
-	u := url.URL{Host: strings.ToLower(r.Host), Path: WellKnownResource + strings.TrimSuffix(r.URL.Path, "/")} // escapes what no header may hold
+	u := url.URL{Host: strings.ToLower(r.Host), Path: WellKnownResource + withoutRoot(r.URL.Path)} // escapes what no header may hold
 	return schemeOf(r) + "://" + strings.ReplaceAll(u.Host, `"`, "%22") + u.EscapedPath()
+}
+
+// withoutRoot is a path as it stands behind [WellKnownResource] (RFC 9728 section 3.1).
+func withoutRoot(path string) string {
+	if path == "/" {
+		return ""
+	}
+	return path
 }
 
 func schemeOf(r *http.Request) string {
@@ -267,14 +275,14 @@ func (rt *Route) ResourceMetadata(r *http.Request) string {
 	return rt.mcp.metadataURL(r)
 }
 
-// ProtectedResource reports whether the route is one, and the path of the identifier that it is configured with, without
-// a final slash; named is false where the URL that a client uses is the identifier.
+// ProtectedResource reports whether the route is one, and the path of the identifier that it is configured with, "" for
+// the root; named is false where the URL that a client uses is the identifier.
 func (rt *Route) ProtectedResource() (path string, named, ok bool) {
 	if rt == nil || rt.mcp == nil {
 		return "", false, false
 	}
 	if u := rt.mcp.resource; u != nil {
-		return strings.TrimSuffix(u.Path, "/"), true, true
+		return withoutRoot(u.Path), true, true
 	}
 	return "", false, true
 }

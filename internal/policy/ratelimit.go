@@ -28,6 +28,7 @@ const (
 // A rateLimit is a compiled RateLimit: a token bucket for each key.
 type rateLimit struct {
 	place   string        // for the log line
+	field   string        // e.g. `localRateLimit.limits[0].key`
 	step    time.Duration // in which one token comes back
 	fill    time.Duration // in which an empty bucket fills
 	key     text          // its rule is nil: one bucket for all
@@ -42,7 +43,7 @@ func compileRateLimit(l *policyv1.LocalRateLimit, level string, r Resolver, fiel
 	var limits []*rateLimit
 	for i, in := range l.GetLimits() {
 		at := fmt.Sprintf("%s.limits[%d]", field, i)
-		limit := &rateLimit{place: strings.TrimSpace(fmt.Sprintf("%s localRateLimit.limits[%d]", level, i))}
+		limit := &rateLimit{field: fmt.Sprintf("localRateLimit.limits[%d].key", i), place: strings.TrimSpace(fmt.Sprintf("%s localRateLimit.limits[%d]", level, i))}
 		tokens, interval := int64(in.GetTokensPerFill()), in.GetFillInterval().AsDuration()
 		if tokens == 0 {
 			tokens = int64(in.GetMaxTokens())
@@ -85,16 +86,19 @@ type Taken struct{ from []*bucket }
 // A LimitError refuses a request that a localRateLimit has no token for.
 type LimitError struct {
 	Rule  string        // place of the limit, for the log line
-	Retry time.Duration // after which there is one; 0 where the key is what failed
-	Err   error         // what is wrong with the key; nil: there is no token
+	Retry time.Duration // after which there is one
+	Key   *ValueError   // what is wrong with the key; nil: there is no token
 }
 
 func (e *LimitError) Error() string {
-	if e.Err != nil {
-		return e.Rule + ": key: " + e.Err.Error()
+	if e.Key != nil {
+		return e.Key.Error()
 	}
 	return e.Rule + ": too many requests"
 }
+
+// Limited reports whether calls take tokens.
+func (t *Target) Limited() bool { return t != nil && len(t.limits) > 0 }
 
 // Take takes a token of each bucket that a call is counted in, but for those that the request has taken already: of all
 // of them or, with a *LimitError, of none. A limit whose key fails refuses.
@@ -143,7 +147,7 @@ func (t *Taken) has(b *bucket) bool {
 
 func (l *rateLimit) bucket(c *Call) (*bucket, int64, error) {
 	if l.buckets == nil {
-		return nil, 0, &LimitError{Rule: l.place, Err: errors.New("is not known here")}
+		return nil, 0, l.keyError("is not known here", nil)
 	}
 	now := int64(time.Since(l.buckets.epoch))
 	if !l.keyed {
@@ -151,9 +155,18 @@ func (l *rateLimit) bucket(c *Call) (*bucket, int64, error) {
 	}
 	key, err := l.key.of(c)
 	if err != nil {
-		return nil, 0, &LimitError{Rule: l.place, Err: err}
+		invalid, _ := errors.AsType[*invalidArguments](err)
+		return nil, 0, l.keyError(err.Error(), invalid)
 	}
 	return l.buckets.find(key, now), now, nil
+}
+
+func (l *rateLimit) keyError(why string, invalid *invalidArguments) error {
+	e := &LimitError{Rule: l.place, Key: &ValueError{Field: l.field, Reason: why}}
+	if invalid != nil {
+		e.Key.Invalid = invalid.error
+	}
+	return e
 }
 
 // A bucket says when it will be full, as time since its limit's epoch: each token that is taken puts that off by a step

@@ -33,21 +33,30 @@ func compileTimeout(t *policyv1.Timeout, field string, errs *problems) (out time
 	return out
 }
 
-// RequestTimeout bounds a call to the end of its answer; 0 is no bound. enforced says that no target's own timeout
-// exceeds it.
-func (t *Target) RequestTimeout() (d time.Duration, enforced bool) {
-	if t == nil {
-		return 0, false
+// Timeouts are what bounds a call to the end of its answer, and one request of it to the head of the target's; 0 is no
+// bound. own is the target's own timeout, 0 if it has none: it replaces both, for it is the most specific, but does not
+// exceed what a level enforces.
+func (t *Target) Timeouts(own time.Duration) (request, head time.Duration) {
+	var set timeouts
+	if t != nil {
+		set = t.timeouts
 	}
-	return t.timeouts.request, t.timeouts.enforced
+	switch {
+	case own <= 0:
+		return set.request, shorter(set.request, set.backend)
+	case !set.enforced:
+		return own, own
+	}
+	request = shorter(own, set.request)
+	return request, shorter(request, set.backend)
 }
 
-// BackendRequestTimeout bounds the time to the head of the target's answer; 0 is no bound.
-func (t *Target) BackendRequestTimeout() time.Duration {
-	if t == nil {
-		return 0
+// shorter is the shorter of two bounds; 0 is none.
+func shorter(a, b time.Duration) time.Duration {
+	if a == 0 || b == 0 {
+		return max(a, b)
 	}
-	return t.timeouts.backend
+	return min(a, b)
 }
 
 // Retry says how often, and when, a request that a target cannot have processed is sent again.
