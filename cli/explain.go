@@ -54,7 +54,7 @@ func explain(ctx context.Context, env Env, opt explainOptions, target string) (*
 		if err != nil {
 			return nil, err
 		}
-		e, err := controlplane.ExplainOffline(set.Objects, target)
+		e, err := controlplane.ExplainOffline("default", set.Objects, target)
 		if err != nil {
 			return nil, &codedError{Invalid, fmt.Errorf("sluice: %w", err)}
 		}
