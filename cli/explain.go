@@ -21,8 +21,8 @@ type explainOptions struct {
 }
 
 func explainCommand(env Env) *cobra.Command {
-	cmd := &cobra.Command{Use: "explain", Short: "Tell where a target's policies come from", Args: cobra.NoArgs, RunE: usage}
-	cmd.AddCommand(explainTarget(env))
+	cmd := &cobra.Command{Use: "explain", Short: "Tell where policies come from, and what they decide", Args: cobra.NoArgs, RunE: usage}
+	cmd.AddCommand(explainTarget(env), explainDecision(env))
 	return cmd
 }
 
