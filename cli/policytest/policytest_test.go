@@ -204,6 +204,37 @@ tests:
 	}
 }
 
+// What is fetched from others is told by its name, and by the same rules.
+func TestFetchedCredentials(t *testing.T) {
+	config := `
+mcp:
+  policies:
+    jwtAuth: {issuer: i, jwks: {url: "https://i.example.com/jwks"}}
+  targets:
+  - {name: basic, mcp: {host: "https://h"}, policies: {backendAuth: {basic: {username: svc, password: {env: PASSWORD}}}}}
+  - {name: oauth, mcp: {host: "https://h"}, policies: {backendAuth: {oauth: {tokenUrl: "https://t.example.com", clientId: c, privateKey: {file: /key.pem}, location: {header: {name: X-Token}}}}}}
+  - {name: exchange, mcp: {host: "https://h"}, policies: {backendAuth: {tokenExchange: {tokenUrl: "https://t.example.com", clientId: c, clientSecret: s}}}}
+  - {name: gcp, mcp: {host: "https://h"}, policies: {backendAuth: {gcp: {type: idToken}}}}
+  - {name: azure, mcp: {host: "https://h"}, policies: {backendAuth: {azure: {implicit: {}}}}}
+  - {name: aws, mcp: {host: "https://h"}, policies: {backendAuth: {aws: {region: eu-west-1, serviceName: x}}}}
+`
+	suite := load(t, config, `
+tests:
+- {name: basic, request: {tool: x, target: basic}, expect: {sent: {headers: {authorization: "Basic svc:<env:PASSWORD>"}}}}
+- {name: oauth, request: {tool: x, target: oauth}, expect: {sent: {headers: {x-token: "<oauth-token>", authorization: null}}}}
+- {name: exchange, principal: {jwt: {sub: s}}, request: {tool: x, target: exchange}, expect: {sent: {headers: {authorization: "Bearer <exchanged-token>"}}}}
+- {name: nothing to exchange, request: {tool: x, target: exchange}, expect: {refused: true}}
+- {name: gcp, request: {tool: x, target: gcp}, expect: {sent: {headers: {authorization: "Bearer <gcp-token>"}}}}
+- {name: azure, request: {tool: x, target: azure}, expect: {sent: {headers: {authorization: "Bearer <azure-token>"}}}}
+- {name: aws, request: {tool: x, target: aws}, expect: {sent: {headers: {authorization: "<aws-signature>"}}}}
+`)
+	for name, failures := range outcomes(suite.Run(t.Context(), nil)) {
+		if failures != nil {
+			t.Errorf("%s: %s", name, failures)
+		}
+	}
+}
+
 // No test passes by what it does not look at: each expectation fails on what is otherwise.
 func TestEachExpectationFails(t *testing.T) {
 	suite := load(t, kinds, `
