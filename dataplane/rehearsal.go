@@ -54,6 +54,8 @@ type Answer struct {
 	Status int
 	Header http.Header
 	Body   []byte
+	// Err, if not nil, is why the request could not leave, as [policy.Target.Outgoing] would have it; the rest is zero.
+	Err error
 }
 
 // Performance is what became of one request of a client.
@@ -156,6 +158,9 @@ func (p *played) Do(ctx context.Context, r *upstream.Request) (*upstream.Respons
 		sent.Header.Set("Host", sent.URL.Host)
 	}
 	answer := p.play(sent)
+	if answer.Err != nil {
+		return nil, fail(answer.Err)
+	}
 	res := &upstream.Response{Status: answer.Status, Header: answer.Header, Body: io.NopCloser(bytes.NewReader(answer.Body)), Length: int64(len(answer.Body))}
 	if res.Status == 0 {
 		res.Status = http.StatusOK

@@ -40,7 +40,7 @@ var allowed = map[string][]string{
 	"dataplane":          {"internal/policy", "internal/telemetry", "dataplane/*"},
 
 	"cli/demo":       {},
-	"cli/rehearsal":  {"internal/resource", "controlplane", "dataplane"},
+	"cli/rehearsal":  {"internal/policy", "internal/resource", "controlplane", "dataplane"},
 	"cli/policytest": {"internal/resource", "controlplane", "cli/rehearsal"},
 	"cli":            {"internal/policy", "internal/resource", "internal/telemetry", "controlplane", "dataplane", "cli/demo", "cli/rehearsal", "cli/policytest"},
 

@@ -223,7 +223,7 @@ tests:
 - {name: basic, request: {tool: x, target: basic}, expect: {sent: {headers: {authorization: "Basic svc:<env:PASSWORD>"}}}}
 - {name: oauth, request: {tool: x, target: oauth}, expect: {sent: {headers: {x-token: "<oauth-token>", authorization: null}}}}
 - {name: exchange, principal: {jwt: {sub: s}}, request: {tool: x, target: exchange}, expect: {sent: {headers: {authorization: "Bearer <exchanged-token>"}}}}
-- {name: nothing to exchange, request: {tool: x, target: exchange}, expect: {refused: true}}
+- {name: nothing to exchange, request: {tool: x, target: exchange}, expect: {refused: {status: 401, because: the caller showed none}}}
 - {name: gcp, request: {tool: x, target: gcp}, expect: {sent: {headers: {authorization: "Bearer <gcp-token>"}}}}
 - {name: azure, request: {tool: x, target: azure}, expect: {sent: {headers: {authorization: "Bearer <azure-token>"}}}}
 - {name: aws, request: {tool: x, target: aws}, expect: {sent: {headers: {authorization: "<aws-signature>"}}}}

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/sluicegate/sluice/dataplane"
+	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // Target is what a target has, and how it answers.
@@ -58,7 +59,7 @@ func (c *cast) play(s dataplane.Sent) dataplane.Answer {
 		return dataplane.Answer{Status: http.StatusMethodNotAllowed}
 	}
 	if c.exchanged[s.Resource] && !shows(s) {
-		return dataplane.Answer{Status: http.StatusUnauthorized}
+		return dataplane.Answer{Err: policy.NoTokenToExchange}
 	}
 	c.mu.Lock()
 	c.sent = append(c.sent, received{s, m.Method, m.Params})
