@@ -1,6 +1,7 @@
 package policytest
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -212,10 +213,13 @@ func (r *run) lists(ctx context.Context, stage *rehearsal.Stage) error {
 	return nil
 }
 
+// show is JSON for people: < stays <.
 func show(v any) string {
-	b, err := json.Marshal(v)
-	if err != nil {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
 		return fmt.Sprint(v)
 	}
-	return string(b)
+	return strings.TrimSuffix(b.String(), "\n")
 }

@@ -109,7 +109,7 @@ func New(ctx context.Context, cfg Config) (*Stage, error) {
 }
 
 // Notes are what is otherwise here than in a proxy, for people.
-func (s *Stage) Notes() []string { return s.standIns.notes }
+func (s *Stage) Notes() []string { return slices.Sorted(slices.Values(s.standIns.notes)) }
 
 // Route is the name of the route that the caller goes to.
 func (s *Stage) Route() string { return s.route }

@@ -35,6 +35,7 @@ type standIns struct {
 	jwks   string
 	user   string            // who calls by basicAuth; empty: nobody
 	keys   map[string]string // keyHash → API key
+	object string            // that is being replaced
 	notes  []string
 }
 
@@ -58,13 +59,14 @@ func newStandIns(user string) (*standIns, error) {
 // replace returns an object with stand-ins.
 func (s *standIns) replace(o *adminv1.Object) (*adminv1.Object, error) {
 	clone := proto.CloneOf(o)
+	s.object = resource.Key(o)
 	if l := clone.GetListener(); l != nil {
 		l.Tls = nil // the caller's connection says whether there is TLS
 	}
-	return clone, s.message(clone.ProtoReflect(), resource.Key(o))
+	return clone, s.message(clone.ProtoReflect(), "")
 }
 
-// message replaces what is in m, which stands at a place.
+// message replaces what is in m, which stands at a place in an object, e.g. `target.policies`.
 func (s *standIns) message(m protoreflect.Message, at string) error {
 	switch v := m.Interface().(type) {
 	case *policyv1.Credential:
@@ -93,7 +95,7 @@ func (s *standIns) message(m protoreflect.Message, at string) error {
 		if fd.Message() == nil || fd.IsMap() && fd.MapValue().Message() == nil {
 			return true
 		}
-		here := at + "." + fd.JSONName()
+		here := strings.TrimPrefix(at+"."+fd.JSONName(), ".")
 		switch {
 		case fd.IsMap():
 			v.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool {
@@ -197,6 +199,7 @@ func (s *standIns) guard(g *policyv1.Guard, at string) {
 	default:
 		return
 	}
-	s.notes = append(s.notes, fmt.Sprintf("%s would ask %s, and nobody is asked here: it lets everything pass", at, what))
+	_, field, _ := strings.Cut(at, ".") // without the kind of the object
+	s.notes = append(s.notes, fmt.Sprintf("%s of %s would ask %s, and nobody is asked here: it lets everything pass", field, s.object, what))
 	g.Guard = &policyv1.Guard_Regex{Regex: &policyv1.RegexGuard{Rules: []*policyv1.RegexRule{{Rule: &policyv1.RegexRule_Pattern{Pattern: `[^\x00-\x{10FFFF}]`}}}}}
 }
