@@ -400,7 +400,7 @@ func (e *evaluation) tenant(before, above *state, change api.Change, own bool) e
 	}
 	if before != nil && before.view.Platform != next.view.Platform {
 		next.view.Revision = before.view.Revision // nothing is stored
-		e.layer.tenants[next.view.Name] = next // what stands above it shows in explain
+		e.layer.tenants[next.view.Name] = next    // what stands above it shows in explain
 	}
 	return nil
 }

@@ -235,6 +235,38 @@ tests:
 	}
 }
 
+// Rules see the time and the certificate that a test says.
+func TestTimeAndCertificate(t *testing.T) {
+	suite := load(t, `
+binds:
+- port: 3000
+  listeners:
+  - tls: {cert: /c.pem, key: /k.pem, root: /ca.pem}
+    routes:
+    - backends:
+      - mcp:
+          policies:
+            mcpAuthorization:
+              rules:
+              - allow: request.startTime.getHours("UTC") >= 9 && has(source.spiffeId) && source.spiffeId == "spiffe://acme.example/ci"
+              - allow: has(source.subjectCn) && source.subjectCn == "admin" && "admin.acme.example" in source.subjectAltNames
+          targets:
+          - {name: a, mcp: {host: "https://a.example.com/mcp"}}
+`, `
+tests:
+- {name: in time, now: 2026-11-26T09:00:00Z, source: {certificate: {subjectAltNames: ["spiffe://acme.example/ci"]}}, request: {tool: x}, expect: {allowed: true, listed: [x]}}
+- {name: too early, now: "2026-11-26T08:59:59Z", source: {certificate: {subjectAltNames: ["spiffe://acme.example/ci"]}}, request: {tool: x}, expect: {allowed: false, list: []}}
+- {name: another, now: 2026-11-26T09:00:00Z, source: {certificate: {subjectAltNames: ["spiffe://acme.example/cd"]}}, request: {tool: x}, expect: {refused: true}}
+- {name: none, now: 2026-11-26T09:00:00Z, request: {tool: x}, expect: {refused: true}}
+- {name: by names, source: {certificate: {commonName: admin, organization: Acme, subjectAltNames: [admin.acme.example, a@acme.example, 10.0.0.1]}}, request: {tool: x}, expect: {allowed: true}}
+`)
+	for name, failures := range outcomes(suite.Run(t.Context(), nil)) {
+		if failures != nil {
+			t.Errorf("%s: %s", name, failures)
+		}
+	}
+}
+
 // No test passes by what it does not look at: each expectation fails on what is otherwise.
 func TestEachExpectationFails(t *testing.T) {
 	suite := load(t, kinds, `

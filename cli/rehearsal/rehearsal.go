@@ -211,10 +211,7 @@ func (s *Stage) anyPort() error {
 
 // assign gives the targets their parts, and the client a protocol that they have.
 func (s *Stage) assign() error {
-	var all []string
-	for _, b := range slices.Sorted(maps.Keys(s.world.backends)) {
-		all = append(all, b)
-	}
+	all := slices.Sorted(maps.Keys(s.world.backends))
 	for _, name := range slices.Sorted(maps.Keys(s.cfg.Targets)) {
 		t, err := s.world.target(name, all)
 		if err != nil {

@@ -103,7 +103,7 @@ func (d *decoder) expand(n *node) (s string, expanded, ok bool) {
 	if required == nil {
 		required = d.env
 	}
-	s, expanded, err := expandOr(n.text, d.env, required)
+	s, expanded, err := expand(n.text, d.env, required)
 	if err != nil {
 		hint := "write $$ for a dollar sign"
 		if strings.Contains(err.Error(), "is not set") {

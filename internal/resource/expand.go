@@ -7,12 +7,8 @@ import (
 
 // expand replaces $VAR, ${VAR} and ${VAR:-default}; $$ is a dollar sign. It reports whether there was anything
 // to replace. A default is used where the variable is unset or empty, as a shell does, and is itself plain text.
-func expand(s string, env func(string) (string, bool)) (out string, expanded bool, err error) {
-	return expandOr(s, env, env)
-}
-
-// expandOr takes variables that have no default from another place.
-func expandOr(s string, env, required func(string) (string, bool)) (out string, expanded bool, err error) {
+// What has no default is looked up in required.
+func expand(s string, env, required func(string) (string, bool)) (out string, expanded bool, err error) {
 	i := strings.IndexByte(s, '$')
 	if i < 0 {
 		return s, false, nil
