@@ -14,7 +14,7 @@ import (
 
 // A rule is one compiled expression.
 type rule struct {
-	programs programs // nil: constant
+	program  cel.Program // nil: constant
 	constant outcome
 	place    string // for the log line, e.g. `backend/tools rules[1]`
 	field    string // for errors, e.g. `policies.mcpAuthorization.rules[1]`
@@ -33,10 +33,10 @@ const (
 )
 
 func (r *rule) eval(a *activation) outcome {
-	if r.programs == nil {
+	if r.program == nil {
 		return r.constant
 	}
-	out, _, err := r.programs.of(a.call, r.reads).Eval(a)
+	out, _, err := r.program.Eval(a)
 	if err != nil {
 		return isError
 	}
@@ -96,14 +96,22 @@ func compileExpression(expression, field, place string, want *cel.Type, errs *pr
 		}
 		return r
 	}
-	if r.programs, err = compilePrograms(env, checked); err != nil {
+	if r.program, err = compileProgram(env, checked); err != nil {
 		errs.add(field, "%v, in `%s`", err, oneLine(expression))
 		return nil
 	}
 	return r
 }
 
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+// oneLine is an expression for an error, cut where it is longer than anyone reads there.
+func oneLine(s string) string {
+	const most = 300
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}
 
 func hint(message string) string {
 	if strings.Contains(message, "undeclared reference") {

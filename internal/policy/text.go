@@ -54,7 +54,7 @@ func (t text) of(c *Call) (string, error) {
 	}
 	a := newActivation(c, t.names, false)
 	defer a.release()
-	out, _, err := t.rule.programs.of(c, t.rule.reads).Eval(a)
+	out, _, err := t.rule.program.Eval(a)
 	switch {
 	case a.invalid != nil:
 		return "", a.invalid
