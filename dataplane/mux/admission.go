@@ -110,7 +110,7 @@ func (x *Request) method() string {
 // masks reports whether a target's own "not found" for the item has to read like a refusal: rules are in force, and
 // the proxy could not tell from a list whether the item exists. The target's answer still takes its own time.
 func (x *Request) masks(t *snapshot.Target, kind policy.ItemKind) bool {
-	return t.Policy.Authorizes() && (kind == policy.Resource || kind == policy.Template)
+	return t.Policy.Authorizes() && (kind == policy.Resource || kind == policy.Template || kind == policy.Task)
 }
 
 // masked reports whether code is one that targets use for what they do not have.

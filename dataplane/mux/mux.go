@@ -162,6 +162,10 @@ func (m *Mux) message(w http.ResponseWriter, x *Request) error {
 func (m *Mux) request(w http.ResponseWriter, x *Request) error {
 	msg := x.Message
 	switch msg.Info().Routing {
+	case mcp.Unknown:
+		if mcp.Disguised(msg.Method) {
+			return x.unknownMethod()
+		}
 	case mcp.Lifecycle:
 		switch {
 		case msg.Method == "server/discover" && x.stateless():
