@@ -79,7 +79,7 @@ var nouns = map[policy.ItemKind]string{
 // admitList reports whether an item of a list is for this caller.
 func (x *Request) admitList(t *snapshot.Target, kind policy.ItemKind, name string, annotations []byte) bool {
 	call := x.call(t, kind, name)
-	call.Annotations = annotations
+	call.Annotations, call.Work = annotations, x.work
 	return t.Policy.AdmitList(&call).Allowed
 }
 

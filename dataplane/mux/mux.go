@@ -106,7 +106,8 @@ type Request struct {
 	Record *Record
 
 	mux  *Mux
-	item item // what is asked for, once that is known
+	item item         // what is asked for, once that is known
+	work *policy.Work // of a list's decisions; nil else
 }
 
 // Record is what became of a request, for the log line and the metrics.

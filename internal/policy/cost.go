@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"sync/atomic"
 
 	"github.com/google/cel-go/cel"
 	"github.com/google/cel-go/common/ast"
@@ -30,6 +31,15 @@ const (
 	// maxJoined bounds the elements of a list that another is added to: such lists are kept as the two they came from.
 	maxJoined = 16 << 10
 )
+
+// Work is what the decisions about one list spend together. The zero value has spent nothing. It is safe for concurrent use.
+type Work struct{ spent atomic.Int64 }
+
+// maxListWork bounds what the decisions about one list may cost: some hundred times as much as most lists need.
+const maxListWork = 20 * maxWork
+
+// Exhausted reports whether nothing is left. What was decided since is no decision: its rules were in error.
+func (w *Work) Exhausted() bool { return w != nil && w.spent.Load() > maxListWork }
 
 // A guard weighs the value of one expression before another works on it.
 type guard struct {
@@ -116,8 +126,11 @@ func spend(frame *interpreter.ExecutionFrame, units int) {
 	a, ok := found.(*activation)
 	if ok {
 		a.spent += units
+		if w := a.call.Work; w != nil {
+			w.spent.Add(int64(units))
+		}
 	}
-	if !ok || a.spent > maxWork {
+	if !ok || a.spent > maxWork || a.call.Work.Exhausted() {
 		panic(interpreter.EvalCancelledError{Cause: interpreter.CostLimitExceeded, Message: "the rule costs too much"})
 	}
 }

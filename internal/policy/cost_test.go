@@ -164,3 +164,35 @@ func TestPatternsAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// A list has many items, and a decision about each: together they have a bound, too.
+func TestWorkOfAList(t *testing.T) {
+	roles := make([]any, 300)
+	for i := range roles {
+		roles[i] = "role-" + strconv.Itoa(i)
+	}
+	target := mustTarget(t, authz(deny(`jwt.roles.exists(a, jwt.roles.exists(b, a + b == mcp.tool.name))`)))
+	c := toolCall("x", "")
+	c.Principal, c.Work = &Principal{Claims: map[string]any{"roles": roles}}, &Work{}
+	items := 0
+	for ; !c.Work.Exhausted(); items++ {
+		if items > 1000 {
+			t.Fatal("a thousand items, and no end")
+		}
+		target.AdmitList(c)
+	}
+	if items < 10 {
+		t.Errorf("after %d items", items)
+	}
+	if target.AdmitList(c).Allowed {
+		t.Error("a deny that was not evaluated admits")
+	}
+	usual := mustTarget(t, tenRules)
+	c = toolCall("echo", "")
+	c.Principal, c.Work = authenticated(), &Work{}
+	for range 10_000 {
+		if !usual.AdmitList(c).Allowed {
+			t.Fatal("a long list is stopped by usual rules")
+		}
+	}
+}
