@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/google/cel-go/cel"
@@ -193,7 +194,9 @@ func guardCall(guards map[int64]watch, c ast.CallExpr) {
 	}
 	all := func(weigh weigher) {
 		for _, a := range args {
-			guards[a.ID()] = watch{weigh: weigh}
+			if !literal(a) {
+				guards[a.ID()] = watch{weigh: weigh}
+			}
 		}
 	}
 	switch name := c.FunctionName(); name {
@@ -215,6 +218,21 @@ func guardCall(guards map[int64]watch, c ast.CallExpr) {
 			guards[args[0].ID()] = watch{weigh: func(ref.Val, int) (int, ref.Val) { return zoneUnits, nil }}
 		}
 	}
+}
+
+// literal reports whether nothing in e is read. It is as long as rules may be, and the evaluator makes it once.
+func literal(e ast.Expr) bool {
+	switch e.Kind() {
+	case ast.LiteralKind:
+		return true
+	case ast.ListKind:
+		return !slices.ContainsFunc(e.AsList().Elements(), func(e ast.Expr) bool { return !literal(e) })
+	case ast.MapKind:
+		return !slices.ContainsFunc(e.AsMap().Entries(), func(e ast.EntryExpr) bool {
+			return !literal(e.AsMapEntry().Key()) || !literal(e.AsMapEntry().Value())
+		})
+	}
+	return false
 }
 
 // zoned reports whether a function reads a field of a timestamp in a time zone.

@@ -9,9 +9,9 @@ import (
 	"github.com/google/cel-go/common/types/ref"
 )
 
-// hostileArguments are as large as a policy reads, each in a way of its own.
+// hostileArguments are large, each in a way of its own. More would take longer to read, and no longer to judge.
 func hostileArguments() map[string]string {
-	const room = maxArgumentsSize - 4096
+	const room = 1 << 20
 	list := func(element string) string {
 		return "[" + strings.TrimSuffix(strings.Repeat(element+",", room/2/(len(element)+1)), ",") + "]"
 	}
@@ -82,14 +82,16 @@ func TestNoRuleBurns(t *testing.T) {
 		a.release()
 	}
 	stopped := 0
-	for _, text := range hostileRules {
+	names := sortedKeys(inputs)
+	for i, text := range hostileRules {
 		var errs problems
 		r := compileRule(text, "rule", "rule", &errs)
 		if r == nil {
 			t.Errorf("%s: %v", text, errs.err())
 			continue
 		}
-		for name := range inputs {
+		for _, at := range []int{i, i + 1, i + 3} { // not all with all: each meets the others' like
+			name := names[at%len(names)]
 			c := toolCall("echo", "")
 			c.Principal = admin
 			a := newActivation(c, nil, false)
@@ -103,7 +105,7 @@ func TestNoRuleBurns(t *testing.T) {
 			a.release()
 		}
 	}
-	if stopped < len(hostileRules)*len(inputs)/3 {
+	if stopped < len(hostileRules) {
 		t.Errorf("%d evaluations were stopped: the rules are too tame to mean anything", stopped)
 	}
 }

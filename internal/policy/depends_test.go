@@ -26,7 +26,7 @@ func TestWhatRequestsDependOn(t *testing.T) {
 	one := mustTarget(t, parse(t, `{"requestHeaderModifier":{"set":{"x":{"expression":"jwt.sub"},"y":{"value":"1"}}}}`))
 	ada, bob := toolCall("echo", ""), toolCall("echo", "")
 	ada.Principal, bob.Principal = admin, guest
-	if one.Varying(ada) == one.Varying(bob) || one.Varying(ada) != one.Varying(ada) {
+	if one.Varying(ada) == one.Varying(bob) {
 		t.Errorf("%q, %q", one.Varying(ada), one.Varying(bob))
 	}
 	if none := (*Target)(nil); none.PerCaller() || none.PerRequest() || none.ReadsTime() || none.Varying(ada) != "" {
