@@ -106,7 +106,8 @@ type Request struct {
 	Record *Record
 
 	mux  *Mux
-	item item // what is asked for, once that is known
+	item item         // what is asked for, once that is known
+	work *policy.Work // of a list's decisions; nil else
 }
 
 // Record is what became of a request, for the log line and the metrics.
@@ -162,6 +163,10 @@ func (m *Mux) message(w http.ResponseWriter, x *Request) error {
 func (m *Mux) request(w http.ResponseWriter, x *Request) error {
 	msg := x.Message
 	switch msg.Info().Routing {
+	case mcp.Unknown:
+		if mcp.Disguised(msg.Method) {
+			return x.unknownMethod()
+		}
 	case mcp.Lifecycle:
 		switch {
 		case msg.Method == "server/discover" && x.stateless():

@@ -61,7 +61,7 @@ func (t text) of(c *Call) (string, error) {
 	}
 	a := newActivation(c, t.names, false)
 	defer a.release()
-	out, _, err := t.rule.programs.of(c, t.rule.reads).Eval(a)
+	out, _, err := t.rule.program.Eval(a)
 	switch {
 	case a.invalid != nil:
 		return "", &invalidArguments{a.invalid}
