@@ -31,8 +31,8 @@ func hiding() *policyv1.Policies {
 }
 
 // victim is a server with what the rules hide, and what they do not.
-func victim(t testing.TB, stateless bool) (*mcptest.Server, *recorder) {
-	r := &recorder{}
+func victim(t testing.TB, stateless bool) (*mcptest.Server, *witnessed) {
+	r := &witnessed{}
 	srv := mcptest.NewServer(t, mcptest.Options{Bare: true, Stateless: stateless, JSON: true, Wrap: func(next http.Handler) http.Handler { return r.wrap(completesOwn(next)) }})
 	for _, name := range []string{"safe", "danger", "b_c", "-b_c", "_"} {
 		srv.MCP.AddTool(tool(name), textHandler(name))
@@ -353,7 +353,7 @@ func TestSmuggledHeaders(t *testing.T) {
 		{"two sessions", inSession + inSession, call("danger", "")},
 		{"a session and a name", inSession + "Mcp-Name: safe\r\n", call("danger", "")},
 	} {
-		for proxy, target := range map[*testProxy]*recorder{p: seen, pOld: seenByOld} {
+		for proxy, target := range map[*testProxy]*witnessed{p: seen, pOld: seenByOld} {
 			for framing, send := range map[string]string{
 				"length":              tt.headers + length(tt.body) + "\r\n" + tt.body,
 				"chunks":              tt.headers + "Transfer-Encoding: chunked\r\n\r\n" + chunked(tt.body),
@@ -412,7 +412,7 @@ func rawRequest(t *testing.T, to, request string) (status int, body string) {
 // A target that changes what it says between list and call: rules see what it said last, and what it does not list cannot be called.
 func TestLyingTarget(t *testing.T) {
 	for _, version := range []string{"2025-11-25", "2026-07-28"} {
-		r := &recorder{}
+		r := &witnessed{}
 		srv := mcptest.NewServer(t, mcptest.Options{Bare: true, Stateless: version == "2026-07-28", JSON: true, Wrap: r.wrap})
 		set := func(name string, readOnly bool) {
 			one := tool(name)

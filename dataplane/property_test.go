@@ -22,13 +22,13 @@ import (
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
-// recorder remembers the messages that reach a server, but for those that the proxy sends of itself.
-type recorder struct {
+// witnessed remembers the messages that reach a server, but for those that the proxy sends of itself.
+type witnessed struct {
 	mu   sync.Mutex
 	seen []string // guarded by mu; method and what it names
 }
 
-func (r *recorder) wrap(next http.Handler) http.Handler {
+func (r *witnessed) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method != http.MethodPost {
 			next.ServeHTTP(w, req)
@@ -41,7 +41,7 @@ func (r *recorder) wrap(next http.Handler) http.Handler {
 	})
 }
 
-func (r *recorder) note(body []byte) {
+func (r *witnessed) note(body []byte) {
 	var m struct {
 		Method string
 		Params struct {
@@ -63,7 +63,7 @@ func (r *recorder) note(body []byte) {
 }
 
 // take returns what was seen since the last time.
-func (r *recorder) take() []string {
+func (r *witnessed) take() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	seen := r.seen
@@ -72,8 +72,8 @@ func (r *recorder) take() []string {
 }
 
 // small is a server with few things of each kind.
-func small(t testing.TB, stateless bool) (*mcptest.Server, *recorder) {
-	r := &recorder{}
+func small(t testing.TB, stateless bool) (*mcptest.Server, *witnessed) {
+	r := &witnessed{}
 	srv := mcptest.NewServer(t, mcptest.Options{Bare: true, Stateless: stateless, JSON: true, Wrap: r.wrap})
 	no := false
 	for name, annotations := range map[string]*mcp.ToolAnnotations{"echo": {ReadOnlyHint: true}, "add": {DestructiveHint: &no}, "b_c": nil, "_": nil} {
@@ -143,7 +143,7 @@ type trial struct {
 	*testProxy
 	version, session string
 	headers          []string
-	recorders        []*recorder
+	recorders        []*witnessed
 }
 
 // reached sends a request and says what of it the targets saw.
@@ -196,7 +196,7 @@ func (x *trial) listed(t *testing.T, method string) []string {
 // arguments, and where no rule reads what only a call knows, what is listed is. A request is callable if a target sees it.
 func TestListedAndCallable(t *testing.T) {
 	const trials = 120
-	servers, recorders := map[bool][]*mcptest.Server{}, map[bool][]*recorder{}
+	servers, recorders := map[bool][]*mcptest.Server{}, map[bool][]*witnessed{}
 	for _, stateless := range []bool{false, true} {
 		for range 2 {
 			srv, r := small(t, stateless)

@@ -42,8 +42,8 @@ const maxListWork = 20 * maxWork
 // Exhausted reports whether nothing is left. What was decided since is no decision: its rules were in error.
 func (w *Work) Exhausted() bool { return w != nil && w.spent.Load() > maxListWork }
 
-// A guard weighs the value of one expression before another works on it.
-type guard struct {
+// A meter weighs the value of one expression before another works on it.
+type meter struct {
 	interpreter.InterpretableV2
 	weigh weigher
 }
@@ -51,9 +51,9 @@ type guard struct {
 // A weigher returns what work on v costs, no need to tell more than most; or an error that takes the place of v.
 type weigher func(v ref.Val, most int) (units int, refused ref.Val)
 
-func (g *guard) Eval(vars interpreter.Activation) ref.Val { return g.Exec(interpreter.AsFrame(vars)) }
+func (g *meter) Eval(vars interpreter.Activation) ref.Val { return g.Exec(interpreter.AsFrame(vars)) }
 
-func (g *guard) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+func (g *meter) Exec(frame *interpreter.ExecutionFrame) ref.Val {
 	return g.weigh.pass(frame, g.InterpretableV2.Exec(frame))
 }
 
@@ -72,22 +72,22 @@ func (weigh weigher) pass(frame *interpreter.ExecutionFrame, v ref.Val) ref.Val 
 	return v
 }
 
-// An attributeGuard is a guard of an attribute, which stays one for the planner. A key that another value is looked up by is
+// An attributeMeter is a meter of an attribute, which stays one for the planner. A key that another value is looked up by is
 // resolved and never executed.
-type attributeGuard struct {
+type attributeMeter struct {
 	interpreter.InterpretableAttribute
 	watch
 }
 
-func (g *attributeGuard) Eval(vars interpreter.Activation) ref.Val {
+func (g *attributeMeter) Eval(vars interpreter.Activation) ref.Val {
 	return g.Exec(interpreter.AsFrame(vars))
 }
 
-func (g *attributeGuard) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+func (g *attributeMeter) Exec(frame *interpreter.ExecutionFrame) ref.Val {
 	return g.weigh.pass(frame, g.InterpretableAttribute.Exec(frame))
 }
 
-func (g *attributeGuard) Resolve(vars interpreter.Activation) (any, error) {
+func (g *attributeMeter) Resolve(vars interpreter.Activation) (any, error) {
 	v, err := g.InterpretableAttribute.Resolve(vars)
 	if err != nil || !g.key {
 		return v, err
@@ -118,7 +118,7 @@ func (s *step) Exec(frame *interpreter.ExecutionFrame) ref.Val {
 	return s.InterpretableV2.Exec(frame)
 }
 
-// workName is what guards find the activation by, from inside the scopes of loops. No rule can write it.
+// workName is what meters find the activation by, from inside the scopes of loops. No rule can write it.
 const workName = "@work"
 
 // spend ends the evaluation when nothing is left.
@@ -136,9 +136,9 @@ func spend(frame *interpreter.ExecutionFrame, units int) {
 	}
 }
 
-// compileProgram puts guards where work depends on what is read.
+// compileProgram puts meters where work depends on what is read.
 func compileProgram(env *cel.Env, checked *cel.Ast) (cel.Program, error) {
-	guards, steps := guardsOf(checked.NativeRep().Expr())
+	meters, steps := metersOf(checked.NativeRep().Expr())
 	return env.Program(checked, cel.EvalOptions(cel.OptOptimize), cel.OptimizeRegex(matchLiteral),
 		cel.CustomDecoratorV2(func(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
 			if units, ok := steps[i.ID()]; ok {
@@ -147,17 +147,17 @@ func compileProgram(env *cel.Env, checked *cel.Ast) (cel.Program, error) {
 				}
 				return &step{i, units}, nil
 			}
-			g, ok := guards[i.ID()]
+			g, ok := meters[i.ID()]
 			if _, constant := i.(interpreter.InterpretableConst); !ok || constant {
 				return i, nil // constants are as long as rules may be
 			}
 			switch i := i.(type) {
-			case *guard, *attributeGuard: // planned in two steps
+			case *meter, *attributeMeter: // planned in two steps
 				return i, nil
 			case interpreter.InterpretableAttribute:
-				return &attributeGuard{i, g}, nil
+				return &attributeMeter{i, g}, nil
 			}
-			return &guard{i, g.weigh}, nil
+			return &meter{i, g.weigh}, nil
 		}))
 }
 
@@ -167,27 +167,27 @@ type watch struct {
 	key   bool
 }
 
-// guardsOf finds the expressions whose values others work on, and the steps of loops with their units, by their ids.
-func guardsOf(e ast.Expr) (guards map[int64]watch, steps map[int64]int) {
-	guards, steps = map[int64]watch{}, map[int64]int{}
+// metersOf finds the expressions whose values others work on, and the steps of loops with their units, by their ids.
+func metersOf(e ast.Expr) (meters map[int64]watch, steps map[int64]int) {
+	meters, steps = map[int64]watch{}, map[int64]int{}
 	ast.PostOrderVisit(e, ast.NewExprVisitor(func(e ast.Expr) {
 		switch e.Kind() {
 		case ast.CallKind:
-			guardCall(guards, e.AsCall())
+			meterCall(meters, e.AsCall())
 		case ast.MapKind:
 			for _, entry := range e.AsMap().Entries() {
-				guards[entry.AsMapEntry().Key().ID()] = watch{weigh: weighKey}
+				meters[entry.AsMapEntry().Key().ID()] = watch{weigh: weighKey}
 			}
 		case ast.ComprehensionKind:
 			c := e.AsComprehension()
-			guards[c.IterRange().ID()] = watch{weigh: weighRange}
+			meters[c.IterRange().ID()] = watch{weigh: weighRange}
 			steps[c.LoopStep().ID()] = 2 * nodes(c.LoopStep())
 		}
 	}))
-	return guards, steps
+	return meters, steps
 }
 
-func guardCall(guards map[int64]watch, c ast.CallExpr) {
+func meterCall(meters map[int64]watch, c ast.CallExpr) {
 	args := c.Args()
 	if c.IsMemberFunction() {
 		args = append([]ast.Expr{c.Target()}, args...)
@@ -195,14 +195,14 @@ func guardCall(guards map[int64]watch, c ast.CallExpr) {
 	all := func(weigh weigher) {
 		for _, a := range args {
 			if !literal(a) {
-				guards[a.ID()] = watch{weigh: weigh}
+				meters[a.ID()] = watch{weigh: weigh}
 			}
 		}
 	}
 	switch name := c.FunctionName(); name {
 	case operators.LogicalAnd, operators.LogicalOr, operators.LogicalNot, operators.Conditional, operators.NotStrictlyFalse, "dyn", "type":
 	case operators.Index:
-		guards[args[1].ID()] = watch{weigh: weighKey, key: true}
+		meters[args[1].ID()] = watch{weigh: weighKey, key: true}
 	case operators.Equals, operators.NotEquals, operators.In:
 		all(weighDeep)
 	case operators.Add:
@@ -211,11 +211,11 @@ func guardCall(guards map[int64]watch, c ast.CallExpr) {
 		"ip.isCanonical", "containsIP", "containsCIDR":
 		all(weighParsed)
 	case matchFunction:
-		guards[args[0].ID()] = watch{weigh: weighMatched(args[2])}
+		meters[args[0].ID()] = watch{weigh: weighMatched(args[2])}
 	default:
 		all(weighText)
 		if zoned(name, len(args)) {
-			guards[args[0].ID()] = watch{weigh: func(ref.Val, int) (int, ref.Val) { return zoneUnits, nil }}
+			meters[args[0].ID()] = watch{weigh: func(ref.Val, int) (int, ref.Val) { return zoneUnits, nil }}
 		}
 	}
 }
