@@ -152,6 +152,8 @@ type process struct {
 type proxyParts struct {
 	Store     *snapshot.Store
 	Upstreams *upstream.Manager
+	// Transport reaches a target. If nil, Upstreams does.
+	Transport func(*snapshot.Target) upstream.Transport
 	Calls     *telemetry.Calls
 	Log       *slog.Logger
 	// ProxyID names this proxy in sessions that live here.

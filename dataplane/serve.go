@@ -56,8 +56,11 @@ func newProxy(parts proxyParts) *proxy {
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
+	if p.parts.Transport == nil {
+		p.parts.Transport = parts.Upstreams.Transport
+	}
 	p.mux = mux.New(mux.Config{
-		Transport: parts.Upstreams.Transport,
+		Transport: p.parts.Transport,
 		ProxyID:   parts.ProxyID,
 		Log:       p.log,
 		Limits:    mcp.Limits{Bytes: maxBody},

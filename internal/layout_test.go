@@ -40,8 +40,10 @@ var allowed = map[string][]string{
 	"dataplane/mux":      {"internal/guard", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
 	"dataplane":          {"internal/policy", "internal/telemetry", "dataplane/*"},
 
-	"cli/demo": {},
-	"cli":      {"internal/policy", "internal/resource", "internal/telemetry", "controlplane", "dataplane", "cli/demo"},
+	"cli/demo":       {},
+	"cli/rehearsal":  {"internal/policy", "internal/resource", "controlplane", "dataplane"},
+	"cli/policytest": {"internal/resource", "controlplane", "cli/rehearsal"},
+	"cli":            {"internal/policy", "internal/resource", "internal/telemetry", "controlplane", "dataplane", "cli/demo", "cli/rehearsal", "cli/policytest"},
 
 	"controlplane/cmd/sluice-controlplane": {"controlplane", "internal/telemetry", "internal/policy"},
 	"dataplane/cmd/sluice-proxy":           {"dataplane", "internal/telemetry"},

@@ -14,6 +14,10 @@ import (
 // notification brings a client's notification to those whom it may concern. Which target a cancelled request or a
 // progress token belongs to is known to the targets alone: they ignore what they do not know.
 func (m *Mux) notification(w http.ResponseWriter, x *Request) error {
+	if info := x.Message.Info(); info.Name != "" && !info.Notification || info.Name == "" && mcp.Disguised(x.Message.Method) {
+		// A target might do what is asked, though nobody waits for the answer, and rules are asked about requests.
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "%s is a request: it needs an id", x.Message.Method)
+	}
 	if x.stateless() {
 		return m.statelessNotification(w, x)
 	}

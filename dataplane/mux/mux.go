@@ -108,6 +108,7 @@ type Request struct {
 	mux   *Mux
 	item  item         // what is asked for, once that is known
 	taken policy.Taken // tokens of localRateLimit
+	work  *policy.Work // of a list's decisions; nil else
 }
 
 // Record is what became of a request, for the log line and the metrics.
@@ -163,6 +164,10 @@ func (m *Mux) message(w http.ResponseWriter, x *Request) error {
 func (m *Mux) request(w http.ResponseWriter, x *Request) error {
 	msg := x.Message
 	switch msg.Info().Routing {
+	case mcp.Unknown:
+		if mcp.Disguised(msg.Method) {
+			return x.unknownMethod()
+		}
 	case mcp.Lifecycle:
 		switch {
 		case msg.Method == "server/discover" && x.stateless():

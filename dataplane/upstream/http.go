@@ -70,6 +70,22 @@ func baseURL(cfg *xdsv1.HttpTransport, secure bool) *url.URL {
 	return u
 }
 
+// URL is a target's, with the scheme that it is spoken to in. Nil for a stdio target.
+func URL(t *snapshot.Target) *url.URL {
+	var cfg *xdsv1.HttpTransport
+	switch c := t.Config.GetTransport().(type) {
+	case *xdsv1.Target_Mcp:
+		cfg = c.Mcp
+	case *xdsv1.Target_Sse:
+		cfg = c.Sse
+	case *xdsv1.Target_A2A:
+		cfg = c.A2A
+	default:
+		return nil
+	}
+	return baseURL(cfg, useTLS(cfg, t.Policy))
+}
+
 func dialAddress(cfg *xdsv1.HttpTransport) string {
 	return net.JoinHostPort(cfg.GetHost(), strconv.Itoa(int(cfg.GetPort())))
 }

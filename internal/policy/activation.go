@@ -12,7 +12,7 @@ import (
 	"github.com/google/cel-go/interpreter"
 )
 
-// Limits on what one rule may have to work through; see bounded.
+// Limits on what one rule may have to work through.
 const (
 	maxNameSize      = 64 << 10
 	maxArgumentsSize = 4 << 20
@@ -33,6 +33,7 @@ type activation struct {
 	scopes                       ref.Val
 	invalid                      error // why arguments cannot be read
 	absent                       bool  // an item was read that the call is not about
+	spent                        int   // of maxWork
 }
 
 var activations = sync.Pool{New: func() any { return new(activation) }}
@@ -57,7 +58,7 @@ var unknown = types.NewUnknown(0, types.NewAttributeTrail("mcp"))
 // in env.go pick their values.
 func (a *activation) ResolveName(name string) (any, bool) {
 	switch name {
-	case "mcp", "request", "source":
+	case "mcp", "request", "source", workName:
 		return a, true
 	case "jwt":
 		if a.trial != nil && a.trial.anyClaims(a.call.Principal) {

@@ -3,6 +3,7 @@ package resource
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -105,6 +106,7 @@ func init() {
 			"url": "use host, which may be a URL",
 		}},
 	}
+	maps.Copy(shapes, testShapes())
 }
 
 const (
