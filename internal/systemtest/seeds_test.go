@@ -297,7 +297,8 @@ func (s signer) jwks(t *testing.T) string {
 	return string(set)
 }
 
-func (s signer) sign(t *testing.T, claims jwt.Claims) string {
+// sign takes what marshals to claims.
+func (s signer) sign(t *testing.T, claims any) string {
 	t.Helper()
 	sig, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: s.key, KeyID: s.id}}, nil)
 	if err != nil {
