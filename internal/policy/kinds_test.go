@@ -29,7 +29,7 @@ func TestCheckLevel(t *testing.T) {
 	all := parse(t, `{"cors":{},"jwtAuth":{},"apiKey":{},"mcpAuthorization":{},"backendAuth":{},"backendTLS":{},"requestHeaderModifier":{},"responseHeaderModifier":{},"ai":{},"a2a":{},"mcpAuthentication":{},"basicAuth":{},"localRateLimit":{},"timeout":{},"retry":{}}`).Policies
 	for level, want := range map[Level]string{AtPlatform: "", AtTenant: "", AtListener: "", AtRoute: "",
 		AtBackend: "policies.cors policies.jwtAuth policies.apiKey policies.mcpAuthentication policies.basicAuth",
-		AtTarget: "policies.cors policies.jwtAuth policies.apiKey policies.mcpAuthentication policies.basicAuth policies.timeout"} {
+		AtTarget:  "policies.cors policies.jwtAuth policies.apiKey policies.mcpAuthentication policies.basicAuth policies.timeout"} {
 		var got []string
 		for _, e := range CheckLevel(level, all) {
 			got = append(got, e.Field)
