@@ -39,6 +39,7 @@ type proxy struct {
 	log      *slog.Logger
 	mux      *mux.Mux
 	codecs   sync.Map // tenant's name → *tenantCodec
+	streams  sync.Map // session.Nonce → *sseStream: of clients of HTTP+SSE
 	sessions session.Cache
 }
 
@@ -133,6 +134,9 @@ func (x *exchange) serve() error {
 	x.route.Policy.ResponseHeaders(x.w.Header(), x.r, x.proxy.parts.Loopback)
 	if x.principal, err = x.route.Policy.Authenticate(x.r); err != nil {
 		return err
+	}
+	if x.overSSE() {
+		return x.serveSSE()
 	}
 	if err := x.read(); err != nil {
 		return err
