@@ -7,8 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -93,15 +91,9 @@ func newGroup(t testing.TB, w *world, n int) *group {
 		port.Set(addresses)
 	}
 	var turn atomic.Uint64
-	front := httptest.NewServer(&httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			to, _ := url.Parse(g.proxies[turn.Add(1)%uint64(n)].URL)
-			r.Out.URL.Scheme, r.Out.URL.Host = to.Scheme, to.Host
-		},
-		FlushInterval: -1,
-		ErrorLog:      slog.NewLogLogger(slog.DiscardHandler, 0),
-		ErrorHandler:  func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
-	})
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.proxies[turn.Add(1)%uint64(n)].handler(testPort).ServeHTTP(w, r)
+	}))
 	t.Cleanup(func() {
 		front.CloseClientConnections()
 		front.Close()
