@@ -137,7 +137,7 @@ func (w *world) start(t testing.TB) *testProxy { return w.startAs(t, "proxy-1", 
 func (w *world) startAs(t testing.TB, id, addr string) *testProxy {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	p := &testProxy{store: snapshot.New(snapshot.Config{Log: log}), lines: &lockedBuffer{}}
+	p := &testProxy{store: snapshot.New(snapshot.Config{Loopback: true, Log: log}), lines: &lockedBuffer{}}
 	upstreams := upstream.New(upstream.Config{Log: log})
 	calls := telemetry.NewCalls(telemetry.NewRegistry(), p.lines)
 	p.proxy = newProxy(proxyParts{Store: p.store, Upstreams: upstreams, Calls: calls, Log: log, ProxyID: id, Loopback: true})

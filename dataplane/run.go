@@ -264,7 +264,7 @@ func (p *process) start(ctx context.Context) (err error) {
 		Handler: func(port uint16) http.Handler { return handler(port) },
 		TLS:     func(port uint16, name string) *snapshot.Listener { return p.store.Load().Server(port, name) },
 	})
-	p.store = snapshot.New(snapshot.Config{Bind: p.listeners.Bind, Disk: disk, MaxStale: p.cfg.MaxStale, Log: p.cfg.Log})
+	p.store = snapshot.New(snapshot.Config{Bind: p.listeners.Bind, Disk: disk, MaxStale: p.cfg.MaxStale, Loopback: loopback(p.cfg.Bind), Log: p.cfg.Log})
 	p.store.Subscribe(p.follow)
 	if p.between != nil {
 		p.peers = peers.New(peers.Config{Identity: p.identity, Log: p.cfg.Log, Refresh: p.askForPeers,

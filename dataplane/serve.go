@@ -117,6 +117,11 @@ type exchange struct {
 // serve is the request path. Its error has not been answered yet.
 func (x *exchange) serve() error {
 	index := x.proxy.parts.Store.Load() // one view for the whole request, whatever is pushed meanwhile
+	if path, ok := strings.CutPrefix(x.r.URL.Path, policy.WellKnownResource); ok && (path == "" || path[0] == '/') {
+		if answered, err := x.metadata(index, path); answered || err != nil {
+			return err
+		}
+	}
 	var err error
 	if x.route, err = index.Route(x.port, x.r); err != nil {
 		return &httpError{http.StatusNotFound, err.Error()}
@@ -126,7 +131,7 @@ func (x *exchange) serve() error {
 		return &httpError{http.StatusServiceUnavailable, "this proxy refused the route's configuration"}
 	}
 	if !x.hostAllowed() {
-		return &httpError{http.StatusForbidden, "the Host header is no name of this listener: a page of another site may have sent the request"}
+		return errForeignHost
 	}
 	if !x.route.Policy.AllowOrigin(x.r, x.proxy.parts.Loopback) {
 		return &httpError{http.StatusForbidden, "the Origin is not allowed: add it to cors.allowOrigins of the route"}
@@ -188,6 +193,8 @@ func (x *exchange) forward(owner string) error {
 	return lost(http.StatusServiceUnavailable, "the proxy that has the session ("+owner+") cannot be reached: try again, or begin a new session")
 }
 
+var errForeignHost = &httpError{http.StatusForbidden, "the Host header is no name of this listener: a page of another site may have sent the request"}
+
 // hostAllowed checks Host where no listener or route names the hosts it serves: on a loopback address only loopback
 // names can be meant, and any other is a page that rebinds its own name to this machine.
 func (x *exchange) hostAllowed() bool {
@@ -199,6 +206,43 @@ func (x *exchange) hostAllowed() bool {
 		return addr.Unmap().IsLoopback()
 	}
 	return name == "localhost" || strings.HasSuffix(name, ".localhost")
+}
+
+// metadata answers with the document about a protected resource (RFC 9728 section 3). It is for everybody, before
+// authentication and whatever page asks: it is what tells them how to authenticate. False, if the path is no resource's.
+func (x *exchange) metadata(index *snapshot.Index, path string) (answered bool, err error) {
+	if path == "/" {
+		path = ""
+	}
+	found, path := index.Resource(x.port, x.r, path)
+	if found == nil {
+		return false, nil
+	}
+	if x.route = found; !x.hostAllowed() {
+		return true, errForeignHost
+	}
+	h := x.w.Header()
+	h.Set("Access-Control-Allow-Origin", "*")
+	switch x.r.Method {
+	case http.MethodGet, http.MethodHead:
+	case http.MethodOptions:
+		h.Set("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS")
+		h.Set("Access-Control-Allow-Headers", "*")
+		h.Set("Access-Control-Max-Age", "3600")
+		x.w.WriteHeader(http.StatusNoContent)
+		return true, nil
+	default:
+		h.Set("Allow", "GET, HEAD, OPTIONS")
+		return true, &httpError{http.StatusMethodNotAllowed, "the metadata of a protected resource is read with GET"}
+	}
+	document := found.Policy.Metadata(x.r, path)
+	if document == nil {
+		return true, &httpError{http.StatusServiceUnavailable, "nothing says by which name the resource is reached: set mcpAuthentication's resource, or hostnames without wildcards"}
+	}
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "max-age=300")
+	_, _ = x.w.Write(document) // the client is gone: nobody to tell
+	return true, nil
 }
 
 // read takes the body of a POST apart.

@@ -45,9 +45,9 @@ func needs(o *adminv1.Object, grants policy.Grants) []need {
 		case *policyv1.Jwks_File:
 			all = append(all, fileNeeds(field, source.File, grants)...)
 		case *policyv1.Jwks_Url:
-			if u, err := url.Parse(source.Url); err == nil {
-				all = append(all, hostNeeds(field, u.Hostname(), grants)...)
-			}
+			all = append(all, urlNeeds("", map[string]string{field: source.Url}, grants)...)
+		case *policyv1.Jwks_Issuer:
+			all = append(all, urlNeeds("", map[string]string{field: source.Issuer}, grants)...)
 		}
 	}
 	policies, enforced := resource.Policies(o)
@@ -123,7 +123,7 @@ func hostNeeds(field, host string, grants policy.Grants) []need {
 	return []need{{field, fmt.Sprintf("%s, %s,", host, refused.Class), refused.Grant}}
 }
 
-// Jwks returns the key sets that an object's policies name, by the path of each.
+// Jwks returns the key sets that an object's policies name, or leave to an issuer's metadata, by the path of each.
 func Jwks(o *adminv1.Object) map[string]*policyv1.Jwks {
 	all := map[string]*policyv1.Jwks{}
 	policies, enforced := resource.Policies(o)
@@ -132,6 +132,9 @@ func Jwks(o *adminv1.Object) map[string]*policyv1.Jwks {
 			if provider.GetJwks() != nil {
 				all[fmt.Sprintf("%s.jwtAuth.providers[%d].jwks", at, i)] = provider.GetJwks()
 			}
+		}
+		for i, provider := range p.GetMcpAuthentication().GetProviders() {
+			all[fmt.Sprintf("%s.mcpAuthentication.providers[%d].jwks", at, i)] = policy.ProviderJwks(provider)
 		}
 	}
 	return all

@@ -3,6 +3,7 @@ package mux
 import (
 	"context"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -84,10 +85,7 @@ func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
 	if t := x.alone(); t != nil {
 		return x.forward(w, t, item{lifecycle: true})
 	}
-	var mu sync.Mutex
-	var firstErr error // guarded by mu; of the first target in order that failed
-	firstAt, logs := len(x.Backend.Targets), false
-	x.each(x.HTTP.Context(), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+	errs := x.eachTaken(x.HTTP.Context(), x.Backend.Targets, func(ctx context.Context, x *Request, t *snapshot.Target) error {
 		resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method, safe: true})
 		var msg *mcp.Message
 		if err == nil {
@@ -98,16 +96,13 @@ func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
 				err = x.fail(http.StatusOK, mcp.CodeInternal, "target %q refused the level", t.Name)
 			}
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		if at := x.order(t); err != nil && at < firstAt {
-			firstAt, firstErr = at, err
-		}
-		logs = logs || err == nil
 		return err
 	})
-	if firstErr != nil && !(logs && failsOpen(x.Backend)) {
-		return firstErr
+	logs := slices.Contains(errs, nil)
+	for _, err := range errs {
+		if err != nil && !(logs && failsOpen(x.Backend)) {
+			return err // of the first target in order that failed
+		}
 	}
 	if err := x.inCommon(w.Header()); err != nil {
 		return err

@@ -104,6 +104,9 @@ func (x *Request) forward(w http.ResponseWriter, t *snapshot.Target, it item) er
 	ctx, done := x.callContext(t)
 	defer done()
 	x.Record.Target, x.Record.Name = t.Name, it.own
+	if err := x.take(t, it.kind, it.own); err != nil { // before rules: a refusal must not cost less than a call
+		return err
+	}
 	if !it.lifecycle {
 		if err := x.admit(ctx, t, it.kind, it.own, it.shown); err != nil {
 			return err
@@ -157,9 +160,9 @@ func (x *Request) callContext(t *snapshot.Target) (context.Context, context.Canc
 		l := linger(ctx, x.mux.cfg.Linger)
 		ctx, cancel = l, l.end
 	}
-	if d := t.Config.GetTimeout(); d != nil {
+	if d := deadline(t); d > 0 {
 		outer := cancel
-		bounded, stop := context.WithTimeoutCause(ctx, d.AsDuration(), upstream.ErrTimeout)
+		bounded, stop := context.WithTimeoutCause(ctx, d, upstream.ErrTimeout)
 		return bounded, func() { stop(); outer() }
 	}
 	return ctx, cancel

@@ -11,6 +11,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -48,6 +49,9 @@ func (m *Mux) initializeOne(w http.ResponseWriter, x *Request, t *snapshot.Targe
 	ctx, cancel := m.fanOut(x.HTTP.Context(), t)
 	defer cancel()
 	x.Record.Target = t.Name
+	if err := x.take(t, policy.None, ""); err != nil {
+		return err
+	}
 	leg, hs, err := x.greet(ctx, t, x.Message.Body)
 	if err != nil {
 		return err
@@ -85,7 +89,7 @@ func (m *Mux) initializeAll(w http.ResponseWriter, x *Request) error {
 		e.String(x.Message.Version.Span, []byte(x.Session.Version))
 		body = e.Apply(nil, body)
 	}
-	errs := x.each(x.HTTP.Context(), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+	errs := x.eachTaken(x.HTTP.Context(), targets, func(ctx context.Context, x *Request, t *snapshot.Target) error {
 		i := x.order(t)
 		leg, hs, err := x.greet(ctx, t, body)
 		if err != nil {

@@ -60,6 +60,9 @@ func (m *Mux) listenOne(w http.ResponseWriter, x *Request, t *snapshot.Target, f
 	ctx, cancel := context.WithCancelCause(x.HTTP.Context())
 	defer cancel(nil)
 	x.Record.Target = t.Name
+	if err := x.take(t, policy.None, ""); err != nil {
+		return err
+	}
 	resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method})
 	if err != nil {
 		return err
@@ -107,11 +110,14 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 	}
 	acks := make([]filter, len(x.Backend.Targets))
 	bodies := make([]*listening, len(x.Backend.Targets))
-	errs := x.each(ctx, func(wait context.Context, own *Request, t *snapshot.Target) error {
-		i := own.order(t)
-		if shares[i].empty() {
-			return nil
+	var asked []*snapshot.Target
+	for i, t := range x.Backend.Targets {
+		if !shares[i].empty() {
+			asked = append(asked, t)
 		}
+	}
+	errs := x.eachTaken(ctx, asked, func(wait context.Context, own *Request, t *snapshot.Target) error {
+		i := own.order(t)
 		// The stream outlives the time that its beginning may take.
 		l, err := own.listenAt(ctx, wait, t, shares[i])
 		if err == nil && l != nil {
@@ -127,16 +133,12 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 		}
 	}()
 	var missing missing
-	asked := 0
-	for i, t := range x.Backend.Targets {
-		if !shares[i].empty() {
-			asked++
-		}
+	for i, t := range asked {
 		if errs[i] != nil {
 			missing.add(t, errs[i])
 		}
 	}
-	if err := missing.refuse(x, asked, errs); err != nil {
+	if err := missing.refuse(x, len(asked), errs); err != nil {
 		return err
 	}
 	h := w.Header()

@@ -25,7 +25,7 @@ func (m *Mux) list(w http.ResponseWriter, x *Request) error {
 	x.work = &policy.Work{}
 	pages := make([][]*page, len(parts))
 	whole := !x.prefixed() && x.alone() == nil && (list == mcp.Tools || list == mcp.Prompts)
-	errs := x.eachOf(x.HTTP.Context(), targetsOf(parts), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+	errs := x.eachTaken(x.HTTP.Context(), targetsOf(parts), func(ctx context.Context, x *Request, t *snapshot.Target) error {
 		i := indexOf(parts, t)
 		if whole {
 			// Who owns a name without a prefix takes all names of all targets before: there are no pages then.

@@ -95,6 +95,9 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 		return x.forward(w, t, item{lifecycle: true})
 	}
 	x.Record.Target = t.Name
+	if err := x.take(t, policy.None, ""); err != nil {
+		return err
+	}
 	hinted := func(p *page) []byte { return p.result }
 	if x.restricts(t) {
 		hinted = func(p *page) []byte { return mcp.MakePrivate(p.result) }

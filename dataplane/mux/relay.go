@@ -304,7 +304,7 @@ func (x *Request) ended(ctx context.Context, t *snapshot.Target, out *sink, err 
 // watches reports whether the proxy itself has to read what a target's streams say: its lists are remembered here, or it
 // has a deadline that the client is told of.
 func (x *Request) watches(t *snapshot.Target) bool {
-	return t.Policy.Authorizes() || t.Config.GetListCache() != nil || t.Config.GetTimeout() != nil || x.reads(t)
+	return t.Policy.Authorizes() || t.Config.GetListCache() != nil || deadline(t) > 0 || x.reads(t)
 }
 
 // translate makes a target's event one of the client's: URIs carry the target's name, ids that come back are sealed.

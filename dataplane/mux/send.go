@@ -118,7 +118,7 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.
 	if tr.Owned() && leg.ID != "" && x.renews(t) {
 		r.Initialize = x.initializeAgain(leg)
 	}
-	resp, err := tr.Do(ctx, r)
+	resp, err := attempt(ctx, tr, r, t.Policy.Retry())
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && errors.Is(cause, upstream.ErrTimeout) {
 			err = fmt.Errorf("%w: %w", upstream.ErrTimeout, err)

@@ -75,6 +75,8 @@ func (a *activation) ResolveName(name string) (any, bool) {
 		return a.scopes, true
 	case "apiKey":
 		return apiKeyMetadata(a.call.Principal), true
+	case "basicAuth":
+		return basicUser(a.call.Principal), true
 	case "tenant":
 		return once(&a.tenant, a.call.Tenant), true
 	}
@@ -109,6 +111,14 @@ func apiKeyMetadata(p *Principal) ref.Val {
 		return p.apiKey
 	}
 	return toCEL(p.APIKey)
+}
+
+// basicUser is `basicAuth`: username, or nothing.
+func basicUser(p *Principal) ref.Val {
+	if p == nil || p.Username == "" {
+		return emptyMap
+	}
+	return types.NewStringInterfaceMap(types.DefaultTypeAdapter, map[string]any{"username": p.Username})
 }
 
 func (a *activation) getMethod() (any, error) {

@@ -110,12 +110,6 @@ func Unenforced(p *policyv1.Policies) []FieldError {
 	if p.GetA2A() != nil {
 		refuse("a2a")
 	}
-	for _, k := range []string{"mcpAuthentication", "basicAuth", "localRateLimit", "timeout", "retry"} {
-		i := slices.IndexFunc(kinds, func(info KindInfo) bool { return info.Name == k })
-		if isSet(p, kinds[i]) {
-			refuse(k)
-		}
-	}
 	return errs
 }
 

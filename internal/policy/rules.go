@@ -114,7 +114,7 @@ func oneLine(s string) string {
 
 func hint(message string) string {
 	if strings.Contains(message, "undeclared reference") {
-		return "; variables are jwt, apiKey, scopes, source, request, tenant, mcp"
+		return "; variables are jwt, apiKey, basicAuth, scopes, source, request, tenant, mcp"
 	}
 	if strings.Contains(message, "undefined field") {
 		return "; mcp has method, tool.{name,target,arguments,annotations}, and {prompt,resource,task}.{name,target}; " +
@@ -295,11 +295,11 @@ func (t *Target) decide(c *Call, list bool) Verdict {
 // ReadsArguments reports whether a rule reads mcp.tool.arguments.
 func (t *Target) ReadsArguments() bool { return t != nil && t.readsArguments }
 
-// ReadsPrincipal reports whether a rule reads jwt, scopes, apiKey, source or request: if none does, all callers get
-// the same lists.
+// ReadsPrincipal reports whether a rule reads jwt, scopes, apiKey, basicAuth, source or request: if none does, all callers
+// get the same lists.
 func (t *Target) ReadsPrincipal() bool { return t != nil && t.readsPrincipal }
 
-// Reads returns the places of the rules that read a variable: jwt, scopes, apiKey, source, request, tenant,
+// Reads returns the places of the rules that read a variable: jwt, scopes, apiKey, basicAuth, source, request, tenant,
 // mcp.method, mcp.tool.arguments or mcp.tool.annotations. It panics for another name.
 func (t *Target) Reads(name string) (fields []string) {
 	v, ok := roots[name]

@@ -20,6 +20,7 @@ var spellings map[protoreflect.FullName]func(g *schemas, own node07) node07
 var unspelled = map[protoreflect.FullName]bool{
 	policyPackage + "BackendTls": true, adminPackage + "ListenerTls": true, // a string is a Credential already
 	adminPackage + "RouteBackend": true, adminPackage + "Target": true,
+	policyPackage + "BasicAuth": true, // only its dollar signs
 }
 
 func init() {
