@@ -136,8 +136,8 @@ func TestOwnedSession(t *testing.T) {
 	}
 	f.proxies[0].kill(syscall.SIGKILL)
 	got := s.call(t, f.url(1), "echo", `{"text":"hi"}`)
-	if got.status != 503 || !strings.Contains(got.body, "-32603") || !strings.Contains(got.body, "p0") {
-		t.Errorf("after its proxy was killed: %d %s; want 503 and -32603 naming the owner", got.status, got.body)
+	if got.status != 502 && got.status != 503 || !strings.Contains(got.body, "-32603") || !strings.Contains(got.body, "p0") { // 502: it was on its way
+		t.Errorf("after its proxy was killed: %d %s; want 502 or 503, and -32603 naming the owner", got.status, got.body)
 	}
 }
 
