@@ -28,12 +28,6 @@ func (e eras) have(era mcp.Era) bool {
 	return slices.ContainsFunc(e.versions, func(r mcp.Revision) bool { return r.Era() == era })
 }
 
-// of is e less the versions of the other era.
-func (e eras) of(era mcp.Era) eras {
-	e.versions = slices.DeleteFunc(slices.Clone(e.versions), func(r mcp.Revision) bool { return r.Era() != era })
-	return e
-}
-
 type eraKey struct{ digest, principal string }
 
 const (

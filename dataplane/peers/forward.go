@@ -38,7 +38,7 @@ type Elsewhere struct{ Owner string }
 
 func (e *Elsewhere) Error() string { return "proxy " + e.Owner + " has what the request is about" }
 
-// ErrLost: the owner cannot be reached, or left without an answer. Whether it has processed the request is not known if Sent.
+// ErrLost says that the owner cannot be reached, or left without an answer. Whether it has processed the request is not known if Sent.
 type ErrLost struct {
 	Owner string
 	Sent  bool

@@ -114,7 +114,7 @@ func (p *Peers) Known() []string {
 	return slices.Sorted(maps.Keys(p.known))
 }
 
-// ErrUnknown: the control plane names no such proxy, or none that can be reached.
+// ErrUnknown says that the control plane names no such proxy, or none that can be reached.
 var ErrUnknown = errors.New("no such proxy in the group")
 
 // find returns the way to a peer, and waits a little for one that is not known yet.
