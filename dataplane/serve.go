@@ -18,6 +18,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/listener"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/mux"
+	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/route"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -38,6 +39,7 @@ type proxy struct {
 	log      *slog.Logger
 	mux      *mux.Mux
 	codecs   sync.Map // tenant's name → *tenantCodec
+	streams  sync.Map // session.Nonce → *sseStream: of clients of HTTP+SSE
 	sessions session.Cache
 }
 
@@ -83,7 +85,11 @@ func (p *proxy) handler(port uint16) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x := exchange{proxy: p, port: port, w: answering{ResponseWriter: w}, r: r, started: time.Now()}
 		defer x.tell()
-		if err := x.serve(); err != nil {
+		err := x.serve()
+		if elsewhere, ok := errors.AsType[*peers.Elsewhere](err); ok {
+			err = x.forward(elsewhere.Owner)
+		}
+		if err != nil {
 			x.refuse(err)
 		}
 	})
@@ -100,9 +106,11 @@ type exchange struct {
 	route     *snapshot.Route
 	backend   *snapshot.Backend
 	principal *policy.Principal
+	raw       []byte // the body of a POST, whole
 	message   *mcp.Message
 	batch     []mcp.Message
 	record    mux.Record
+	owner     string // the proxy that the request was forwarded to
 	err       error
 }
 
@@ -135,6 +143,9 @@ func (x *exchange) serve() error {
 	if x.principal, err = x.route.Policy.Authenticate(x.r); err != nil {
 		return err
 	}
+	if x.overSSE() {
+		return x.serveSSE()
+	}
 	if err := x.read(); err != nil {
 		return err
 	}
@@ -151,6 +162,35 @@ func (x *exchange) serve() error {
 		HTTP: x.r, Start: x.started, Port: x.port, Route: x.route, Backend: x.backend, Principal: x.principal, Verdict: verdict,
 		Message: x.message, Batch: x.batch, Codec: codec, Scope: scope, Session: state, Record: &x.record,
 	})
+}
+
+// forward has the owner of what a request is about answer it, once: a request that comes from a peer goes no further. Nothing is run
+// here instead: a second child would not be the session's, and a call that may have run must not run again.
+func (x *exchange) forward(owner string) error {
+	var id []byte
+	if x.message != nil {
+		id = x.message.RawID()
+	}
+	lost := func(status int, text string) error {
+		return &mcp.Error{Status: status, Code: mcp.CodeInternal, ID: id, Message: text}
+	}
+	if from := peers.From(x.r.Context()); from != "" {
+		return lost(http.StatusServiceUnavailable, "proxy "+from+" took this one for the owner of the session, which is "+owner+": try again")
+	}
+	if x.proxy.parts.Peers == nil {
+		return lost(http.StatusServiceUnavailable, "the session lives on another proxy of the fleet ("+owner+"), which this one cannot reach: send the request there, or begin a new session")
+	}
+	x.owner = owner
+	err := x.proxy.parts.Peers.Forward(&x.w, x.r, x.port, owner, x.raw)
+	gone, ok := errors.AsType[*peers.ErrLost](err)
+	if !ok {
+		return err
+	}
+	x.record.Err = err
+	if gone.Sent {
+		return lost(http.StatusBadGateway, "the proxy that has the session ("+owner+") was lost; it may have processed the request: begin a new session")
+	}
+	return lost(http.StatusServiceUnavailable, "the proxy that has the session ("+owner+") cannot be reached: try again, or begin a new session")
 }
 
 var errForeignHost = &httpError{http.StatusForbidden, "the Host header is no name of this listener: a page of another site may have sent the request"}
@@ -224,6 +264,7 @@ func (x *exchange) read() error {
 		return err // the deadline stays: what is left of the body is not waited for either
 	}
 	_ = control.SetReadDeadline(time.Time{})
+	x.raw = body
 	msg, err := mcp.Scan(body, mcp.Limits{Bytes: maxBody})
 	if err != nil {
 		return err
@@ -295,8 +336,7 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 			}
 			x.backend = b
 			if state.Owner != "" && state.Owner != x.proxy.parts.ProxyID {
-				return nil, scope, &mcp.Error{Status: http.StatusServiceUnavailable, Code: mcp.CodeInternal, ID: id,
-					Message: "the session lives on another proxy of the fleet (" + state.Owner + "), for one of its targets runs there; send the request to that proxy, or begin a new session here"}
+				return nil, scope, &peers.Elsewhere{Owner: state.Owner}
 			}
 			return state, scope, nil
 		}
@@ -403,6 +443,7 @@ func (x *exchange) tell() {
 	}
 	c := telemetry.Call{
 		Start: x.started, Duration: time.Since(x.started), Method: x.r.Method, Source: x.r.RemoteAddr,
+		Owner: x.owner, Peer: peers.From(x.r.Context()),
 		Target: x.record.Target, Name: x.record.Name, Rule: x.record.Rule, Status: x.w.status, Upstream: x.record.Status, Verdict: "allow",
 	}
 	if x.route != nil {

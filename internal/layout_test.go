@@ -35,9 +35,11 @@ var allowed = map[string][]string{
 	"dataplane/session":  {},
 	"dataplane/snapshot": {"internal/policy", "internal/telemetry", "dataplane/route"},
 	"dataplane/xds":      {"internal/telemetry", "dataplane/snapshot"},
+	"dataplane/peers":    {},
 	"dataplane/listener": {"internal/policy", "internal/telemetry", "dataplane/snapshot"},
 	"dataplane/upstream": {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp"},
-	"dataplane/mux":      {"internal/guard", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
+	"dataplane/bridge":   {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
+	"dataplane/mux":      {"internal/guard", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream", "dataplane/bridge"},
 	"dataplane":          {"internal/policy", "internal/telemetry", "dataplane/*"},
 
 	"cli/demo":       {},

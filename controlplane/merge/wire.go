@@ -153,6 +153,7 @@ func serveRoute(tenant string, r *adminv1.Route, effectivePolicy string) *xdsv1.
 		Listener:        tenant + "/listener/" + r.GetListener(),
 		Hostnames:       r.GetHostnames(),
 		EffectivePolicy: effectivePolicy,
+		SsePath:         ssePath(r.GetSsePath()),
 	}
 	for _, m := range r.GetMatches() {
 		match := &xdsv1.RouteMatch{}
@@ -180,6 +181,17 @@ func serveRoute(tenant string, r *adminv1.Route, effectivePolicy string) *xdsv1.
 		out.Backends = append(out.Backends, &xdsv1.WeightedBackend{Backend: tenant + "/backend/" + b.GetBackend(), Weight: b.GetWeight()})
 	}
 	return out
+}
+
+// ssePath is where clients of HTTP+SSE come to.
+func ssePath(written string) string {
+	switch written {
+	case "":
+		return "/sse"
+	case "off":
+		return ""
+	}
+	return written
 }
 
 func serveBackend(b *adminv1.Backend) *xdsv1.Backend {

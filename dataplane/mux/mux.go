@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/sluicegate/sluice/dataplane/bridge"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -42,6 +43,7 @@ type Mux struct {
 	cfg Config
 	log *slog.Logger
 
+	bridge   *bridge.Bridge
 	graves   session.Tombstones
 	soft     *lru[softKey, session.Target]
 	eras     *lru[eraKey, eras]
@@ -68,6 +70,7 @@ func New(cfg Config) *Mux {
 	if m.log == nil {
 		m.log = slog.Default()
 	}
+	m.bridge = bridge.New(bridge.Config{Transport: cfg.Transport, Log: m.log, Limits: cfg.Limits})
 	if m.cfg.Draining == nil {
 		m.cfg.Draining = func(context.Context) <-chan struct{} { return nil }
 	}

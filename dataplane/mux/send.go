@@ -12,6 +12,7 @@ import (
 	"net/textproto"
 	"strings"
 
+	"github.com/sluicegate/sluice/dataplane/bridge"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -113,7 +114,7 @@ func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target
 
 // exchange is the one place where a request leaves for a target.
 func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.Request, leg session.Target) (*upstream.Response, error) {
-	tr := x.mux.cfg.Transport(t)
+	tr := x.transport(t, leg)
 	if tr.Owned() && leg.ID != "" && x.renews(t) {
 		r.Initialize = x.initializeAgain(leg)
 	}
@@ -127,6 +128,17 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.
 	x.Record.Status = resp.Status
 	return resp, nil
 }
+
+// transport reaches a target in the client's era: through a bridge, where the leg is of the other one.
+func (x *Request) transport(t *snapshot.Target, leg session.Target) upstream.Transport {
+	if bridged(leg) && !x.stateless() {
+		return x.mux.bridge.Sessions(t, bridge.Client{Session: x.Session, Principal: x.Scope.Principal})
+	}
+	return x.mux.cfg.Transport(t)
+}
+
+// bridged reports whether a client's session has a leg at a target that has no sessions.
+func bridged(leg session.Target) bool { return mcp.Revision(leg.Version).Era() == mcp.Stateless }
 
 // header is what goes to a target of the client's headers, and of ours.
 func (x *Request) header(t *snapshot.Target, leg session.Target, method, name string) http.Header {

@@ -102,6 +102,8 @@ type Route struct {
 	Policy *policy.Route
 	// Backends in the order of the configuration, with the weights as written.
 	Backends []*Backend
+	// SSEPath is the end of the paths on which clients of HTTP+SSE (2024-11-05) are served; "" if none are.
+	SSEPath string
 	// Refused, if not nil, says why the route cannot be served: answer 503.
 	Refused error
 

@@ -363,7 +363,7 @@ const defaultPort = "3000"
 // a target is known are the route's, all others the backend's.
 func (l loader) short(n *node) {
 	const name = "mcp"
-	if !l.mcpFields(n, "port") {
+	if !l.mcpFields(n, "port", "ssePath") {
 		return
 	}
 	port := n.entry("port")
@@ -372,10 +372,13 @@ func (l loader) short(n *node) {
 	}
 	l.object("listener", name, nil, n.mapOf(*port))
 
-	group := n.with()
+	group := n.without("ssePath")
 	route := n.mapOf(
 		entry{"listener", n.pos, n.scalar(stringNode, name)},
 		entry{"backends", n.pos, n.listOf(n.mapOf(entry{"backend", n.pos, n.scalar(stringNode, name)}))})
+	if e := n.entry("ssePath"); e != nil {
+		route = route.with(*e)
+	}
 	for _, level := range []string{"policies", "enforced"} {
 		e := n.entry(level)
 		if e == nil || e.value.kind != mapNode {

@@ -708,8 +708,10 @@ type Route struct {
 	Backends []*WeightedBackend `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
 	// Resource name of the EffectivePolicy with the kinds that act before a target is known. May be empty.
 	EffectivePolicy string `protobuf:"bytes,5,opt,name=effective_policy,json=effectivePolicy,proto3" json:"effective_policy,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// End of the paths on which clients of HTTP+SSE (2024-11-05) are served. Empty: none are.
+	SsePath       string `protobuf:"bytes,6,opt,name=sse_path,json=ssePath,proto3" json:"sse_path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
@@ -773,6 +775,13 @@ func (x *Route) GetBackends() []*WeightedBackend {
 func (x *Route) GetEffectivePolicy() string {
 	if x != nil {
 		return x.EffectivePolicy
+	}
+	return ""
+}
+
+func (x *Route) GetSsePath() string {
+	if x != nil {
+		return x.SsePath
 	}
 	return ""
 }
@@ -1947,13 +1956,14 @@ const file_sluice_xds_v1_xds_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x03key\x120\n" +
 	"\x04root\x18\x03 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x04root\x12\x1f\n" +
 	"\vmin_version\x18\x04 \x01(\tR\n" +
-	"minVersion\"\xdd\x01\n" +
+	"minVersion\"\xf8\x01\n" +
 	"\x05Route\x12\x1a\n" +
 	"\blistener\x18\x01 \x01(\tR\blistener\x12\x1c\n" +
 	"\thostnames\x18\x02 \x03(\tR\thostnames\x123\n" +
 	"\amatches\x18\x03 \x03(\v2\x19.sluice.xds.v1.RouteMatchR\amatches\x12:\n" +
 	"\bbackends\x18\x04 \x03(\v2\x1e.sluice.xds.v1.WeightedBackendR\bbackends\x12)\n" +
-	"\x10effective_policy\x18\x05 \x01(\tR\x0feffectivePolicy\"\x9d\x01\n" +
+	"\x10effective_policy\x18\x05 \x01(\tR\x0feffectivePolicy\x12\x19\n" +
+	"\bsse_path\x18\x06 \x01(\tR\assePath\"\x9d\x01\n" +
 	"\n" +
 	"RouteMatch\x12\x16\n" +
 	"\x05exact\x18\x01 \x01(\tH\x00R\x05exact\x12!\n" +
