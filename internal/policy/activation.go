@@ -48,11 +48,11 @@ func (a *activation) release() {
 // has(mcp.tool) known.
 var unknown = types.NewUnknown(0, types.NewAttributeTrail("mcp"))
 
-// ResolveName finds the roots. Objects (mcp, request, source) are the activation itself, of which the fields
+// ResolveName finds the roots. Objects (mcp, a2a, request, source) are the activation itself, of which the fields
 // in env.go pick their values.
 func (a *activation) ResolveName(name string) (any, bool) {
 	switch name {
-	case "mcp", "request", "source":
+	case "mcp", "a2a", "request", "source":
 		return a, true
 	case "jwt":
 		return claims(a.call.Principal), true
@@ -94,7 +94,47 @@ func apiKeyMetadata(p *Principal) ref.Val {
 	return toCEL(p.APIKey)
 }
 
+// ofServer and ofAgent tell apart whom a call is for: what MCP servers have, agents have not, and the other way round.
+func (a *activation) ofServer() bool { return a.call.Kind != Agent }
+func (a *activation) ofAgent() bool  { return a.call.Kind == Agent }
+
+var (
+	errOfAgent  = errors.New("mcp: the call is for an A2A agent")
+	errOfServer = errors.New("a2a: the call is for an MCP server")
+)
+
+// getAgentMethod is unknown on a card, whose skills can be called by several methods.
+func (a *activation) getAgentMethod() (any, error) {
+	switch {
+	case !a.ofAgent():
+		return nil, errOfServer
+	case a.list:
+		return unknown, nil
+	}
+	return once(&a.method, a.call.Method), nil
+}
+
+func (a *activation) getSkill() (any, error) {
+	switch {
+	case !a.ofAgent():
+		return nil, errOfServer
+	case a.call.Name == "":
+		return nil, errors.New("a2a.skill: the caller names none")
+	}
+	return a.getName()
+}
+
+func (a *activation) getAgent() (any, error) {
+	if !a.ofAgent() {
+		return nil, errOfServer
+	}
+	return a.getTarget()
+}
+
 func (a *activation) getMethod() (any, error) {
+	if a.ofAgent() {
+		return nil, errOfAgent
+	}
 	if a.list {
 		// A tool has one use. The others can be read, subscribed to, completed: a list does not know which.
 		if a.call.Kind != Tool {

@@ -110,9 +110,6 @@ func Unenforced(p *policyv1.Policies) []FieldError {
 	if p.GetAi() != nil {
 		refuse("ai")
 	}
-	if p.GetA2A() != nil {
-		refuse("a2a")
-	}
 	switch p.GetBackendAuth().GetMethod().(type) {
 	case *policyv1.BackendAuth_Aws:
 		refuse("backendAuth.aws")

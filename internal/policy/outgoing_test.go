@@ -175,7 +175,6 @@ func TestRefusedAtCompile(t *testing.T) {
 		{`{"backendAuth":{"aws":{}}}`, HTTP, "policies.backendAuth.aws", "not enforced"},
 		{`{"backendAuth":{"gcp":{}}}`, Stdio, "policies.backendAuth.gcp", "not enforced"},
 		{`{"ai":{}}`, HTTP, "policies.ai", "not enforced"},
-		{`{"a2a":{}}`, HTTP, "policies.a2a", "not enforced"},
 	} {
 		_, err := CompileTarget(parse(t, tt.policies), tt.transport, testResolver)
 		found := FieldErrors(err)

@@ -204,7 +204,7 @@ func Check(p *policyv1.Policies, r Resolver) error {
 		checkAi(ai, "policies.ai", &errs)
 	}
 	if effective.Policies != nil {
-		effective.Policies.Ai, effective.Policies.A2A = nil, nil
+		effective.Policies.Ai = nil
 		checkCloudAuth(effective.Policies.BackendAuth, "policies.backendAuth", &errs)
 		if isCloudAuth(effective.Policies.BackendAuth) {
 			effective.Policies.BackendAuth = nil

@@ -109,11 +109,11 @@ func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 func hint(message string) string {
 	if strings.Contains(message, "undeclared reference") {
-		return "; variables are jwt, apiKey, source, request, tenant, mcp"
+		return "; variables are jwt, apiKey, source, request, tenant, mcp, a2a"
 	}
 	if strings.Contains(message, "undefined field") {
 		return "; mcp has method, tool.{name,target,arguments,annotations}, and {prompt,resource,task}.{name,target}; " +
-			"request has method, scheme, host, path, pathAndQuery, uri, headers; source has address, port"
+			"a2a has method, skill, target; request has method, scheme, host, path, pathAndQuery, uri, headers; source has address, port"
 	}
 	return ""
 }
