@@ -27,13 +27,14 @@ const (
 	varArguments
 	varAnnotations
 	varAgentMethod
+	varSkill
 )
 
 // roots are the variables by the names that [Target.Reads] takes.
 var roots = map[string]variable{
 	"jwt": varJWT, "apiKey": varAPIKey, "source": varSource, "request": varRequest, "tenant": varTenant,
 	"mcp.method": varMethod, "mcp.tool.arguments": varArguments, "mcp.tool.annotations": varAnnotations,
-	"a2a.method": varAgentMethod, "a2a.skill": varName,
+	"a2a.method": varAgentMethod, "a2a.skill": varSkill,
 }
 
 // A field of an object that rules read.
@@ -58,7 +59,7 @@ var objects = map[string]map[string]field{
 	},
 	"sluice.a2a": {
 		"method": {cel.StringType, varAgentMethod, (*activation).getAgentMethod, (*activation).ofAgent},
-		"skill":  {cel.StringType, varName, (*activation).getSkill, func(a *activation) bool { return a.ofAgent() && a.call.Name != "" }},
+		"skill":  {cel.StringType, varSkill, (*activation).getSkill, func(a *activation) bool { return a.ofAgent() && a.call.Name != "" }},
 		"target": {cel.StringType, varName, (*activation).getAgent, (*activation).ofAgent},
 	},
 	"sluice.tool": {
