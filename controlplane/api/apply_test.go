@@ -170,6 +170,13 @@ func TestLocalPowers(t *testing.T) {
 		return &adminv1.Object{Name: "l", Spec: &adminv1.Object_Listener{Listener: &adminv1.Listener{Port: 1,
 			Enforced: &policyv1.Policies{JwtAuth: &policyv1.JwtAuth{Providers: []*policyv1.JwtProvider{{Jwks: j}}}}}}}
 	}
+	auth := func(a *policyv1.BackendAuth) *adminv1.Object {
+		return &adminv1.Object{Name: "b", Spec: &adminv1.Object_Backend{Backend: &adminv1.Backend{Enforced: &policyv1.Policies{BackendAuth: a}}}}
+	}
+	ambient := auth(&policyv1.BackendAuth{Method: &policyv1.BackendAuth_Aws{Aws: &policyv1.AwsAuth{ServiceName: "s3"}}})
+	oauth := func(u string) *adminv1.Object {
+		return auth(&policyv1.BackendAuth{Method: &policyv1.BackendAuth_Oauth{Oauth: &policyv1.OauthAuth{Client: &policyv1.OauthClient{TokenUrl: u}}}})
+	}
 	url := func(u string) *adminv1.Object { return jwks(&policyv1.Jwks{Source: &policyv1.Jwks_Url{Url: u}}) }
 	for _, tt := range []struct {
 		name   string
@@ -192,6 +199,10 @@ func TestLocalPowers(t *testing.T) {
 		{"granted env", env, []string{"env=SVC_*"}, ""},
 		{"jwks file", jwks(&policyv1.Jwks{Source: &policyv1.Jwks_File{File: "/k.json"}}), nil, "enforced.jwtAuth.providers[0].jwks: reading"},
 		{"jwks at a private address", url("https://10.1.2.3/keys"), nil, "private address"},
+		{"the proxies' identity", ambient, []string{"private-network,metadata,identity=gcp"}, "enforced.backendAuth.aws: acting as the proxies themselves at aws"},
+		{"granted identity", ambient, []string{"identity=aws"}, ""},
+		{"token endpoint at a loopback address", oauth("http://127.0.0.1/t"), nil, "enforced.backendAuth.oauth.client.tokenUrl: 127.0.0.1, a loopback"},
+		{"token endpoint at a name", oauth("https://as.example/t"), nil, ""},
 		{"jwks at a name", url("https://issuer.example/keys"), nil, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

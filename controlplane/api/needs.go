@@ -50,6 +50,25 @@ func needs(o *adminv1.Object, grants policy.Grants) []need {
 			}
 		}
 	}
+	policies, enforced := resource.Policies(o)
+	all = append(all, authNeeds("policies.backendAuth.", policies.GetBackendAuth(), grants)...)
+	return append(all, authNeeds("enforced.backendAuth.", enforced.GetBackendAuth(), grants)...)
+}
+
+// authNeeds checks identities of the proxies' own, and where tokens come from.
+func authNeeds(block string, a *policyv1.BackendAuth, grants policy.Grants) []need {
+	var all []need
+	identities, urls := policy.BackendAuthNeeds(a)
+	for _, field := range slices.Sorted(maps.Keys(identities)) {
+		if cloud := identities[field]; !grants.Identity(cloud) {
+			all = append(all, need{block + field, fmt.Sprintf("acting as the proxies themselves at %s", cloud), "identity=" + cloud})
+		}
+	}
+	for _, field := range slices.Sorted(maps.Keys(urls)) {
+		if u, err := url.Parse(urls[field]); err == nil && u.Host != "" {
+			all = append(all, hostNeeds(block+field, u.Hostname(), grants)...)
+		}
+	}
 	return all
 }
 

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -120,7 +121,7 @@ func (o *Output) check(before *Output, unknown bool) []*adminv1.Diagnostic {
 	if before == nil {
 		before = &Output{}
 	}
-	c := &checker{Output: o, told: map[string]bool{}, resolver: o.resolver(unknown)}
+	c := &checker{Output: o, told: map[string]bool{}, resolver: o.resolver(unknown), now: time.Now()}
 	for name := range o.suspects(before) {
 		if !o.differs(before, name) {
 			continue
@@ -220,10 +221,15 @@ type checker struct {
 	resolver policy.Resolver
 	told     map[string]bool
 	found    []*adminv1.Diagnostic
+	now      time.Time // certificates that have expired are worth a word
 }
 
 func (c *checker) fail(o *adminv1.Object, field, reason string) {
-	if d := resource.Diagnose(o, adminv1.Diagnostic_SEVERITY_ERROR, field, reason, ""); !c.told[keyOf(o)+field+reason] {
+	c.tell(adminv1.Diagnostic_SEVERITY_ERROR, o, field, reason)
+}
+
+func (c *checker) tell(severity adminv1.Diagnostic_Severity, o *adminv1.Object, field, reason string) {
+	if d := resource.Diagnose(o, severity, field, reason, ""); !c.told[keyOf(o)+field+reason] {
 		c.told[keyOf(o)+field+reason] = true
 		c.found = append(c.found, d)
 	}
@@ -250,6 +256,10 @@ func (c *checker) chain(name string, ch chain) {
 		}
 		n, field := c.blame(ch, e.Field)
 		c.fail(n.object, field, e.Reason)
+	}
+	for _, e := range policy.Warnings(served.GetPolicies(), c.resolver, c.now) {
+		n, field := c.blame(ch, e.Field)
+		c.tell(adminv1.Diagnostic_SEVERITY_WARNING, n.object, field, e.Reason)
 	}
 }
 

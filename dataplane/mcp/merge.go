@@ -128,6 +128,7 @@ type Tail struct {
 	Revision   Revision
 	Private    bool          // cacheScope is private whatever the targets said: policies depend on the caller
 	MaxTTL     time.Duration // bound of ttlMs; if zero, none
+	Passing    bool          // ttlMs is 0 whatever the targets said: policies depend on the time
 	Meta       []byte        // raw _meta; nil: none
 }
 
@@ -164,6 +165,9 @@ func (m *Merge) tail(t Tail) []byte {
 		ttl := m.ttl
 		if t.MaxTTL > 0 {
 			ttl = min(ttl, t.MaxTTL)
+		}
+		if t.Passing {
+			ttl = 0
 		}
 		scope := "public"
 		if m.private || t.Private || m.pages == 0 {

@@ -20,7 +20,8 @@ import (
 // an error, other text that is no JSON passes for the receiver to refuse.
 type URIWriter struct {
 	w       io.Writer
-	rewrite func(uri []byte) []byte
+	rewrite func(uri []byte) []byte // nil: URIs stay
+	private bool
 
 	state state
 	after state    // where the end of a string that passes leads
@@ -50,7 +51,7 @@ const (
 	atComma               // after a value in a container that is followed
 	atEnd                 // after the message
 	inName                // in a name that may lead on: held
-	inURI                 // in a URI: held
+	inURI                 // in a URI, or a cacheScope: held
 	inString              // in another string, or a name that leads nowhere
 	inEscape              // … after its backslash
 	inScalar              // in a number or literal
@@ -73,16 +74,17 @@ const (
 	message
 	tools
 	tool
-	meta // _meta
-	ui   // _meta.ui
-	uri  // a URI, if it is a string
+	meta  // _meta
+	ui    // _meta.ui
+	scope // cacheScope, if it is a string
+	uri   // a URI, if it is a string
 )
 
 // members and elements are the ways on from an object and from an array.
 var members = [...]map[string]node{
 	root:     {"result": result},
 	single:   {"result": result},
-	result:   {"content": content, "contents": contents, "messages": messages, "tools": tools, "_meta": meta},
+	result:   {"content": content, "contents": contents, "messages": messages, "tools": tools, "_meta": meta, "cacheScope": scope},
 	content:  {"uri": uri, "resource": resource},
 	block:    {"uri": uri, "resource": resource},
 	resource: {"uri": uri},
@@ -106,9 +108,31 @@ func NewURIWriter(w io.Writer, rewrite func(uri []byte) []byte) *URIWriter {
 	return &URIWriter{w: w, rewrite: rewrite, next: root}
 }
 
+// MakePrivate makes result.cacheScope private, where there is one.
+func (u *URIWriter) MakePrivate() { u.private = true }
+
+// MakePrivate is a result whose cacheScope is private, if it has one. A result that cannot be followed stays as it is.
+func MakePrivate(result []byte) []byte {
+	before, after := `{"result":`, `}`
+	body := append(append([]byte(before), result...), after...)
+	out, err := RewriteResult(nil, body, nil, true)
+	if err != nil {
+		return result
+	}
+	return out[len(before) : len(out)-len(after)]
+}
+
+// RewriteResult is [RewriteURIs] that makes result.cacheScope private, if asked to. rewrite may be nil.
+func RewriteResult(dst, body []byte, rewrite func(uri []byte) []byte, private bool) ([]byte, error) {
+	return (&URIWriter{rewrite: rewrite, private: private, next: root, out: dst}).whole(dst, body)
+}
+
 // RewriteURIs appends body to dst with its URIs rewritten as a [URIWriter] does.
 func RewriteURIs(dst, body []byte, rewrite func(uri []byte) []byte) ([]byte, error) {
-	u := URIWriter{rewrite: rewrite, next: root, out: dst}
+	return RewriteResult(dst, body, rewrite, false)
+}
+
+func (u *URIWriter) whole(dst, body []byte) ([]byte, error) {
 	err := u.feed(body)
 	if err == nil {
 		err = u.finish()
@@ -283,7 +307,14 @@ func (u *URIWriter) replace() error {
 	if !ok {
 		return fmt.Errorf("mcp: a URI in a result is no valid string: %s", clip(u.held))
 	}
-	if to := u.rewrite(text); to != nil {
+	var to []byte
+	switch {
+	case u.next == scope:
+		to = []byte("private")
+	case u.rewrite != nil:
+		to = u.rewrite(text)
+	}
+	if to != nil {
 		u.out = AppendString(u.out, to)
 	} else {
 		u.out = append(u.out, u.held...)
@@ -331,7 +362,7 @@ func (u *URIWriter) step(c byte) (int, error) {
 	case atEnd:
 		ok = space
 	case atValue:
-		if c == '"' && u.next == uri {
+		if c == '"' && (u.next == uri || u.next == scope && u.private) {
 			u.state, u.held = inURI, append(u.held[:0], c)
 			return 1, nil
 		}

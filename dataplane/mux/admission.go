@@ -2,8 +2,10 @@ package mux
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -35,18 +37,39 @@ func (x *Request) admit(ctx context.Context, t *snapshot.Target, kind policy.Ite
 	v := t.Policy.Admit(&call)
 	x.Record.Rule = v.Rule
 	switch {
+	case !listed && (v.Allowed || v.Invalid != nil || v.Scopes != nil):
+		return x.notFound(kind, shown)
 	case v.Invalid != nil:
 		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "arguments: %v", v.Invalid)
-	case v.Allowed && listed:
-		return nil
 	case v.Allowed:
-		return x.notFound(kind, shown)
+		return nil
 	}
 	x.Record.Refused = true
-	if v.Explain {
-		return x.fail(http.StatusOK, mcp.CodeInvalidParams, "%s %q is refused by %s", nouns[kind], shown, v.Rule)
+	if v.Scopes != nil {
+		return x.stepUp(v)
 	}
-	return x.notFound(kind, shown)
+	e := x.notFound(kind, shown)
+	if v.Explain {
+		e.Message, e.Data = x.explanation(kind, shown, v.Rule), nil
+	}
+	return e
+}
+
+// stepUp refuses what a token with more scopes may do, and names them.
+func (x *Request) stepUp(v policy.Verdict) error {
+	status, challenge := policy.ScopeChallenge(x.Principal, v.Scopes, x.Route.Policy.ResourceMetadata(x.HTTP))
+	e := x.fail(status, mcp.CodeInvalidRequest, "insufficient scope: a token with scope %q is needed", strings.Join(v.Scopes, " "))
+	if v.Explain {
+		e.Message += ", says " + v.Rule
+	}
+	return &Error{e, http.Header{"Www-Authenticate": {challenge}}}
+}
+
+func (x *Request) explanation(kind policy.ItemKind, shown, rule string) string {
+	if kind == policy.None {
+		shown = x.method()
+	}
+	return fmt.Sprintf("%s %q is refused by %s", nouns[kind], shown, rule)
 }
 
 var nouns = map[policy.ItemKind]string{
@@ -67,11 +90,23 @@ func (x *Request) call(t *snapshot.Target, kind policy.ItemKind, name string) po
 		Method:    x.method(),
 		Target:    t.Name,
 		HTTP:      x.HTTP,
+		Start:     x.Start,
 		Kind:      kind,
 		Name:      name,
 	}
 	if x.Message != nil {
 		c.Arguments = x.Message.Arguments.Of(x.Message.Body)
+	}
+	return c
+}
+
+// calling is what policies may know of a message on its way to a target. That need not be the client's own: a call may
+// need a list first, or a session begun.
+func (x *Request) calling(t *snapshot.Target, o outgoing) policy.Call {
+	c := x.call(t, o.kind, o.own)
+	c.Method = o.method
+	if o.kind != policy.Tool {
+		c.Arguments = nil
 	}
 	return c
 }

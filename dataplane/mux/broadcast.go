@@ -30,12 +30,15 @@ func (m *Mux) notification(w http.ResponseWriter, x *Request) error {
 		if !known && x.admit(ctx, t, policy.None, "", "") != nil {
 			return nil
 		}
-		resp, err := x.send(ctx, t, outgoing{body: msg.Body})
+		resp, err := x.send(ctx, t, outgoing{body: msg.Body, method: msg.Method})
 		if err == nil {
 			_ = resp.Body.Close()
 		}
 		return err
 	})
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
+	}
 	return accepted(w)
 }
 
@@ -93,6 +96,9 @@ func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
 	})
 	if firstErr != nil && !(logs && failsOpen(x.Backend)) {
 		return firstErr
+	}
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
 	}
 	return x.answer(w, nil)
 }

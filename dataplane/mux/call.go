@@ -46,16 +46,18 @@ func (m *Mux) byURI(w http.ResponseWriter, x *Request) error {
 
 // complete serves completion/complete, for a prompt by its name, for a resource or template by its URI.
 func (m *Mux) complete(w http.ResponseWriter, x *Request) error {
+	// What rules are asked about must be what the target takes the reference for.
 	ref := x.Message.Ref
+	kind := ref.Type.String()
 	switch {
-	case ref.Name.IsString():
+	case kind == "ref/prompt" && ref.Name.IsString() && !ref.URI.Present():
 		shown := ref.Name.String()
 		t, own, err := x.owner(x.HTTP.Context(), policy.Prompt, shown)
 		if err != nil {
 			return err
 		}
 		return x.forward(w, t, item{kind: policy.Prompt, own: own, shown: shown, at: ref.Name})
-	case ref.URI.IsString():
+	case kind == "ref/resource" && ref.URI.IsString() && !ref.Name.Present():
 		shown, kind := ref.URI.String(), policy.Resource
 		if strings.Contains(shown, "{") {
 			kind = policy.Template
@@ -66,7 +68,7 @@ func (m *Mux) complete(w http.ResponseWriter, x *Request) error {
 		}
 		return x.forward(w, t, item{kind: kind, own: own, shown: shown, at: ref.URI})
 	default:
-		return x.fail(http.StatusBadRequest, mcp.CodeInvalidParams, "completion/complete needs params.ref with a name or a uri, strings")
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidParams, "completion/complete needs params.ref: type ref/prompt and a name, or type ref/resource and a uri")
 	}
 }
 
@@ -76,6 +78,9 @@ func (m *Mux) other(w http.ResponseWriter, x *Request) error {
 	t := x.alone()
 	if t == nil {
 		return x.unknownMethod()
+	}
+	if _, err := x.Message.Target(); err != nil {
+		return err // a task's id that rules cannot see
 	}
 	it := item{}
 	if x.Message.TaskID.IsString() {
@@ -103,6 +108,11 @@ func (x *Request) forward(w http.ResponseWriter, t *snapshot.Target, it item) er
 		if err := x.admit(ctx, t, it.kind, it.own, it.shown); err != nil {
 			return err
 		}
+	}
+	x.item = it
+	call := x.call(t, it.kind, it.own)
+	if err := t.Policy.Answerable(&call); err != nil { // rather now than after the target has acted
+		return x.unreachable(t, err)
 	}
 	resp, err := x.sendItem(ctx, t, it)
 	if err != nil {

@@ -21,6 +21,7 @@ type catalog struct {
 // catalogKey: servers list by who asks and what the client can do.
 type catalogKey struct {
 	digest, principal string
+	vary              string // see [Request.vary]
 	caps              uint64
 	era               mcp.Era
 	list              mcp.List
@@ -38,7 +39,7 @@ const (
 )
 
 func (x *Request) catalogKey(t *snapshot.Target, list mcp.List) catalogKey {
-	return catalogKey{t.Digest, x.Scope.Principal, x.capabilities(), x.Verdict.Era, list}
+	return catalogKey{t.Digest, x.Scope.Principal, x.vary(t), x.capabilities(), x.Verdict.Era, list}
 }
 
 // capabilities is a hash of the client's.
@@ -82,7 +83,7 @@ func (x *Request) lookUp(ctx context.Context, t *snapshot.Target, kind policy.It
 // fetchCatalog reads a whole list. Requests that need it at the same time share it.
 func (x *Request) fetchCatalog(ctx context.Context, t *snapshot.Target, list mcp.List) (*catalog, error) {
 	key := x.catalogKey(t, list)
-	flight := strings.Join([]string{"catalog", key.digest, key.principal, list.Method(), key.era.String(), strconv.FormatUint(key.caps, 16)}, "\x00")
+	flight := strings.Join([]string{"catalog", key.digest, key.principal, key.vary, list.Method(), key.era.String(), strconv.FormatUint(key.caps, 16)}, "\x00")
 	v, err, _ := x.mux.flights.Do(flight, func() (any, error) {
 		ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
 		defer cancel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -45,10 +46,13 @@ func (m *Mux) discover(w http.ResponseWriter, x *Request) error {
 	if err := missing.refuse(x, len(x.Backend.Targets), errs); err != nil {
 		return err
 	}
-	return x.answer(w, merge.discoverResult(x.Verdict.Revision, missing))
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
+	}
+	return x.answer(w, merge.discoverResult(x.Verdict.Revision, slices.ContainsFunc(x.Backend.Targets, x.private), missing))
 }
 
-func (m *serverMerge) discoverResult(served mcp.Revision, missing missing) []byte {
+func (m *serverMerge) discoverResult(served mcp.Revision, private bool, missing missing) []byte {
 	meta := map[string]any{"io.modelcontextprotocol/serverInfo": ownInfo}
 	if raw := missing.meta(); raw != nil {
 		var own map[string]json.RawMessage
@@ -61,7 +65,7 @@ func (m *serverMerge) discoverResult(served mcp.Revision, missing missing) []byt
 		out["instructions"] = text
 	}
 	// The hints and resultType are written where those of lists are.
-	hints := m.hints.AppendResult(nil, mcp.Tail{Revision: served, Meta: marshal(meta)})
+	hints := m.hints.AppendResult(nil, mcp.Tail{Revision: served, Private: private, Meta: marshal(meta)})
 	var more map[string]json.RawMessage
 	if err := json.Unmarshal(hints, &more); err == nil {
 		delete(more, mcp.Tools.Member())

@@ -12,7 +12,6 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
-	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // eras is what a target speaks, as far as it is known.
@@ -107,10 +106,10 @@ func (x *Request) erasOf(ctx context.Context, t *snapshot.Target) (eras, error) 
 	return v.(eras), nil
 }
 
-// eraKey: under passthrough what a target answers depends on who asks.
+// eraKey: what a target answers may depend on who asks.
 func (x *Request) eraKey(t *snapshot.Target) eraKey {
 	key := eraKey{digest: t.Digest}
-	if t.Policy.Passthrough() {
+	if t.Policy.PerCaller() {
 		key.principal = x.Scope.Principal
 	}
 	return key
@@ -137,7 +136,7 @@ func (x *Request) probe(ctx context.Context, t *snapshot.Target) (eras, error) {
 	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
 	x.pass(t, h)
 	mcp.SetHeaders(h, mcp.V20260728, "server/discover", "")
-	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Call: x.call(t, policy.None, ""), Safe: true}, session.Target{})
+	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Call: x.calling(t, outgoing{method: "server/discover"}), Safe: true}, session.Target{})
 	if err != nil {
 		return eras{}, err
 	}

@@ -35,6 +35,18 @@ func (x *Request) fail(status, code int, format string, args ...any) *mcp.Error 
 // unreachable says that a target brought no answer, without what only operators may know.
 func (x *Request) unreachable(t *snapshot.Target, err error) error {
 	x.Record.Err = err
+	if value, ok := errors.AsType[*policy.ValueError](err); ok {
+		return x.unsayable(t, value)
+	}
+	if tls, ok := errors.AsType[*upstream.HandshakeError](err); ok {
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q: %s", t.Name, tls.Reason)
+	}
+	if auth, ok := errors.AsType[*policy.AuthError](err); ok {
+		return &Error{x.fail(auth.Status, mcp.CodeInvalidRequest, "target %q needs the caller's own token: %s", t.Name, auth.Reason), http.Header{"Www-Authenticate": {auth.Challenge}}}
+	}
+	if _, ok := errors.AsType[*policy.CredentialError](err); ok {
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q: the proxy could not obtain its credential", t.Name)
+	}
 	switch {
 	case errors.Is(err, upstream.ErrTimeout), errors.Is(err, context.DeadlineExceeded):
 		return x.fail(http.StatusGatewayTimeout, mcp.CodeInternal, "target %q did not answer in time", t.Name)
@@ -45,6 +57,16 @@ func (x *Request) unreachable(t *snapshot.Target, err error) error {
 	default:
 		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q broke off its answer; it may have processed the request", t.Name)
 	}
+}
+
+// unsayable says which value of a target's policies could not be had for the request at hand. What it had to read is the
+// client's or the operator's to put right, so both are told where.
+func (x *Request) unsayable(t *snapshot.Target, e *policy.ValueError) error {
+	x.Record.Err = e
+	if e.Invalid != nil {
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "%v", e.Invalid)
+	}
+	return x.fail(http.StatusInternalServerError, mcp.CodeInternal, "target %q: %s: %s", t.Name, e.Field, e.Reason)
 }
 
 // refusedConfig says that a target has no configuration that builds.
@@ -62,7 +84,7 @@ func retryAfter(v string) http.Header { return http.Header{"Retry-After": {v}} }
 
 // notFound answers for an item that does not exist, and for one that a policy refuses: byte for byte the same, and
 // with the name as the client wrote it.
-func (x *Request) notFound(kind policy.ItemKind, name string) error {
+func (x *Request) notFound(kind policy.ItemKind, name string) *mcp.Error {
 	switch kind {
 	case policy.Tool:
 		return x.fail(http.StatusOK, mcp.CodeInvalidParams, "Unknown tool: %s", name)
@@ -79,7 +101,7 @@ func (x *Request) notFound(kind policy.ItemKind, name string) error {
 	}
 }
 
-func (x *Request) unknownMethod() error {
+func (x *Request) unknownMethod() *mcp.Error {
 	status := http.StatusOK
 	if x.stateless() {
 		status = http.StatusNotFound // 2026-07-28 ties the status to the code

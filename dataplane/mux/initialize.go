@@ -10,7 +10,6 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
-	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -112,6 +111,9 @@ func (m *Mux) initializeAll(w http.ResponseWriter, x *Request) error {
 	}
 	err := missing.refuse(x, len(targets), errs)
 	if err == nil {
+		err = x.inCommon(w.Header())
+	}
+	if err == nil {
 		err = x.seal(w, begun)
 	}
 	if err != nil { // the client gets no session, so the targets keep none
@@ -159,7 +161,7 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	h := make(http.Header, 8)
 	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
 	x.pass(t, h)
-	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Call: x.call(t, policy.None, "")}, session.Target{})
+	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Call: x.calling(t, outgoing{method: "initialize"})}, session.Target{})
 	if err != nil {
 		return session.Target{}, hs, err
 	}
@@ -215,7 +217,7 @@ func (x *Request) quit(t *snapshot.Target, leg session.Target) {
 	own.Record = &Record{}
 	h := own.header(t, leg, "", "")
 	delete(h, "Content-Type")
-	resp, err := x.mux.cfg.Transport(t).Do(ctx, &upstream.Request{Method: http.MethodDelete, Header: h, Call: x.call(t, policy.None, "")})
+	resp, err := x.mux.cfg.Transport(t).Do(ctx, &upstream.Request{Method: http.MethodDelete, Header: h, Call: own.calling(t, outgoing{})})
 	if err == nil {
 		_ = resp.Body.Close()
 	}

@@ -67,7 +67,7 @@ func (x *Request) begin(ctx context.Context, t *snapshot.Target) (session.Target
 			return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused initialize: %s", t.Name, errorMessage(hs.msg))
 		}
 		x.mux.soft.put(key, leg, 1, x.Session.Expires)
-		resp, err := x.do(ctx, t, leg, outgoing{body: initialized})
+		resp, err := x.do(ctx, t, leg, outgoing{body: initialized, method: "notifications/initialized"})
 		if err != nil {
 			return nil, err
 		}

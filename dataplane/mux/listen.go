@@ -100,7 +100,10 @@ func (x *Request) goodbye(ctx context.Context, out *sink) {
 func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 	ctx, cancel := context.WithCancelCause(x.HTTP.Context())
 	defer cancel(nil)
-	shares := x.split(ctx, f)
+	shares, refused, err := x.split(ctx, f)
+	if err != nil {
+		return err
+	}
 	acks := make([]filter, len(x.Backend.Targets))
 	bodies := make([]*listening, len(x.Backend.Targets))
 	errs := x.each(ctx, func(wait context.Context, own *Request, t *snapshot.Target) error {
@@ -139,10 +142,13 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 	h["Content-Type"] = []string{streamType}
 	h["X-Accel-Buffering"] = []string{"no"}
 	h["Cache-Control"] = []string{"no-cache"}
+	if err := x.inCommon(h); err != nil {
+		return err
+	}
 	w.WriteHeader(http.StatusOK)
 	out := newSink(w, m.cfg.KeepAlive)
 	defer out.close()
-	out.message(x.acknowledge(f, acks))
+	out.message(x.acknowledge(f, acks, refused))
 	open := m.streams.addListen(x, out, cancel, x.Message.RawID(), f.wants)
 	defer m.streams.remove(open)
 
@@ -166,9 +172,13 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 	return nil
 }
 
-// split is each target's share of the filter, in its own URIs, less what its rules refuse.
-func (x *Request) split(ctx context.Context, f filter) []filter {
-	shares := make([]filter, len(x.Backend.Targets))
+// metaRefused says in _meta of an acknowledgement why rules refuse some URIs, where they let that be told.
+const metaRefused = "sluice/refused"
+
+// split is each target's share of the filter, in its own URIs, less what its rules refuse. Refusals that may be explained are
+// in refused, by URI; one that more scopes would lift is an error.
+func (x *Request) split(ctx context.Context, f filter) (shares []filter, refused map[string]string, err error) {
+	shares, refused = make([]filter, len(x.Backend.Targets)), map[string]string{}
 	for i := range shares {
 		shares[i] = filter{Tools: f.Tools, Prompts: f.Prompts, Resources: f.Resources}
 	}
@@ -179,12 +189,21 @@ func (x *Request) split(ctx context.Context, f filter) []filter {
 		}
 		asking := *x
 		asking.Record = &Record{}
-		if asking.admit(ctx, t, policy.Resource, own, uri) == nil {
+		err := asking.admit(ctx, t, policy.Resource, own, uri)
+		if err == nil {
 			i := x.order(t)
 			shares[i].URIs = append(shares[i].URIs, own)
+			continue
+		}
+		if e, ok := errors.AsType[*Error](err); ok && asking.Record.Refused {
+			x.Record.Refused, x.Record.Rule = true, asking.Record.Rule
+			return nil, nil, e
+		}
+		if e := asking.asError(err); asking.Record.Refused && e.Message != asking.notFound(policy.Resource, uri).Message {
+			refused[uri] = e.Message
 		}
 	}
-	return shares
+	return shares, refused, nil
 }
 
 // listening is one target's part of a listen.
@@ -262,7 +281,7 @@ func (x *Request) listenRequest(f filter) []byte {
 }
 
 // acknowledge is the merged acknowledgement: the client's own filter, less URIs that no target honours.
-func (x *Request) acknowledge(f filter, acks []filter) []byte {
+func (x *Request) acknowledge(f filter, acks []filter, refused map[string]string) []byte {
 	honoured := filter{Tools: f.Tools, Prompts: f.Prompts, Resources: f.Resources}
 	for _, uri := range f.URIs {
 		if t, own := x.byURI(uri); t != nil && slices.Contains(acks[x.order(t)].URIs, own) {
@@ -270,7 +289,11 @@ func (x *Request) acknowledge(f filter, acks []filter) []byte {
 		}
 	}
 	params := append([]byte(`{"notifications":`), marshal(honoured)...)
-	params = append(append(append(params, `,"_meta":{"`+metaSubscription+`":`...), x.Message.RawID()...), "}}"...)
+	params = append(append(params, `,"_meta":{"`+metaSubscription+`":`...), x.Message.RawID()...)
+	if len(refused) > 0 {
+		params = append(append(params, `,"`+metaRefused+`":`...), marshal(refused)...)
+	}
+	params = append(params, "}}"...)
 	return mcp.AppendNotification(nil, "notifications/subscriptions/acknowledged", params)
 }
 

@@ -124,7 +124,6 @@ func indexOf(parts []part, t *snapshot.Target) int {
 // merge writes one page of the pages of several targets. Nil pages are those of targets that are missing.
 func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, pages [][]*page, whole bool, missing missing) error {
 	merge := mcp.NewMerge(list, x.mux.cfg.Limits)
-	private := false
 	var next []session.Part
 	owned := map[string]string{} // whole: name → target
 	for i, part := range parts {
@@ -147,9 +146,12 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 				x.learn(part.target, list, all)
 			}
 		}
-		private = private || part.target.Policy.ReadsPrincipal() || part.target.Policy.Passthrough()
 	}
-	tail := mcp.Tail{Revision: x.revision(), Private: private, Meta: missing.meta()}
+	tail := mcp.Tail{Revision: x.revision(), Meta: missing.meta()}
+	for _, t := range x.Backend.Targets { // all of them: pages of one list have one scope
+		tail.Private = tail.Private || x.private(t)
+		tail.Passing = tail.Passing || t.Policy.ReadsTime()
+	}
 	switch {
 	case len(next) == 0:
 	case x.alone() != nil:
@@ -158,6 +160,9 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 		return x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "this proxy has no session keys yet; try again")
 	default:
 		tail.NextCursor = []byte(x.Codec.SealCursor(x.Scope, session.Cursor{Epoch: x.epoch(), Parts: next}))
+	}
+	if err := x.inCommon(w.Header()); err != nil {
+		return err
 	}
 	before := append(append([]byte(`{"jsonrpc":"2.0","id":`), x.Message.RawID()...), `,"result":`...)
 	return x.write(w, merge.Pieces(before, tail, []byte{'}'})...)

@@ -87,6 +87,8 @@ func or(d, zero time.Duration) time.Duration {
 // Request is one HTTP request for an MCP endpoint, known as far as the path before targets goes.
 type Request struct {
 	HTTP *http.Request
+	// Start is when it began.
+	Start time.Time
 	// Port that the request came to, to find its route again when the configuration changes under a stream.
 	Port      uint16
 	Route     *snapshot.Route

@@ -145,7 +145,7 @@ func TestMergeServers(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("initialize (-want +got):\n%s", diff)
 	}
-	if err := json.Unmarshal(m.discoverResult("2026-07-28", missing{}), &got); err != nil {
+	if err := json.Unmarshal(m.discoverResult("2026-07-28", false, missing{}), &got); err != nil {
 		t.Fatal(err)
 	}
 	if got["resultType"] != "complete" || got["ttlMs"] != 0.0 || got["cacheScope"] != "private" || got["tools"] != nil {

@@ -73,6 +73,7 @@ func (x *Request) allPages(ctx context.Context, t *snapshot.Target, list mcp.Lis
 type pageKey struct {
 	digest    string
 	principal string // "" of a page that all may share, else "=" and the principal
+	vary      string // see [Request.vary]
 	caps      uint64
 	era       mcp.Era
 	list      mcp.List
@@ -93,8 +94,12 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 		return x.forward(w, t, item{lifecycle: true})
 	}
 	x.Record.Target = t.Name
+	hinted := func(p *page) []byte { return p.result }
+	if x.restricts(t) {
+		hinted = func(p *page) []byte { return mcp.MakePrivate(p.result) }
+	}
 	if p := x.cached(key); p != nil {
-		return x.answer(w, p.result)
+		return x.answerFor(w, t, hinted(p))
 	}
 	f, own, err := x.fetchShared(x.HTTP.Context(), t, list, cursor, key)
 	if err != nil {
@@ -104,12 +109,18 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 		if f.page == nil {
 			return f.failure(x, t, list)
 		}
-		return x.answer(w, f.page.result)
+		return x.answerFor(w, t, hinted(f.page))
 	}
-	if err := x.head(w, t, f.resp); err != nil {
+	resp, raw := *f.resp, f.raw
+	if f.page != nil && x.restricts(t) {
+		resp.Header = f.resp.Header.Clone()
+		resp.Header["Content-Type"] = typeJSON
+		raw = mcp.AppendResult(nil, x.Message.RawID(), hinted(f.page))
+	}
+	if err := x.head(w, t, &resp); err != nil {
 		return err
 	}
-	_, _ = w.Write(f.raw)
+	_, _ = w.Write(raw)
 	return nil
 }
 
@@ -119,7 +130,7 @@ func (x *Request) caches(t *snapshot.Target) bool {
 }
 
 func (x *Request) pageKey(t *snapshot.Target, list mcp.List, cursor *string) pageKey {
-	key := pageKey{digest: t.Digest, principal: "=" + x.Scope.Principal, caps: x.capabilities(), era: x.Verdict.Era, list: list,
+	key := pageKey{digest: t.Digest, principal: "=" + x.Scope.Principal, vary: x.vary(t), caps: x.capabilities(), era: x.Verdict.Era, list: list,
 		first: cursor == nil, changes: x.mux.changes(t, list)}
 	if cursor != nil {
 		key.cursor = *cursor
@@ -187,7 +198,7 @@ func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.
 		ttl, k := read.TTL, key
 		if !x.stateless() {
 			ttl = t.Config.GetListCache().AsDuration()
-		} else if read.CacheScope == "public" && !t.Policy.Passthrough() {
+		} else if read.CacheScope == "public" && !t.Policy.PerCaller() {
 			k = key.public()
 		}
 		if ttl = min(ttl, maxTTL); ttl > 0 {
@@ -211,6 +222,7 @@ func (k pageKey) flight() string {
 	b = append(b, byte(k.era), byte(k.list))
 	b = strconv.AppendBool(b, k.first)
 	b = strconv.AppendQuote(b, k.cursor)
+	b = strconv.AppendQuote(b, k.vary)
 	return string(append(b, k.principal...))
 }
 

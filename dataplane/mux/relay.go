@@ -8,12 +8,14 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // answer gives the client a result of the proxy's own; nil is the empty one.
@@ -60,16 +62,70 @@ func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream
 			h[key] = append(h[key], values...) // Vary may be there already
 		}
 	}
+	if x.private(t) {
+		unshare(h)
+	}
 	if contentType(resp.Header) == streamType {
 		h["X-Accel-Buffering"] = []string{"no"}
 	}
-	call := x.call(t, x.item.kind, x.item.own)
-	if err := t.Policy.Response(h, &call); err != nil {
-		x.Record.Err = err
-		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "responseHeaderModifier of target %q: %v", t.Name, err)
+	if err := x.modify(h, t); err != nil {
+		for _, key := range []string{"Content-Length", "X-Accel-Buffering"} { // of an answer that does not come
+			delete(h, key)
+		}
+		for _, key := range toClient {
+			if key != "Vary" { // which also says what our own answer depends on
+				delete(h, key)
+			}
+		}
+		return err
 	}
 	w.WriteHeader(resp.Status)
 	return nil
+}
+
+// modify applies the responseHeaderModifier of the target that answers. After an error h is unchanged.
+func (x *Request) modify(h http.Header, t *snapshot.Target) error {
+	call := x.call(t, x.item.kind, x.item.own)
+	if err := t.Policy.Response(h, &call); err != nil {
+		if value, ok := errors.AsType[*policy.ValueError](err); ok {
+			return x.unsayable(t, value)
+		}
+		return x.unreachable(t, err)
+	}
+	return nil
+}
+
+// inCommon applies to a merged answer the responseHeaderModifier that all targets of the backend have in common, see
+// [policy.SameResponse].
+func (x *Request) inCommon(h http.Header) error {
+	targets := x.Backend.Targets
+	for _, t := range targets[min(1, len(targets)):] {
+		if !policy.SameResponse(targets[0].Policy, t.Policy) {
+			return nil
+		}
+	}
+	if len(targets) == 0 {
+		return nil
+	}
+	return x.modify(h, targets[0])
+}
+
+// answerFor gives the client a result that a target gave earlier.
+func (x *Request) answerFor(w http.ResponseWriter, t *snapshot.Target, result []byte) error {
+	if err := x.modify(w.Header(), t); err != nil {
+		return err
+	}
+	return x.answer(w, result)
+}
+
+// unshare keeps caches between proxy and client from an answer that is for this caller alone.
+func unshare(h http.Header) {
+	for _, v := range h["Cache-Control"] {
+		if strings.Contains(v, "public") || strings.Contains(v, "s-maxage") {
+			h["Cache-Control"] = []string{"private"}
+			return
+		}
+	}
 }
 
 // relay brings a target's answer to the client, and closes it: byte for byte, but for what several targets behind one
@@ -83,7 +139,8 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 		}
 	}
 	stream := contentType(resp.Header) == streamType
-	if resp.Length > 0 && !stream && !x.wraps(t) {
+	restricts := x.restricts(t)
+	if resp.Length > 0 && !stream && !x.wraps(t) && !restricts {
 		w.Header()["Content-Length"] = []string{strconv.FormatInt(resp.Length, 10)}
 	}
 	if err := x.head(w, t, resp); err != nil {
@@ -92,8 +149,11 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 	switch {
 	case stream:
 		x.relayStream(ctx, w, t, resp.Body)
-	case x.wraps(t):
+	case x.wraps(t) || restricts:
 		uris := mcp.NewURIWriter(w, x.rewriteURI(t))
+		if restricts {
+			uris.MakePrivate()
+		}
 		if err := copyPooled(&noting{Writer: uris, x: x}, resp.Body); err != nil {
 			x.broke(err)
 		}
@@ -206,7 +266,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 	defer out.close()
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
 	defer stop()
-	if !x.wraps(t) && !x.watches(t) {
+	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) {
 		out.copy(io.TeeReader(body, notingEvents{x}))
 		return
 	}
@@ -267,6 +327,10 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 			return nil
 		}
 	}
+	if msg.Kind == mcp.Response && x.restricts(t) {
+		ev.Data, err = mcp.RewriteResult(nil, msg.Body, x.rewriteURI(t), true)
+		return err
+	}
 	if !x.wraps(t) {
 		return nil
 	}
@@ -313,7 +377,11 @@ func (x *Request) known(t *snapshot.Target) session.Target {
 	return s
 }
 
+// rewriteURI makes a target's URI the client's; nil where they are the same.
 func (x *Request) rewriteURI(t *snapshot.Target) func([]byte) []byte {
+	if !x.wraps(t) {
+		return nil
+	}
 	return func(uri []byte) []byte { return []byte(joinURI(t.Name, string(uri))) }
 }
 

@@ -21,7 +21,8 @@ import (
 // outgoing is one message on its way to a target.
 type outgoing struct {
 	body []byte
-	// method and name stand in the headers of the stateless era; name is the target's own.
+	// method is the message's, empty for a response; name is the target's own. Both stand in the headers of the
+	// stateless era.
 	method, name string
 	// safe: the target may see it twice.
 	safe bool
@@ -91,7 +92,7 @@ func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target
 		Method: http.MethodPost,
 		Header: x.header(t, leg, o.method, o.name),
 		Body:   o.body,
-		Call:   x.call(t, o.kind, o.own),
+		Call:   x.calling(t, o),
 		Safe:   o.safe,
 	}, leg)
 }

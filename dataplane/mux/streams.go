@@ -12,7 +12,6 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
-	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // stream serves GET: what targets say outside of calls. It outlives configurations: targets that join are followed too,
@@ -103,6 +102,9 @@ func (m *Mux) streamAll(w http.ResponseWriter, x *Request, seen map[string]strin
 	h["Content-Type"] = []string{streamType}
 	h["X-Accel-Buffering"] = []string{"no"}
 	h["Cache-Control"] = []string{"no-cache"}
+	if err := x.inCommon(h); err != nil {
+		return err
+	}
 	w.WriteHeader(http.StatusOK)
 	out := newSink(w, m.cfg.KeepAlive)
 	defer out.close()
@@ -184,7 +186,7 @@ func (x *Request) get(ctx context.Context, t *snapshot.Target, leg session.Targe
 	if lastID != "" {
 		h[mcp.HeaderLastEventID] = []string{lastID}
 	}
-	return x.exchange(ctx, t, &upstream.Request{Method: http.MethodGet, Header: h, Call: x.call(t, policy.None, "")}, leg)
+	return x.exchange(ctx, t, &upstream.Request{Method: http.MethodGet, Header: h, Call: x.calling(t, outgoing{})}, leg)
 }
 
 // headWait is how long the merged stream waits for its targets before it answers: many send their head only with

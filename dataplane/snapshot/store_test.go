@@ -234,6 +234,25 @@ func TestRevokedGrantEndsTheOlderForm(t *testing.T) {
 	p.good()
 }
 
+func TestRevokedIdentityEndsTheOlderForm(t *testing.T) {
+	s := New(Config{})
+	p := newPlane(t, s, "acme")
+	p.fill(3000, "identity=gcp")
+	p.set("policy/c", &xdsv1.EffectivePolicy{Policies: &policyv1.Policies{BackendAuth: &policyv1.BackendAuth{Method: &policyv1.BackendAuth_Gcp{Gcp: &policyv1.GcpAuth{}}}}})
+	p.set("binding/r/b/one", &xdsv1.Binding{Route: "acme/route/r", Target: "acme/target/b/one", EffectivePolicy: "acme/policy/c"})
+	p.good()
+	p.set("tenant/acme", &xdsv1.TenantInfo{Grants: []string{"identity=aws"}})
+	refusals := p.push()
+	if one := target(t, s, "acme", "one"); one.Refused == nil || one.Policy != nil {
+		t.Errorf("a target whose identity was revoked is %+v", one)
+	}
+	if len(refusals) != 1 || !strings.Contains(refusals[0].GetReason(), "sluice tenant allow acme identity=gcp") {
+		t.Errorf("refusals %v", refusals)
+	}
+	p.set("tenant/acme", &xdsv1.TenantInfo{Grants: []string{"identity"}})
+	p.good()
+}
+
 func TestWhatDidNotChangeIsNotBuiltAgain(t *testing.T) {
 	s := New(Config{})
 	p := newPlane(t, s, "acme")

@@ -427,6 +427,13 @@ func (b *builder) resolver() policy.Resolver {
 			}
 			return v, nil
 		},
+		Identity: func(cloud string) error {
+			if !b.t.info.grants.Identity(cloud) {
+				b.denied = true
+				return fmt.Errorf("acting as the proxy itself at %s is not granted to the tenant: `sluice tenant allow %s identity=%s`", cloud, b.t.name, cloud)
+			}
+			return nil
+		},
 		Jwks: func(url string) ([]byte, error) {
 			r := b.t.jwks[url]
 			b.in.resources = append(b.in.resources, input{jwksURL: url, resource: r})

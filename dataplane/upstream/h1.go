@@ -148,6 +148,16 @@ func (x *exchange) sendLarge(body []byte) error {
 // fail makes the error of an exchange that brought no head.
 func (x *exchange) fail(op string, written int, err error) error {
 	e := &Error{Op: op, Sent: written > 0, Err: err}
+	if c := x.c; c.pool.tls != nil && !c.reused && c.w == 0 && context.Cause(x.ctx) == nil {
+		if op == "write" && brokeOff(err) {
+			if said := c.fill(); said != nil {
+				err = said // why the target does not listen
+			}
+		}
+		if late := refusedLate(c.pool.tls, err); late != nil {
+			return &Error{Op: "dial", Err: late}
+		}
+	}
 	switch cause := context.Cause(x.ctx); {
 	case cause != nil:
 		e.Err = cause

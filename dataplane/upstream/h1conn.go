@@ -68,6 +68,9 @@ func (c *h1conn) fill() error {
 func (c *h1conn) render(method, line string, h http.Header, body []byte) error {
 	b := append(c.out[:0], method...)
 	b = append(b, line...)
+	if len(h["User-Agent"]) == 0 {
+		b = append(b, "User-Agent: sluice\r\n"...)
+	}
 	for name, values := range h {
 		if !sendable(name) {
 			continue
@@ -110,5 +113,5 @@ func sendable(name string) bool {
 
 // requestLine is what follows the method and stays the same for all requests to a URL.
 func requestLine(uri, host string) string {
-	return " " + uri + " HTTP/1.1\r\nHost: " + host + "\r\nUser-Agent: sluice\r\n"
+	return " " + uri + " HTTP/1.1\r\nHost: " + host + "\r\n"
 }

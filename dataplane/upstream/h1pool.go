@@ -198,6 +198,12 @@ func (p *h1pool) dial(ctx context.Context, g policy.Grants) (*h1conn, error) {
 		tc := tls.Client(tcp, p.tls)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			tcp.Close()
+			if why := handshakeError(p.tls, err); why != nil {
+				return nil, why
+			}
+			if why := hungUp(err); why != nil {
+				return nil, why
+			}
 			return nil, fmt.Errorf("TLS with %s: %w", p.addr, dialError(ctx, err))
 		}
 		c.nc = tc

@@ -74,6 +74,16 @@ type countedConn struct {
 	closed atomic.Bool
 }
 
+// Write leaves it to who reads to find that the target has ended the connection: it may have said why, and net/http does
+// not look once a write has failed.
+func (c *countedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil && brokeOff(err) {
+		return len(p), nil
+	}
+	return n, err
+}
+
 func (c *countedConn) Close() error {
 	if !c.closed.Swap(true) {
 		c.open.Add(-1)
@@ -95,10 +105,11 @@ func (w *h2wire) do(ctx context.Context, call *h1call) (*Response, error) {
 	if call.timeout > 0 {
 		head = time.AfterFunc(call.timeout, func() { cancel(ErrTimeout) })
 	}
-	var got, wrote atomic.Bool
+	var got, wrote, reused atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			got.Store(true)
+			reused.Store(info.Reused)
 			a, ok := info.Conn.RemoteAddr().(*net.TCPAddr)
 			if !ok {
 				return
@@ -138,6 +149,18 @@ func (w *h2wire) do(ctx context.Context, call *h1call) (*Response, error) {
 		op := "dial"
 		if got.Load() {
 			op = "read head"
+		}
+		if !got.Load() || !reused.Load() {
+			if late := refusedLate(w.tr.TLSClientConfig, err); late != nil {
+				return nil, &Error{Op: "dial", Err: late}
+			}
+		}
+		if !wrote.Load() {
+			if why := handshakeError(w.tr.TLSClientConfig, err); why != nil {
+				return nil, &Error{Op: "dial", Err: why}
+			} else if why := hungUp(err); why != nil && !got.Load() {
+				err = why
+			}
 		}
 		return nil, &Error{Op: op, Sent: wrote.Load(), Err: err}
 	}

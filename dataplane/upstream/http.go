@@ -114,8 +114,36 @@ func (e *endpoint) send(ctx context.Context, r *Request, to *url.URL, line strin
 	u := *to
 	out := policy.Outbound{Method: r.Method, URL: &u, Header: r.Header, Body: r.Body, Call: &r.Call}
 	if err := e.t.Policy.Outgoing(ctx, &out); err != nil {
-		return nil, e.error(&Error{Op: "authenticate", Err: err})
+		return nil, e.unready(ctx, err)
 	}
+	res, err := e.exchange(ctx, r, &out, to, line)
+	if err != nil || res.Status != http.StatusUnauthorized {
+		return res, err
+	}
+	// A 401 says that nothing was done. A token may have ended before its time.
+	again, err := e.t.Policy.Renew(ctx, &out)
+	if !again && err == nil {
+		return res, nil
+	}
+	_ = res.Body.Close()
+	if err != nil {
+		return nil, e.unready(ctx, err)
+	}
+	return e.exchange(ctx, r, &out, to, line)
+}
+
+// unready is why a request was not sent: what it must carry could not be had.
+func (e *endpoint) unready(ctx context.Context, err error) error {
+	named := e.error(&Error{Op: "authenticate", Err: err})
+	if _, own := errors.AsType[*policy.CredentialError](err); own && ctx.Err() == nil {
+		e.health.failed(named)
+	}
+	return named
+}
+
+// exchange sends a request that is ready.
+func (e *endpoint) exchange(ctx context.Context, r *Request, out *policy.Outbound, to *url.URL, line string) (*Response, error) {
+	u := out.URL
 	if u.RawQuery != to.RawQuery || u.Path != to.Path || u.RawPath != to.RawPath {
 		line = requestLine(u.RequestURI(), e.host)
 	}

@@ -3,9 +3,9 @@ package policy
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/google/cel-go/common/types"
 	"github.com/google/cel-go/common/types/ref"
@@ -25,9 +25,14 @@ type activation struct {
 	names *readNames
 	list  bool // list phase: what only a call knows is unknown
 
+	// trial is the rule that is tried as if the caller's token had the scopes which the rule names; see [rule.opens].
+	trial *rule
+
 	name, target, method, tenant ref.Val
 	arguments, annotations       ref.Val
+	scopes                       ref.Val
 	invalid                      error // why arguments cannot be read
+	absent                       bool  // an item was read that the call is not about
 }
 
 var activations = sync.Pool{New: func() any { return new(activation) }}
@@ -55,7 +60,18 @@ func (a *activation) ResolveName(name string) (any, bool) {
 	case "mcp", "a2a", "request", "source":
 		return a, true
 	case "jwt":
+		if a.trial != nil && a.trial.anyClaims(a.call.Principal) {
+			return unknown, true
+		}
 		return claims(a.call.Principal), true
+	case "scopes":
+		if a.trial != nil {
+			return toCEL(a.trial.granted(a.call.Principal)), true
+		}
+		if a.scopes == nil {
+			a.scopes = a.call.Principal.scopeList()
+		}
+		return a.scopes, true
 	case "apiKey":
 		return apiKeyMetadata(a.call.Principal), true
 	case "tenant":
@@ -98,9 +114,10 @@ func apiKeyMetadata(p *Principal) ref.Val {
 func (a *activation) ofServer() bool { return a.call.Kind != Agent }
 func (a *activation) ofAgent() bool  { return a.call.Kind == Agent }
 
-var (
-	errOfAgent  = errors.New("mcp: the call is for an A2A agent")
-	errOfServer = errors.New("a2a: the call is for an MCP server")
+const (
+	errOfAgent  = unreadable("mcp.method, and the call is for an A2A agent; ask has(mcp.method) first")
+	errOfServer = unreadable("a2a, and the call is for an MCP server; ask has(a2a.method) first")
+	errNoSkill  = unreadable("a2a.skill, and the caller names none; ask has(a2a.skill) first")
 )
 
 // getAgentMethod is unknown on a card, whose skills can be called by several methods.
@@ -119,7 +136,7 @@ func (a *activation) getSkill() (any, error) {
 	case !a.ofAgent():
 		return nil, errOfServer
 	case a.call.Name == "":
-		return nil, errors.New("a2a.skill: the caller names none")
+		return nil, errNoSkill
 	}
 	return a.getName()
 }
@@ -159,7 +176,7 @@ func (a *activation) getArguments() (any, error) {
 }
 
 func (a *activation) readArguments() ref.Val {
-	if len(a.call.Arguments) == 0 {
+	if len(a.call.Arguments) == 0 || string(a.call.Arguments) == "null" { // as some SDKs write no arguments
 		return emptyMap
 	}
 	if len(a.call.Arguments) > maxArgumentsSize {
@@ -174,9 +191,14 @@ func (a *activation) readArguments() ref.Val {
 	return toCEL(m)
 }
 
+// hasAnnotations: null is what some servers write for none.
+func (a *activation) hasAnnotations() bool {
+	return len(a.call.Annotations) > 0 && a.call.Annotations[0] != 'n'
+}
+
 func (a *activation) getAnnotations() (any, error) {
 	if a.annotations == nil {
-		if a.call.Annotations == nil {
+		if !a.hasAnnotations() {
 			return nil, errors.New("mcp.tool.annotations: the target has listed none")
 		}
 		m, err := decodeObject(a.call.Annotations, nil)
@@ -189,7 +211,18 @@ func (a *activation) getAnnotations() (any, error) {
 	return a.annotations, nil
 }
 
-var errNoRequest = errors.New("request: the call came without an HTTP request")
+const errNoRequest = unreadable("request, and the call came without an HTTP request")
+
+// getStartTime is when the request began, the same for all rules and items of it.
+func (a *activation) getStartTime() (any, error) {
+	if a.call.HTTP == nil {
+		return nil, errNoRequest
+	}
+	if a.call.Start.IsZero() {
+		a.call.Start = time.Now()
+	}
+	return types.Timestamp{Time: a.call.Start.UTC()}, nil
+}
 
 func (a *activation) getRequest(field string) (any, error) {
 	r := a.call.HTTP
@@ -217,18 +250,4 @@ func (a *activation) getRequest(field string) (any, error) {
 		return headers{r.Header}, nil
 	}
 	return nil, fmt.Errorf("request.%s: no such field", field)
-}
-
-func (a *activation) getSource(field string) (any, error) {
-	if a.call.HTTP == nil {
-		return nil, errNoRequest
-	}
-	peer, err := netip.ParseAddrPort(a.call.HTTP.RemoteAddr)
-	if err != nil {
-		return nil, errors.New("source: the peer's address is not known")
-	}
-	if field == "port" {
-		return types.Int(peer.Port()), nil
-	}
-	return types.String(peer.Addr().Unmap().WithZone("").String()), nil
 }

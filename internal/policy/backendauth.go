@@ -1,21 +1,22 @@
 package policy
 
 import (
-	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"regexp"
 	"strings"
 
+	"github.com/sluicegate/sluice/internal/credential"
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
 
-// backendAuth is how the proxy authenticates to a target over HTTP.
+// backendAuth is how the proxy authenticates to a target over HTTP. At most one of its fields is set.
 type backendAuth struct {
 	credentials []placed
 	passthrough *location
+	token       *tokenAuth // gcp, azure, oauth, tokenExchange
+	aws         *awsAuth
 }
 
 type placed struct {
@@ -28,7 +29,11 @@ var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // compileBackendAuth returns what goes into requests, or into the environment of a stdio child.
 func compileBackendAuth(a *policyv1.BackendAuth, t Transport, r Resolver, field string, errs *problems) (*backendAuth, []string) {
-	if t == Stdio && a.GetEnv() == "" && a.GetPassthrough() == nil && !isCloudAuth(a) {
+	if method := methodName(a); method != "" && method != "key" && (t == Stdio || t == anyTransport && a.GetEnv() != "") {
+		errs.add(field+"."+method, "%s; use `key` with `env`", needsRequests[method])
+		return nil, nil
+	}
+	if t == Stdio && a.GetEnv() == "" {
 		errs.add(field+".env", "is needed on a stdio target: name the child's environment variable that receives the credential")
 		return nil, nil
 	}
@@ -48,16 +53,53 @@ func compileBackendAuth(a *policyv1.BackendAuth, t Transport, r Resolver, field 
 		}
 		return nil, compileChildEnv(a.GetEnv(), m.Key, credentials, field+".key", errs)
 	case *policyv1.BackendAuth_Passthrough:
-		if t == Stdio || a.GetEnv() != "" {
-			errs.add(field+".passthrough", "sends on each caller's token, and a stdio child has no place to receive it; use `key` with `env`")
-			return nil, nil
-		}
 		l := compileLocation(m.Passthrough.GetLocation(), field+".passthrough.location", errs)
 		return &backendAuth{passthrough: &l}, nil
-	case nil:
-		errs.add(field, "says no method; write one of `key` and `passthrough`")
+	case *policyv1.BackendAuth_Basic:
+		return &backendAuth{credentials: compileBasic(m.Basic, r, field+".basic", errs)}, nil
+	case *policyv1.BackendAuth_Aws:
+		return &backendAuth{aws: compileAWS(m.Aws, r, field+".aws", errs)}, nil
+	case *policyv1.BackendAuth_Gcp:
+		return &backendAuth{token: compileGCP(m.Gcp, r, field+".gcp", errs)}, nil
+	case *policyv1.BackendAuth_Azure:
+		return &backendAuth{token: compileAzure(m.Azure, r, field+".azure", errs)}, nil
+	case *policyv1.BackendAuth_Oauth:
+		return &backendAuth{token: compileOauth(m.Oauth, r, field+".oauth", errs)}, nil
+	case *policyv1.BackendAuth_TokenExchange:
+		return &backendAuth{token: compileExchange(m.TokenExchange, r, field+".tokenExchange", errs)}, nil
+	default:
+		errs.add(field, "says no method; write one of %s", quoteList(authMethods()))
 	}
-	return nil, nil // aws, gcp and azure: see Unenforced
+	return nil, nil
+}
+
+// needsRequests says why a method means nothing on a stdio target, whose child gets what it gets when it starts.
+var needsRequests = map[string]string{
+	"passthrough":   "sends on each caller's token, and a stdio child has no place to receive it",
+	"basic":         "is a header of HTTP requests, and a stdio child gets none",
+	"aws":           "signs HTTP requests, and a stdio child gets none",
+	"gcp":           "obtains tokens that expire, and a stdio child has no place to receive a new one",
+	"azure":         "obtains tokens that expire, and a stdio child has no place to receive a new one",
+	"oauth":         "obtains tokens that expire, and a stdio child has no place to receive a new one",
+	"tokenExchange": "obtains a token for each caller, and a stdio child has no place to receive it",
+}
+
+// methodName is the YAML name of the method that is set, or empty.
+func methodName(a *policyv1.BackendAuth) string {
+	m := a.ProtoReflect()
+	if f := m.WhichOneof(m.Descriptor().Oneofs().ByName("method")); f != nil {
+		return f.JSONName()
+	}
+	return ""
+}
+
+func authMethods() []string {
+	fields := (&policyv1.BackendAuth{}).ProtoReflect().Descriptor().Oneofs().ByName("method").Fields()
+	var names []string
+	for i := range fields.Len() {
+		names = append(names, fields.Get(i).JSONName())
+	}
+	return names
 }
 
 func compileKey(k *policyv1.KeyAuth, r Resolver, field string, errs *problems) []placed {
@@ -111,75 +153,108 @@ func compileChildEnv(name string, k *policyv1.KeyAuth, credentials []placed, fie
 	return []string{name + "=" + credentials[0].value.Reveal()}
 }
 
-func isCloudAuth(a *policyv1.BackendAuth) bool {
-	return a.GetAws() != nil || a.GetGcp() != nil || a.GetAzure() != nil
+// compileBasic makes RFC 7617's header of a name and a password.
+func compileBasic(b *policyv1.BasicCredential, r Resolver, field string, errs *problems) []placed {
+	control := func(r rune) bool { return r < ' ' || r == 0x7f }
+	switch name := b.GetUsername(); {
+	case name == "":
+		errs.add(field+".username", "is missing")
+	case strings.Contains(name, ":") || strings.ContainsFunc(name, control):
+		errs.add(field+".username", "holds a colon or a control character, which no user name may (RFC 7617)")
+	}
+	p := placed{location: location{header: "Authorization", prefix: "Basic "}}
+	password, known := r.secret(b.GetPassword(), field+".password", errs)
+	if strings.ContainsFunc(password, control) {
+		errs.add(field+".password", "holds a control character, which no password may (RFC 7617)")
+	}
+	p.unknown = !known
+	p.value = Secret{base64.StdEncoding.EncodeToString([]byte(b.GetUsername() + ":" + password))}
+	return []placed{p}
 }
 
-// checkCloudAuth checks the shape of methods that are not enforced yet.
-func checkCloudAuth(a *policyv1.BackendAuth, field string, errs *problems) {
-	if aws := a.GetAws(); aws != nil && (aws.GetAccessKeyId() == nil) != (aws.GetSecretAccessKey() == nil) {
-		errs.add(field+".aws", "needs both `accessKeyId` and `secretAccessKey`, or neither")
+// secret resolves c. It is not known where its value is elsewhere, and where something is wrong, which errs tells.
+func (r Resolver) secret(c *policyv1.Credential, field string, errs *problems) (value string, known bool) {
+	s, err := r.credential(c)
+	switch {
+	case errors.Is(err, ErrUnknown):
+		return "", false
+	case err != nil:
+		errs.add(field, "%v", err)
+		return "", false
 	}
-	if gcp := a.GetGcp(); gcp != nil {
-		switch gcp.GetType() {
-		case "idToken", "", "accessToken":
-		default:
-			errs.add(field+".gcp.type", "%q is neither idToken nor accessToken", gcp.GetType())
-		}
-		if gcp.GetType() != "idToken" && gcp.GetAudience() != "" {
-			errs.add(field+".gcp.audience", "belongs to `type: idToken`")
-		}
+	return s.Reveal(), true
+}
+
+// optional is secret for one that may be unset: then it is known to be empty.
+func (r Resolver) optional(c *policyv1.Credential, field string, errs *problems) (value string, known bool) {
+	if c == nil {
+		return "", true
 	}
-	if az := a.GetAzure(); az != nil {
-		n := 0
-		for _, set := range []bool{az.GetExplicitConfig() != nil, az.GetImplicit() != nil, az.GetDeveloperImplicit() != nil} {
-			if set {
-				n++
-			}
-		}
-		if n > 1 {
-			errs.add(field+".azure", "says more than one of `explicitConfig`, `implicit` and `developerImplicit`")
-		}
+	return r.secret(c, field, errs)
+}
+
+// identity asks for the power to act as the proxy itself at a cloud.
+func (r Resolver) identity(cloud, field string, errs *problems) {
+	if r.Identity == nil {
+		return
+	}
+	if err := r.Identity(cloud); err != nil && !errors.Is(err, ErrUnknown) {
+		errs.add(field, "%v", err)
 	}
 }
 
-// Outbound is a request on its way to a target.
-type Outbound struct {
-	Method string
-	URL    *url.URL // the caller's own copy; nil: it cannot change
-	Header http.Header
-	Body   []byte
-	Call   *Call // who calls, and for what
+// scope is within what a policy's credentials are obtained; cloud is whose identity they may use, if any.
+func (r Resolver) scope(cloud string) credential.Scope {
+	s := credential.Scope{Tenant: r.Tenant, Powers: r.Grants.String(), Dial: r.Grants.DialContext}
+	if cloud != "" {
+		s.Identity = r.Grants.dialIdentity(cloud)
+	}
+	return s
 }
 
-// Outgoing makes a request ready: requestHeaderModifier, then backendAuth, so that no header replaces a credential. It
-// changes o's Header and URL. An error names what could not be had; the request must not be sent then. Under passthrough
-// a caller without a verified token sends none: the target answers as to anyone.
-func (t *Target) Outgoing(ctx context.Context, o *Outbound) error {
-	if t == nil {
+// tokens is where they are kept; nil where nothing is ever fetched.
+func (r Resolver) tokens() *credential.Store {
+	if r.Runtime == nil {
 		return nil
 	}
-	if err := t.request.apply(o.Header, o.Call); err != nil {
-		return err
-	}
-	if t.auth == nil {
-		return nil
-	}
-	for _, c := range t.auth.credentials {
-		if c.unknown {
-			return errors.New("backendAuth: the credential is not known here")
-		}
-		if !c.location.put(o.Header, o.URL, c.value.Reveal()) {
-			return errors.New("backendAuth: the credential belongs into a URL that cannot change")
-		}
-	}
-	if l, p := t.auth.passthrough, o.Call.Principal; l != nil && p != nil && !p.Token.IsZero() {
-		if !l.put(o.Header, o.URL, p.Token.Reveal()) {
-			return errors.New("backendAuth: the token belongs into a URL that cannot change")
-		}
-	}
-	return nil
+	return &r.Runtime.tokens
 }
 
-// Passthrough reports whether callers' tokens are sent on, so that the target's 401 is for them to read.
-func (t *Target) Passthrough() bool { return t != nil && t.auth != nil && t.auth.passthrough != nil }
+// BackendAuthNeeds finds what a needs of the proxies beyond its credentials: of which clouds' identities, by the field that uses
+// it, and which URLs they ask. Fields are below the policy; what only its secrets' values tell is found at compile.
+func BackendAuthNeeds(a *policyv1.BackendAuth) (identities, urls map[string]string) {
+	identities, urls = map[string]string{}, map[string]string{}
+	client := func(field string, c *policyv1.OauthClient) { urls[field+".client.tokenUrl"] = c.GetTokenUrl() }
+	switch m := a.GetMethod().(type) {
+	case *policyv1.BackendAuth_Aws:
+		urls["aws.stsEndpoint"] = m.Aws.GetStsEndpoint()
+		if m.Aws.GetAccessKeyId() == nil && m.Aws.GetSecretAccessKey() == nil && m.Aws.GetWebIdentity() == nil {
+			identities["aws"] = "aws"
+		}
+	case *policyv1.BackendAuth_Gcp:
+		if m.Gcp.GetCredential() == nil {
+			identities["gcp"] = "gcp"
+		}
+	case *policyv1.BackendAuth_Azure:
+		e := m.Azure.GetExplicitConfig()
+		w := e.GetWorkloadIdentity()
+		switch {
+		case e == nil:
+			identities["azure"] = "azure"
+		case e.GetManagedIdentity() != nil:
+			identities["azure.explicitConfig.managedIdentity"] = "azure"
+		case w != nil && w.GetToken() == nil:
+			identities["azure.explicitConfig.workloadIdentity"] = "azure"
+		}
+		urls["azure.explicitConfig.clientSecret.authorityHost"] = e.GetClientSecret().GetAuthorityHost()
+		urls["azure.explicitConfig.workloadIdentity.authorityHost"] = w.GetAuthorityHost()
+	case *policyv1.BackendAuth_Oauth:
+		client("oauth", m.Oauth.GetClient())
+	case *policyv1.BackendAuth_TokenExchange:
+		client("tokenExchange", m.TokenExchange.GetClient())
+		if actor := m.TokenExchange.GetActor().GetClientCredentials(); actor != nil {
+			client("tokenExchange.actor.clientCredentials", actor.GetClient())
+		}
+	}
+	return identities, urls
+}

@@ -1,6 +1,9 @@
 package policy
 
-import "net/http"
+import (
+	"net/http"
+	"time"
+)
 
 // ItemKind is what a call is about.
 type ItemKind int
@@ -22,9 +25,10 @@ type Call struct {
 	Method    string        // MCP method, of an agent A2A method; not read by AdmitList
 	Target    string        // the target's own name
 	HTTP      *http.Request // request.*, source.*; nil: reading them is an error
+	Start     time.Time     // request.startTime; zero: now
 	Kind      ItemKind
 	Name      string // the target's own, without a prefix; a URI for resources
-	Arguments []byte // raw JSON object of a tool call; nil: no arguments, which rules see as {}
+	Arguments []byte // raw JSON object of a tool call; nil, or null: no arguments, which rules see as {}
 	// Annotations is the raw JSON object of the target's last list. Nil: absent, reading it is an error.
 	Annotations []byte
 }
@@ -34,6 +38,9 @@ type Verdict struct {
 	Allowed bool
 	Rule    string // place of the rule that decided, for the log line; empty where no policy applies
 	Explain bool   // the policy lets a refusal name its rule (explainDenials)
+	// Scopes is set where the call is refused by rules with `scope` alone: a token that also has these scopes would be
+	// let in, as far as the rules can tell. Those of all such rules, in their order, each once.
+	Scopes []string
 	// Invalid is set, and the call refused, if a rule had to read arguments that hold a key twice, a key that
 	// differs from a read one in case alone, or are no strict JSON: answer -32600.
 	Invalid error

@@ -1,13 +1,13 @@
 package policy
 
 import (
+	"crypto/x509"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
+	_ "time/tzdata" // rules name time zones, and a proxy's image may hold no data of them
 
 	"github.com/google/cel-go/cel"
-	"github.com/google/cel-go/checker"
 	"github.com/google/cel-go/common/types"
 	"github.com/google/cel-go/common/types/ref"
 	"github.com/google/cel-go/ext"
@@ -26,13 +26,18 @@ const (
 	varName // of the item, and its target
 	varArguments
 	varAnnotations
+	varScopes
+	varTime
 	varAgentMethod
 	varSkill
 )
 
+// varCaller is what depends on who calls, from where and when.
+const varCaller = varJWT | varAPIKey | varScopes | varSource | varRequest
+
 // roots are the variables by the names that [Target.Reads] takes.
 var roots = map[string]variable{
-	"jwt": varJWT, "apiKey": varAPIKey, "source": varSource, "request": varRequest, "tenant": varTenant,
+	"jwt": varJWT, "apiKey": varAPIKey, "scopes": varScopes, "source": varSource, "request": varRequest, "tenant": varTenant,
 	"mcp.method": varMethod, "mcp.tool.arguments": varArguments, "mcp.tool.annotations": varAnnotations,
 	"a2a.method": varAgentMethod, "a2a.skill": varSkill,
 }
@@ -66,7 +71,7 @@ var objects = map[string]map[string]field{
 		"name":        {cel.StringType, varName, (*activation).getName, nil},
 		"target":      {cel.StringType, varName, (*activation).getTarget, nil},
 		"arguments":   {anyMap, varArguments, (*activation).getArguments, nil},
-		"annotations": {anyMap, varAnnotations, (*activation).getAnnotations, func(a *activation) bool { return a.call.Annotations != nil }},
+		"annotations": {anyMap, varAnnotations, (*activation).getAnnotations, (*activation).hasAnnotations},
 	},
 	"sluice.item": {
 		"name":   {cel.StringType, varName, (*activation).getName, nil},
@@ -75,21 +80,45 @@ var objects = map[string]map[string]field{
 	"sluice.request": {
 		"method": requestField("method"), "scheme": requestField("scheme"), "host": requestField("host"), "path": requestField("path"),
 		"pathAndQuery": requestField("pathAndQuery"), "uri": requestField("uri"),
-		"headers": {cel.MapType(cel.StringType, cel.StringType), varRequest, func(a *activation) (any, error) { return a.getRequest("headers") }, nil},
+		"headers":   {cel.MapType(cel.StringType, cel.StringType), varRequest, func(a *activation) (any, error) { return a.getRequest("headers") }, nil},
+		"startTime": {cel.TimestampType, varRequest | varTime, (*activation).getStartTime, nil},
 	},
 	"sluice.source": {
 		"address": {cel.StringType, varSource, func(a *activation) (any, error) { return a.getSource("address") }, nil},
 		"port":    {cel.IntType, varSource, func(a *activation) (any, error) { return a.getSource("port") }, nil},
+		// Of the certificate that the caller showed and the listener verified.
+		"certificate": {cel.ObjectType("sluice.certificate"), varSource, func(a *activation) (any, error) {
+			if a.certificate() == nil {
+				return nil, errNoCertificate
+			}
+			return a, nil
+		}, func(a *activation) bool { return a.certificate() != nil }},
+		"spiffeId":  certificateText("spiffeId", spiffeID),
+		"issuer":    certificateText("issuer", func(c *x509.Certificate) string { return c.Issuer.String() }),
+		"subject":   certificateText("subject", func(c *x509.Certificate) string { return c.Subject.String() }),
+		"subjectCn": certificateText("subjectCn", func(c *x509.Certificate) string { return c.Subject.CommonName }),
+		"subjectAltNames": {cel.ListType(cel.StringType), varSource, func(a *activation) (any, error) {
+			c := a.certificate()
+			if c == nil {
+				return nil, errNoCertificate
+			}
+			return types.NewStringList(types.DefaultTypeAdapter, subjectAltNames(c)), nil
+		}, func(a *activation) bool { return a.certificate() != nil }},
+	},
+	"sluice.certificate": {
+		"sha256":       certificateText("certificate.sha256", fingerprint),
+		"serialNumber": certificateText("certificate.serialNumber", func(c *x509.Certificate) string { return c.SerialNumber.Text(16) }),
 	},
 }
 
 // object is a field that is there for calls about some kinds of items alone. Reading it for others is an
 // error, so rules ask has(mcp.tool) first.
 func object(typeName, path string, kinds ...ItemKind) field {
-	absent := fmt.Errorf("%s: the call is about something else", path)
+	absent := unreadable(path + ", and the call is about something else; ask has(" + path + ") first")
 	isSet := func(a *activation) bool { return slices.Contains(kinds, a.call.Kind) }
 	return field{cel.ObjectType(typeName), varName, func(a *activation) (any, error) {
 		if !isSet(a) {
+			a.absent = true
 			return nil, absent
 		}
 		return a, nil
@@ -161,7 +190,7 @@ func (p *provider) NewValue(name string, fields map[string]ref.Val) ref.Val {
 }
 
 // environment is CEL's standard library, the network functions (cidr, ip) and our variables. Functions that
-// can make a long string of short ones (replace, format) stay out.
+// can make a long string of short ones (replace, format) stay out, and patterns are matched within bounds: see matches.
 var environment = sync.OnceValues(func() (*cel.Env, error) {
 	return cel.NewEnv(
 		ext.Network(),
@@ -174,52 +203,12 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 		cel.Variable("source", cel.ObjectType("sluice.source")),
 		cel.Variable("jwt", anyMap),
 		cel.Variable("apiKey", anyMap),
+		cel.Variable("scopes", cel.ListType(cel.StringType)),
 		cel.Variable("tenant", cel.StringType),
+		patterns,
 		cel.CrossTypeNumericComparisons(true),
 		cel.ParserExpressionSizeLimit(16<<10),
 		cel.ParserRecursionLimit(64),
-		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals()),
+		cel.ASTValidators(cel.ValidateDurationLiterals(), cel.ValidateTimestampLiterals()),
 	)
 })
-
-// A rule whose cost has a bound of its own runs without being watched, for watching costs more than most
-// rules do. All others (nested loops over what a stranger sent, say) stop at a limit, in error.
-const (
-	freeCost = 10_000_000 // an upper bound on worst inputs: milliseconds
-	maxCost  = 100_000    // counted while running
-)
-
-// sizes bounds what variables hold, by limits that hold elsewhere: tokens and names have one here,
-// arguments in readArguments, headers in net/http.
-type sizes struct{}
-
-func (sizes) EstimateSize(n checker.AstNode) *checker.SizeEstimate {
-	limit := uint64(maxArgumentsSize)
-	if path := n.Path(); len(path) > 0 {
-		switch path[0] {
-		case "jwt", "apiKey":
-			limit = maxTokenSize
-		case "request":
-			limit = 1 << 20
-		case "source", "tenant":
-			limit = 1 << 10
-		case "a2a":
-			limit = maxNameSize
-		case "mcp":
-			if !strings.HasPrefix(strings.Join(path, "."), "mcp.tool.a") { // arguments, annotations
-				limit = maxNameSize
-			}
-		}
-	}
-	return &checker.SizeEstimate{Max: limit}
-}
-
-func (sizes) EstimateCallCost(string, string, *checker.AstNode, []checker.AstNode) *checker.CallEstimate {
-	return nil
-}
-
-// bounded reports whether ast costs little whatever it reads.
-func bounded(env *cel.Env, ast *cel.Ast) bool {
-	cost, err := env.EstimateCost(ast, sizes{})
-	return err == nil && cost.Max <= freeCost
-}

@@ -19,6 +19,7 @@ type Grants struct {
 	words             []string
 	private, metadata bool
 	stdio, file, env  []string // patterns; "*" alone is everything
+	identity          []string // clouds; "*" is any
 }
 
 // ParseGrants reads grants, each of which may be several separated by commas:
@@ -28,7 +29,8 @@ type Grants struct {
 //	stdio=npx          a command of stdio targets, as the configuration writes it
 //	file=/etc/sluice/* a file that proxies read: * stays within a directory, ** does not
 //	env=SVC_*          an environment variable of proxies; stdio children inherit those granted, beside PATH and the like
-//	stdio, file, env   any of the kind; so does stdio=* …
+//	identity=aws       the identity that the proxy itself has at a cloud: aws, gcp or azure
+//	stdio, file, env, identity   any of the kind; so does stdio=* …
 //	*                  everything but metadata
 //
 // A variable of the proxy's own (SLUICE_*) is granted by a pattern that begins so, and by nothing else.
@@ -61,7 +63,7 @@ func (g *Grants) parse(word string) error {
 		if with {
 			return fmt.Errorf("takes no value; write %s alone", kind)
 		}
-	case "stdio", "file", "env":
+	case "stdio", "file", "env", "identity":
 		if pattern == "" {
 			return fmt.Errorf("has no value; write %s=NAME, or %s alone for any", kind, kind)
 		}
@@ -69,7 +71,7 @@ func (g *Grants) parse(word string) error {
 			return errors.New("is no pattern: a [ or \\ stands for something else in it")
 		}
 	default:
-		return errors.New("unknown; grants are private-network, metadata, stdio, file, env and *")
+		return errors.New("unknown; grants are private-network, metadata, stdio, file, env, identity and *")
 	}
 	switch kind {
 	case "private-network":
@@ -85,9 +87,15 @@ func (g *Grants) parse(word string) error {
 		g.file = append(g.file, pattern)
 	case "env":
 		g.env = append(g.env, pattern)
+	case "identity":
+		if _, known := identityAddresses[pattern]; !known && pattern != "*" {
+			return fmt.Errorf("is no cloud; write identity=%s, or identity alone for any", strings.Join(sortedKeys(identityAddresses), ", identity="))
+		}
+		g.identity = append(g.identity, pattern)
 	case "*":
 		g.private = true
 		g.stdio, g.file, g.env = append(g.stdio, "*"), append(g.file, "*"), append(g.env, "*")
+		g.identity = append(g.identity, "*")
 	}
 	return nil
 }
@@ -158,6 +166,11 @@ func (g Grants) Env(name string) bool {
 		}
 	}
 	return false
+}
+
+// Identity reports whether policies may act as the proxy itself at a cloud: aws, gcp or azure.
+func (g Grants) Identity(cloud string) bool {
+	return slices.Contains(g.identity, "*") || slices.Contains(g.identity, cloud)
 }
 
 // AddressError refuses an address to dial.
@@ -261,9 +274,38 @@ func prefixes(list ...string) []netip.Prefix {
 	return out
 }
 
+// identityAddresses are where clouds hand out the credentials of a machine, container or pod, at port 80. All are
+// [metadataPrefixes] too.
+var identityAddresses = map[string][]netip.Addr{
+	"aws":   {metadata, netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("169.254.170.2"), netip.MustParseAddr("169.254.170.23"), netip.MustParseAddr("fd00:ec2::23")},
+	"gcp":   {metadata, netip.MustParseAddr("fd20:ce::254")},
+	"azure": {metadata},
+}
+
+var metadata = netip.MustParseAddr("169.254.169.254")
+
+// dialIdentity dials as DialContext does, and also where a cloud hands out credentials, if its identity is granted. Only what
+// asks for nothing but the credential may have it.
+func (g Grants) dialIdentity(cloud string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		return dial(ctx, network, address, func(to netip.AddrPort) error { return g.allowIdentity(cloud, to) })
+	}
+}
+
+func (g Grants) allowIdentity(cloud string, to netip.AddrPort) error {
+	if g.Identity(cloud) && to.Port() == 80 && slices.Contains(identityAddresses[cloud], to.Addr().Unmap().WithZone("")) {
+		return nil
+	}
+	return g.Dial(to.Addr())
+}
+
 // DialContext dials like net.Dialer, tcp alone, and connects to no address that Dial refuses. It looks at
 // the very address of each connection attempt, so what a name resolves to later changes nothing.
 func (g Grants) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return dial(ctx, network, address, func(to netip.AddrPort) error { return g.Dial(to.Addr()) })
+}
+
+func dial(ctx context.Context, network, address string, allowed func(netip.AddrPort) error) (net.Conn, error) {
 	switch network {
 	case "tcp", "tcp4", "tcp6":
 	default:
@@ -274,7 +316,7 @@ func (g Grants) DialContext(ctx context.Context, network, address string) (net.C
 		if err != nil {
 			return fmt.Errorf("dial %s: no address", address)
 		}
-		return g.Dial(to.Addr())
+		return allowed(to)
 	}}
 	return d.DialContext(ctx, network, address)
 }

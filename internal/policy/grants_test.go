@@ -97,6 +97,55 @@ func TestDial(t *testing.T) {
 	}
 }
 
+func TestGrantsOfIdentities(t *testing.T) {
+	for words, want := range map[string]string{"": "", "private-network,metadata": "", "identity=aws": "aws", "identity=aws,identity=azure": "aws azure", "identity": "aws gcp azure", "identity=*": "aws gcp azure", "*": "aws gcp azure"} {
+		g := grants(t, words)
+		var got []string
+		for _, cloud := range []string{"aws", "gcp", "azure", "", "*"} {
+			if g.Identity(cloud) && len(cloud) > 1 {
+				got = append(got, cloud)
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%q grants %v, want %s", words, got, want)
+		}
+	}
+	for _, word := range []string{"identity=", "identity=ibm", "identity=aws*", "Identity"} {
+		if _, err := ParseGrants([]string{word}); err == nil {
+			t.Errorf("%q is a grant", word)
+		}
+	}
+}
+
+// A cloud's identity opens where that cloud hands out credentials, at its port, and nothing else.
+func TestDialIdentity(t *testing.T) {
+	for _, tt := range []struct {
+		words, cloud, address string
+		allowed               bool
+	}{
+		{"identity=aws", "aws", "169.254.169.254:80", true},
+		{"identity=aws", "aws", "169.254.170.2:80", true},
+		{"identity=aws", "aws", "[::ffff:169.254.169.254]:80", true},
+		{"identity=aws", "aws", "169.254.169.254:8080", false},
+		{"identity=aws", "aws", "169.254.169.253:80", false},
+		{"identity=aws", "aws", "100.100.100.200:80", false},
+		{"identity=aws", "aws", "10.0.0.1:80", false},
+		{"identity=gcp", "gcp", "169.254.170.2:80", false},
+		{"identity=gcp", "aws", "169.254.169.254:80", false},
+		{"private-network", "aws", "169.254.169.254:80", false},
+		{"", "azure", "169.254.169.254:80", false},
+	} {
+		g := grants(t, tt.words)
+		err := g.allowIdentity(tt.cloud, netip.MustParseAddrPort(tt.address))
+		if (err == nil) != tt.allowed {
+			t.Errorf("%q: %s of %s: %v", tt.words, tt.address, tt.cloud, err)
+		}
+		if g.Dial(netip.MustParseAddrPort(tt.address).Addr()) == nil {
+			t.Errorf("%q: %s is open to everything", tt.words, tt.address)
+		}
+	}
+}
+
 func TestDialContextChecksWhatItConnects(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -221,6 +221,7 @@ func hasAudience(claim any, audience string) bool {
 func newPrincipal(issuer string, claims map[string]any, token string, hash [sha256.Size]byte) *Principal {
 	expires, _ := numericDate(claims["exp"])
 	p := &Principal{Claims: claims, Token: NewSecret(token), Expires: expires, jwt: toCEL(claims)}
+	p.scopes = scopeList(scopesOf(p))
 	sub, _ := claims["sub"].(string)
 	p.Name = sub
 	if sub == "" {

@@ -110,20 +110,6 @@ func Unenforced(p *policyv1.Policies) []FieldError {
 	if p.GetAi() != nil {
 		refuse("ai")
 	}
-	switch p.GetBackendAuth().GetMethod().(type) {
-	case *policyv1.BackendAuth_Aws:
-		refuse("backendAuth.aws")
-	case *policyv1.BackendAuth_Gcp:
-		refuse("backendAuth.gcp")
-	case *policyv1.BackendAuth_Azure:
-		refuse("backendAuth.azure")
-	case *policyv1.BackendAuth_Basic:
-		refuse("backendAuth.basic")
-	case *policyv1.BackendAuth_Oauth:
-		refuse("backendAuth.oauth")
-	case *policyv1.BackendAuth_TokenExchange:
-		refuse("backendAuth.tokenExchange")
-	}
 	for _, k := range []string{"mcpAuthentication", "basicAuth", "localRateLimit", "timeout", "retry"} {
 		i := slices.IndexFunc(kinds, func(info KindInfo) bool { return info.Name == k })
 		if isSet(p, kinds[i]) {

@@ -29,7 +29,7 @@ func TestCheckLevel(t *testing.T) {
 	all := parse(t, `{"cors":{},"jwtAuth":{},"apiKey":{},"mcpAuthorization":{},"backendAuth":{},"backendTLS":{},"requestHeaderModifier":{},"responseHeaderModifier":{},"ai":{},"a2a":{},"mcpAuthentication":{},"basicAuth":{},"localRateLimit":{},"timeout":{},"retry":{}}`).Policies
 	for level, want := range map[Level]string{AtPlatform: "", AtTenant: "", AtListener: "", AtRoute: "",
 		AtBackend: "policies.cors policies.jwtAuth policies.apiKey policies.mcpAuthentication policies.basicAuth",
-		AtTarget: "policies.cors policies.jwtAuth policies.apiKey policies.mcpAuthentication policies.basicAuth policies.timeout"} {
+		AtTarget:  "policies.cors policies.jwtAuth policies.apiKey policies.mcpAuthentication policies.basicAuth policies.timeout"} {
 		var got []string
 		for _, e := range CheckLevel(level, all) {
 			got = append(got, e.Field)
@@ -51,8 +51,8 @@ func TestCheckIsFreeOfTransports(t *testing.T) {
 		`{"backendAuth":{"key":{"credentials":[{"credential":{"value":"v"}}]},"env":"T"}}`:          "",
 		`{"backendAuth":{"key":{"credentials":[{"credential":{"value":"v"}}]}}}`:                    "",
 		`{"backendAuth":{"key":{"credentials":[{"credential":{"sealed":"f"}}]}}}`:                   "",
-		`{"backendAuth":{"aws":{"region":"x"}},"a2a":{}}`:                                           "",
-		`{"backendAuth":{"aws":{"accessKeyId":{"value":"x"}}}}`:                                     "policies.backendAuth.aws",
+		`{"backendAuth":{"aws":{"region":"x","serviceName":"s3"}},"a2a":{}}`:                        "",
+		`{"backendAuth":{"aws":{"accessKeyId":{"value":"x"},"serviceName":"s3"}}}`:                  "policies.backendAuth.aws",
 		`{"ai":{"promptGuard":{"request":[{"regex":{"rules":[{"pattern":"("}]}}]}}}`:                "policies.ai.promptGuard.request[0].regex.rules[0].pattern",
 		`{"ai":{"promptGuard":{"response":[{"regex":{"rules":[{"builtin":"x"}]}}]}}}`:               "policies.ai.promptGuard.response[0].regex.rules[0].builtin",
 		`{"ai":{"promptGuard":{"request":[{"regex":{"action":"x","rules":[{"builtin":"ssn"}]}}]}}}`: "policies.ai.promptGuard.request[0].regex.action",

@@ -172,8 +172,6 @@ func TestRefusedAtCompile(t *testing.T) {
 		{`{"backendAuth":{"passthrough":{},"env":"T"}}`, Stdio, "policies.backendAuth.passthrough", "stdio child"},
 		{`{"backendAuth":{"passthrough":{}}}`, Stdio, "policies.backendAuth.passthrough", "stdio child"},
 		{`{"backendAuth":{"key":{"credentials":[{"credential":{"value":"a"},"location":{"cookie":{"name":"k"}}}]},"env":"T"}}`, Stdio, "policies.backendAuth.key.location", "HTTP request"},
-		{`{"backendAuth":{"aws":{}}}`, HTTP, "policies.backendAuth.aws", "not enforced"},
-		{`{"backendAuth":{"gcp":{}}}`, Stdio, "policies.backendAuth.gcp", "not enforced"},
 		{`{"ai":{}}`, HTTP, "policies.ai", "not enforced"},
 	} {
 		_, err := CompileTarget(parse(t, tt.policies), tt.transport, testResolver)

@@ -33,6 +33,8 @@ type Resolver struct {
 	File   func(path string) ([]byte, error)
 	Env    func(name string) (string, error)
 	Jwks   func(url string) ([]byte, error)
+	// Identity returns nil if the policy may act as the proxy itself at a cloud: aws, gcp or azure.
+	Identity func(cloud string) error
 	// Tenant owns the policy.
 	Tenant string
 	// Grants are the tenant's local powers, within which policies dial.
@@ -121,8 +123,9 @@ type Target struct {
 	childEnv []string
 	digest   string
 
-	readsArguments, readsPrincipal bool
-	argumentNames                  *readNames // what rules read of arguments
+	readsArguments, readsPrincipal, readsTime bool
+	perCaller, perRequest                     bool
+	argumentNames                             *readNames // what rules read of arguments
 }
 
 // CompileRoute builds the route-phase kinds of p; others are left alone. A nil p is a policy with no kinds.
@@ -163,7 +166,8 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	target.argumentNames = &readNames{}
 	for _, a := range target.authz {
 		target.readsArguments = target.readsArguments || a.reads(varArguments)
-		target.readsPrincipal = target.readsPrincipal || a.reads(varJWT|varAPIKey|varSource|varRequest)
+		target.readsPrincipal = target.readsPrincipal || a.reads(varCaller)
+		target.readsTime = target.readsTime || a.reads(varTime)
 		for _, r := range a.rules() {
 			if r.reads&varArguments != 0 {
 				for _, name := range r.literals {
@@ -176,7 +180,7 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 		target.request = compileHeaderModifier(m, "policies.requestHeaderModifier", &errs)
 	}
 	if m := policies.GetResponseHeaderModifier(); m != nil && applies("responseHeaderModifier", t) {
-		target.response = compileHeaderModifier(m, "policies.responseHeaderModifier", &errs)
+		target.response = compileAnswerModifier(m, "policies.responseHeaderModifier", &errs)
 	}
 	if a := policies.GetBackendAuth(); a != nil {
 		target.auth, target.childEnv = compileBackendAuth(a, t, r, "policies.backendAuth", &errs)
@@ -190,6 +194,7 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	if err := errs.err(); err != nil {
 		return nil, err
 	}
+	target.depends(policies.GetBackendAuth())
 	return target, nil
 }
 
@@ -205,10 +210,6 @@ func Check(p *policyv1.Policies, r Resolver) error {
 	}
 	if effective.Policies != nil {
 		effective.Policies.Ai = nil
-		checkCloudAuth(effective.Policies.BackendAuth, "policies.backendAuth", &errs)
-		if isCloudAuth(effective.Policies.BackendAuth) {
-			effective.Policies.BackendAuth = nil
-		}
 	}
 	_, targetErr := CompileTarget(effective, anyTransport, r)
 	return errors.Join(routeErr, targetErr, errs.err())

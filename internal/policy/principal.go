@@ -22,7 +22,7 @@ type Principal struct {
 	// Expires is when the token does. Zero: never.
 	Expires time.Time
 
-	jwt, apiKey ref.Val // Claims and APIKey as rules see them, made once; nil: not made
+	jwt, apiKey, scopes ref.Val // Claims, APIKey and the token's scopes as rules see them, made once; nil: not made
 }
 
 // An AuthError refuses a request for what it did not show, or showed wrongly.

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/google/cel-go/cel"
 	"github.com/google/cel-go/common/ast"
@@ -13,12 +14,13 @@ import (
 
 // A rule is one compiled expression.
 type rule struct {
-	program  cel.Program // nil: constant
+	programs programs // nil: constant
 	constant outcome
 	place    string // for the log line, e.g. `backend/tools rules[1]`
 	field    string // for errors, e.g. `policies.mcpAuthorization.rules[1]`
 	reads    variable
 	literals []string // names and strings in it, if it reads arguments
+	scope    []string // what a token lacks whose caller the rule keeps out; nil: the rule says nothing of it
 }
 
 type outcome int
@@ -31,10 +33,10 @@ const (
 )
 
 func (r *rule) eval(a *activation) outcome {
-	if r.program == nil {
+	if r.programs == nil {
 		return r.constant
 	}
-	out, _, err := r.program.Eval(a)
+	out, _, err := r.programs.of(a.call, r.reads).Eval(a)
 	if err != nil {
 		return isError
 	}
@@ -94,11 +96,7 @@ func compileExpression(expression, field, place string, want *cel.Type, errs *pr
 		}
 		return r
 	}
-	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
-	if !bounded(env, checked) {
-		options = append(options, cel.CostLimit(maxCost))
-	}
-	if r.program, err = env.Program(checked, options...); err != nil {
+	if r.programs, err = compilePrograms(env, checked); err != nil {
 		errs.add(field, "%v, in `%s`", err, oneLine(expression))
 		return nil
 	}
@@ -109,11 +107,12 @@ func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 func hint(message string) string {
 	if strings.Contains(message, "undeclared reference") {
-		return "; variables are jwt, apiKey, source, request, tenant, mcp, a2a"
+		return "; variables are jwt, apiKey, scopes, source, request, tenant, mcp, a2a"
 	}
 	if strings.Contains(message, "undefined field") {
 		return "; mcp has method, tool.{name,target,arguments,annotations}, and {prompt,resource,task}.{name,target}; " +
-			"a2a has method, skill, target; request has method, scheme, host, path, pathAndQuery, uri, headers; source has address, port"
+			"a2a has method, skill, target; request has method, scheme, host, path, pathAndQuery, uri, headers, startTime; source has address, port, certificate, " +
+			"spiffeId, subjectAltNames, issuer, subject, subjectCn"
 	}
 	return ""
 }
@@ -156,6 +155,7 @@ func (in *inspection) walk(e ast.Expr, s *scope) {
 		if c.IsMemberFunction() {
 			in.walk(c.Target(), s)
 		}
+		in.zone(c)
 		for _, arg := range c.Args() {
 			in.walk(arg, s)
 		}
@@ -181,6 +181,20 @@ func (in *inspection) walk(e ast.Expr, s *scope) {
 		in.walk(c.LoopCondition(), inner)
 		in.walk(c.LoopStep(), inner)
 		in.walk(c.Result(), accu)
+	}
+}
+
+// zone checks a time zone that a rule names: at run time it would only make the rule fail.
+func (in *inspection) zone(c ast.CallExpr) {
+	if !c.IsMemberFunction() || !zoned(c.FunctionName(), len(c.Args())+1) || c.Args()[0].Kind() != ast.LiteralKind {
+		return
+	}
+	name, ok := c.Args()[0].AsLiteral().(types.String)
+	if !ok || strings.Contains(string(name), ":") { // an offset such as +02:00
+		return
+	}
+	if _, err := time.LoadLocation(string(name)); err != nil {
+		in.wrong = fmt.Sprintf("%q is no time zone; name one such as Europe/Berlin, or an offset such as +02:00", string(name))
 	}
 }
 
@@ -247,13 +261,13 @@ func compileAuthorization(a *policyv1.McpAuthorization, field, level string, err
 	for i, r := range a.GetRules() {
 		var into *[]*rule
 		var expression, kind string
-		switch r := r.GetRule().(type) {
+		switch one := r.GetRule().(type) {
 		case *policyv1.AuthorizationRule_Allow:
-			into, expression, kind = &z.allow, r.Allow, "allow"
+			into, expression, kind = &z.allow, one.Allow, "allow"
 		case *policyv1.AuthorizationRule_Deny:
-			into, expression, kind = &z.deny, r.Deny, "deny"
+			into, expression, kind = &z.deny, one.Deny, "deny"
 		case *policyv1.AuthorizationRule_Require:
-			into, expression, kind = &z.require, r.Require, "require"
+			into, expression, kind = &z.require, one.Require, "require"
 		default:
 			errs.add(fmt.Sprintf("%s.rules[%d]", field, i), "says neither allow, deny nor require")
 			continue
@@ -261,6 +275,7 @@ func compileAuthorization(a *policyv1.McpAuthorization, field, level string, err
 		at := fmt.Sprintf("%s.rules[%d]", field, i)
 		place := strings.TrimSpace(fmt.Sprintf("%s mcpAuthorization.rules[%d] %s", level, i, kind))
 		if compiled := compileRule(expression, at, place, errs); compiled != nil {
+			compiled.compileScope(r.GetScope(), kind, at, errs)
 			*into = append(*into, compiled)
 		}
 	}
@@ -283,7 +298,8 @@ func (z *authorization) reads(any variable) bool {
 
 // decide applies the order of admission: any deny that is true or in error refuses; so does any require
 // that is not true; if there are allow rules, one must be true. What is unknown in a list may yet come out
-// either way, so it refuses nothing there.
+// either way, so it refuses nothing there. Nor does a rule that more scopes would open: what it keeps back is
+// listed, and a call of it is refused with the scopes.
 func (z *authorization) decide(a *activation) Verdict {
 	for _, r := range z.deny {
 		switch got := r.eval(a); {
@@ -292,32 +308,59 @@ func (z *authorization) decide(a *activation) Verdict {
 			return Verdict{Rule: r.place, Explain: z.explain}
 		}
 	}
+	gated := Verdict{Explain: z.explain}
 	for _, r := range z.require {
 		switch got := r.eval(a); {
 		case got == isTrue, got == isUnknown && a.list:
+		case r.opens(a):
+			gated.keepsOut(r)
 		default:
 			return Verdict{Rule: r.place, Explain: z.explain}
 		}
 	}
-	if len(z.allow) == 0 {
-		return Verdict{Allowed: true}
+	allowed, closed := z.allows(a, &gated)
+	switch {
+	case closed:
+		return Verdict{Rule: z.noMatch, Explain: z.explain}
+	case gated.Scopes == nil || a.list:
+		return Verdict{Allowed: true, Rule: allowed}
 	}
+	return gated
+}
+
+// allows looks for an allow rule that is true; closed if there are some, and none is or would be with its scopes.
+func (z *authorization) allows(a *activation, gated *Verdict) (place string, closed bool) {
 	for _, r := range z.allow {
 		switch got := r.eval(a); {
 		case got == isTrue, got == isUnknown && a.list:
-			return Verdict{Allowed: true, Rule: r.place}
+			return r.place, false
 		}
 	}
-	return Verdict{Rule: z.noMatch, Explain: z.explain}
+	closed = len(z.allow) > 0
+	for _, r := range z.allow {
+		if r.opens(a) {
+			gated.keepsOut(r)
+			closed = false
+		}
+	}
+	return "", closed
+}
+
+// keepsOut adds a rule that its scopes would open.
+func (v *Verdict) keepsOut(r *rule) {
+	if v.Rule == "" {
+		v.Rule = r.place
+	}
+	v.Scopes = appendNew(v.Scopes, r.scope...)
 }
 
 // Admit decides on a call. A nil Target, and one without mcpAuthorization, admits everything.
 func (t *Target) Admit(c *Call) Verdict { return t.admit(c, false) }
 
 // AdmitList decides whether an item of a list is shown: it is unless every call of it would be refused,
-// whatever its arguments. The arguments in c, and its method, are not read. What AdmitList refuses, Admit
-// refuses for the same principal, request and annotations; if no rule reads mcp.tool.arguments, and for
-// other items than tools mcp.method, then what it shows, Admit admits.
+// whatever its arguments, and whatever scopes the caller's token had. The arguments in c, and its method, are not read.
+// What AdmitList refuses, Admit refuses for the same principal, request and annotations; if no rule reads
+// mcp.tool.arguments, and for other items than tools mcp.method, and none has a scope, then what it shows, Admit admits.
 func (t *Target) AdmitList(c *Call) Verdict { return t.admit(c, true) }
 
 func (t *Target) admit(c *Call, list bool) Verdict {
@@ -327,19 +370,43 @@ func (t *Target) admit(c *Call, list bool) Verdict {
 	if len(c.Name) > maxNameSize || len(c.Method) > maxNameSize { // see sizes
 		return Verdict{Rule: "name too long"}
 	}
+	verdict := t.decide(c, list)
+	if c.Kind == Resource || c.Kind == Template {
+		// A target may take two spellings for one, so rules must admit both: the client's own, and what it comes down to.
+		if name := normalURI(c.Name); name != c.Name && (verdict.Allowed || verdict.Scopes != nil) {
+			other := *c
+			other.Name = name
+			if v := t.decide(&other, list); !v.Allowed {
+				return v
+			}
+		}
+	}
+	if verdict.Invalid != nil {
+		// What a list does not show does not exist, whatever the arguments.
+		if v := t.decide(c, true); !v.Allowed {
+			return v
+		}
+	}
+	return verdict
+}
+
+func (t *Target) decide(c *Call, list bool) Verdict {
 	a := newActivation(c, t.argumentNames, list)
 	defer a.release()
 	verdict := Verdict{Allowed: true}
 	for _, z := range t.authz {
-		v := z.decide(a)
-		if a.invalid != nil {
+		switch v := z.decide(a); {
+		case a.invalid != nil:
 			return Verdict{Rule: v.Rule, Invalid: a.invalid}
-		}
-		if !v.Allowed {
-			return v
-		}
-		if v.Rule != "" {
+		case v.Allowed && v.Rule == "", v.Allowed && verdict.Scopes != nil:
+		case v.Allowed:
 			verdict = v
+		case v.Scopes == nil:
+			return v
+		case verdict.Scopes == nil:
+			verdict = v
+		default:
+			verdict.Scopes = appendNew(verdict.Scopes, v.Scopes...)
 		}
 	}
 	return verdict
@@ -348,11 +415,11 @@ func (t *Target) admit(c *Call, list bool) Verdict {
 // ReadsArguments reports whether a rule reads mcp.tool.arguments.
 func (t *Target) ReadsArguments() bool { return t != nil && t.readsArguments }
 
-// ReadsPrincipal reports whether a rule reads jwt, apiKey, source or request: if none does, all callers get
+// ReadsPrincipal reports whether a rule reads jwt, scopes, apiKey, source or request: if none does, all callers get
 // the same lists.
 func (t *Target) ReadsPrincipal() bool { return t != nil && t.readsPrincipal }
 
-// Reads returns the places of the rules that read a variable: jwt, apiKey, source, request, tenant,
+// Reads returns the places of the rules that read a variable: jwt, scopes, apiKey, source, request, tenant,
 // mcp.method, mcp.tool.arguments or mcp.tool.annotations. It panics for another name.
 func (t *Target) Reads(name string) (fields []string) {
 	v, ok := roots[name]

@@ -1,8 +1,12 @@
 package policy
 
+import "github.com/sluicegate/sluice/internal/credential"
+
 // Runtime is what the compiled policies of one proxy share, and what outlives them: a policy that is compiled anew goes
 // on with what it had. It is safe for concurrent use. The zero value is ready.
-type Runtime struct{}
+type Runtime struct {
+	tokens credential.Store // of backendAuth
+}
 
 // NewRuntime returns an empty one.
 func NewRuntime() *Runtime { return &Runtime{} }

@@ -28,8 +28,10 @@ func compileTLS(b *policyv1.BackendTls, r Resolver, field string, errs *problems
 	if len(b.GetAlpn()) > 0 {
 		cfg.NextProtos = slices.Clone(b.GetAlpn())
 		for i, p := range b.GetAlpn() {
-			if p == "" || len(p) > 255 {
-				errs.add(fmt.Sprintf("%s.alpn[%d]", field, i), "a protocol's name has 1 to 255 bytes")
+			if p != "h2" && p != "http/1.1" { // a target could choose it, and would then be spoken to in another
+				errs.add(fmt.Sprintf("%s.alpn[%d]", field, i), "%q is no protocol that the proxy speaks; write h2 or http/1.1", p)
+			} else if slices.Index(b.GetAlpn(), p) < i {
+				errs.add(fmt.Sprintf("%s.alpn[%d]", field, i), "%q is given twice", p)
 			}
 		}
 	}
@@ -75,53 +77,6 @@ func checkContradictions(b *policyv1.BackendTls, field string, errs *problems) {
 	}
 }
 
-// compileRoots returns a pool that is never nil: were it, the system's roots would be trusted instead.
-func compileRoots(c *policyv1.Credential, r Resolver, field string, errs *problems) *x509.CertPool {
-	pool := x509.NewCertPool()
-	pem, err := r.credential(c)
-	if errors.Is(err, ErrUnknown) {
-		return pool
-	}
-	if err != nil {
-		errs.add(field, "%v", err)
-		return pool
-	}
-	if !pool.AppendCertsFromPEM([]byte(pem.Reveal())) {
-		errs.add(field, "holds no PEM certificate")
-	}
-	return pool
-}
-
-func compileKeyPair(b *policyv1.BackendTls, r Resolver, field string, errs *problems) *tls.Certificate {
-	switch {
-	case b.GetCert() == nil && b.GetKey() == nil:
-		return nil
-	case b.GetCert() == nil:
-		errs.add(field+".key", "needs `cert` beside it")
-		return nil
-	case b.GetKey() == nil:
-		errs.add(field+".cert", "needs `key` beside it")
-		return nil
-	}
-	cert, certErr := r.credential(b.GetCert())
-	key, keyErr := r.credential(b.GetKey())
-	if certErr != nil && !errors.Is(certErr, ErrUnknown) {
-		errs.add(field+".cert", "%v", certErr)
-	}
-	if keyErr != nil && !errors.Is(keyErr, ErrUnknown) {
-		errs.add(field+".key", "%v", keyErr)
-	}
-	if certErr != nil || keyErr != nil {
-		return nil
-	}
-	pair, err := tls.X509KeyPair([]byte(cert.Reveal()), []byte(key.Reveal()))
-	if err != nil {
-		errs.add(field+".cert", "certificate and key do not make a pair: %v", err)
-		return nil
-	}
-	return &pair
-}
-
 func compileSubjectAltNames(names []string, field string, errs *problems) []string {
 	for i, n := range names {
 		if n == "" || strings.ContainsAny(n, " \t\r\n") {
@@ -131,6 +86,7 @@ func compileSubjectAltNames(names []string, field string, errs *problems) []stri
 	return names
 }
 
+// verifyChain does what crypto/tls does where it checks by itself, and fails in the same way.
 func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
 	if len(s.PeerCertificates) == 0 {
 		return errors.New("the target showed no certificate")
@@ -139,9 +95,14 @@ func verifyChain(s tls.ConnectionState, roots *x509.CertPool) error {
 	for _, c := range s.PeerCertificates[1:] {
 		opts.Intermediates.AddCert(c)
 	}
-	_, err := s.PeerCertificates[0].Verify(opts)
-	return err
+	if _, err := s.PeerCertificates[0].Verify(opts); err != nil {
+		return &tls.CertificateVerificationError{UnverifiedCertificates: s.PeerCertificates, Err: err}
+	}
+	return nil
 }
+
+// ErrSubjectAltNames says that the target's certificate carries none of the names that backendTLS pins.
+var ErrSubjectAltNames = errors.New("the target's certificate carries none of the subjectAltNames")
 
 // verifyNames accepts a certificate that carries one of names. A host matches as in TLS, so also a wildcard
 // of the certificate; a wildcard among names matches only the same one; a URI matches whole.
@@ -153,7 +114,7 @@ func verifyNames(cert *x509.Certificate, names []string) error {
 			}
 			continue
 		}
-		if strings.Contains(n, "://") {
+		if strings.Contains(n, ":") { // as no host name has
 			if slices.ContainsFunc(cert.URIs, func(u *url.URL) bool { return u.String() == n }) {
 				return nil
 			}
@@ -163,7 +124,7 @@ func verifyNames(cert *x509.Certificate, names []string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("the target's certificate carries none of the subjectAltNames %s", quoteList(names))
+	return fmt.Errorf("%w %s", ErrSubjectAltNames, quoteList(names))
 }
 
 func validHost(h string) bool {

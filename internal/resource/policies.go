@@ -50,6 +50,8 @@ func (v *validator) policies() {
 		policies, enforced := Policies(o)
 		v.unverified(o, "policies", policies)
 		v.unverified(o, "enforced", enforced)
+		v.headerValues(o, "policies", policies)
+		v.headerValues(o, "enforced", enforced)
 	}
 }
 
@@ -281,6 +283,9 @@ func unenforced(p *policyv1.Policies) []*policy.FieldError {
 	return out
 }
 
+// fills says which kinds give a variable its value.
+var fills = map[string][]string{"jwt": {"jwtAuth", "mcpAuthentication"}, "scopes": {"jwtAuth", "mcpAuthentication"}, "apiKey": {"apiKey"}}
+
 // unverified warns of rules that read what no policy on the way verifies: they see an empty map.
 func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Policies) {
 	if v.Partial {
@@ -292,20 +297,26 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 				"the rule reads mcp.tool, which prompts and resources have not: it fails for them, and a deny that fails refuses",
 				"if only tools are meant, begin with `has(mcp.tool) &&`")
 		}
-		for variable, kind := range map[string]string{"jwt": "jwtAuth", "apiKey": "apiKey"} {
-			if !v.reads(ruleText(rule), variable) {
+		v.unfilled(o, index(block+".mcpAuthorization.rules", i), "rule", ruleText(rule))
+	}
+}
+
+// unfilled warns of an expression, which is called what, that reads what no policy on the way verifies: it sees an
+// empty map.
+func (v *validator) unfilled(o *adminv1.Object, field, what, expression string) {
+	for _, variable := range []string{"jwt", "scopes", "apiKey"} {
+		if !v.reads(expression, variable) {
+			continue
+		}
+		for _, route := range v.chains.through(o) {
+			above := append([]*adminv1.Object{route}, v.chains.above(route, route)...)
+			if slices.ContainsFunc(fills[variable], func(kind string) bool { _, ok := effective(above, kindField(kind)); return ok }) {
 				continue
 			}
-			for _, route := range v.chains.through(o) {
-				above := append([]*adminv1.Object{route}, v.chains.above(route, route)...)
-				if _, ok := effective(above, kindField(kind)); ok {
-					continue
-				}
-				v.tell(severityWarning, o, index(block+".mcpAuthorization.rules", i),
-					fmt.Sprintf("the rule reads %s, and nothing on route %q fills it: it is empty", variable, route.GetName()),
-					fmt.Sprintf("set %s on the route or above", kind))
-				break
-			}
+			v.tell(severityWarning, o, field,
+				fmt.Sprintf("the %s reads %s, and nothing on route %q fills it: it is empty", what, variable, route.GetName()),
+				fmt.Sprintf("set %s on the route or above", strings.Join(fills[variable], " or ")))
+			break
 		}
 	}
 }

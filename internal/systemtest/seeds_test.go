@@ -19,6 +19,8 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 
 	"github.com/sluicegate/sluice/internal/mcptest"
+	"github.com/sluicegate/sluice/internal/policy"
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
 
 // The five examples of the page that Sluice makes true, with nothing replaced but commands and hosts.
@@ -79,10 +81,21 @@ func serve(t *testing.T, env []string, file string, port int) (string, admin) {
 	return fmt.Sprintf("http://127.0.0.1:%d/mcp", port), newAdmin(t, p, dir)
 }
 
-// legacy is a client of the session era: the servers of these examples speak it, whoever made them.
-func legacy(t *testing.T, url, token string) *mcptest.Client {
+// bothEras runs a test with clients of each era. The servers from npm speak the session era alone.
+func bothEras(t *testing.T, test func(t *testing.T, version string)) {
 	t.Helper()
-	o := mcptest.ClientOptions{Version: "2025-11-25"}
+	for _, version := range []string{"2025-11-25", "2026-07-28"} {
+		if version == "2026-07-28" && os.Getenv("SLUICE_NPM") != "" {
+			continue
+		}
+		t.Run(version, func(t *testing.T) { test(t, version) })
+	}
+}
+
+// client connects in an era, with a token or without.
+func client(t *testing.T, url, token, version string) *mcptest.Client {
+	t.Helper()
+	o := mcptest.ClientOptions{Version: version}
 	if token != "" {
 		o.Header = http.Header{"Authorization": {"Bearer " + token}}
 	}
@@ -92,46 +105,51 @@ func legacy(t *testing.T, url, token string) *mcptest.Client {
 func TestSeedAuthorization(t *testing.T) {
 	s, port := stdioServers(t), freePort(t)
 	url, _ := serve(t, nil, example(t, "older-authorization.yaml", port, s.replacer), port)
-	client := legacy(t, url, "")
-	names := client.ToolNames(t)
-	if !slices.Contains(names, "public-tools_"+s.echo) {
-		t.Errorf("an anonymous client does not see the public tools: %v", names)
-	}
-	if i := slices.IndexFunc(names, func(n string) bool { return strings.HasPrefix(n, "admin-tools_") }); i >= 0 {
-		t.Errorf("an anonymous client sees %s", names[i])
-	}
-	if got := client.Call(t, "public-tools_"+s.echo, map[string]any{s.key: "hi"}); !strings.Contains(got, "hi") {
-		t.Errorf("echo gave %q", got)
-	}
-	if got, err := client.TryCall(t.Context(), "admin-tools_"+s.second, nil); err == nil {
-		t.Errorf("an anonymous client called an admin tool: %q", got)
-	}
+	bothEras(t, func(t *testing.T, version string) {
+		client := client(t, url, "", version)
+		names := client.ToolNames(t)
+		if !slices.Contains(names, "public-tools_"+s.echo) {
+			t.Errorf("an anonymous client does not see the public tools: %v", names)
+		}
+		if i := slices.IndexFunc(names, func(n string) bool { return strings.HasPrefix(n, "admin-tools_") }); i >= 0 {
+			t.Errorf("an anonymous client sees %s", names[i])
+		}
+		if got := client.Call(t, "public-tools_"+s.echo, map[string]any{s.key: "hi"}); !strings.Contains(got, "hi") {
+			t.Errorf("echo gave %q", got)
+		}
+		if got, err := client.TryCall(t.Context(), "admin-tools_"+s.second, nil); err == nil {
+			t.Errorf("an anonymous client called an admin tool: %q", got)
+		}
+	})
 }
 
 func TestSeedAuthentication(t *testing.T) {
-	a, b := mcptest.NewServer(t, mcptest.Options{TLS: true}), mcptest.NewServer(t, mcptest.Options{TLS: true})
-	roots := write(t, "roots.pem", string(a.CA)+string(b.CA))
-	for _, name := range []string{"older-authentication.yaml", "newer-authentication.yaml"} {
-		t.Run(name, func(t *testing.T) {
-			port := freePort(t)
-			file := example(t, name, port, strings.NewReplacer(
-				"https://service-a.example.com/mcp", a.URL, "https://service-b.example.com/mcp", b.URL,
-				"sni: service-a.example.com", "sni: example.com", "sni: service-b.example.com", "sni: example.com"))
-			env := []string{"SSL_CERT_FILE=" + roots, "SERVICE_A_API_KEY=key-of-a", "SERVICE_B_API_KEY=key-of-b"}
-			url, admin := serve(t, env, file, port)
-			client := legacy(t, url, "")
-			for target, want := range map[string]string{"service-a": "Bearer key-of-a", "service-b": "Bearer key-of-b"} {
-				if got := client.Call(t, target+"_header", map[string]any{"name": "Authorization"}); got != want {
-					t.Errorf("%s got the credential %q, want %q", target, got, want)
+	bothEras(t, func(t *testing.T, version string) {
+		o := mcptest.Options{TLS: true, Stateless: version == "2026-07-28"}
+		a, b := mcptest.NewServer(t, o), mcptest.NewServer(t, o)
+		roots := write(t, "roots.pem", string(a.CA)+string(b.CA))
+		for _, name := range []string{"older-authentication.yaml", "newer-authentication.yaml"} {
+			t.Run(name, func(t *testing.T) {
+				port := freePort(t)
+				file := example(t, name, port, strings.NewReplacer(
+					"https://service-a.example.com/mcp", a.URL, "https://service-b.example.com/mcp", b.URL,
+					"sni: service-a.example.com", "sni: example.com", "sni: service-b.example.com", "sni: example.com"))
+				env := []string{"SSL_CERT_FILE=" + roots, "SERVICE_A_API_KEY=key-of-a", "SERVICE_B_API_KEY=key-of-b"}
+				url, admin := serve(t, env, file, port)
+				client := client(t, url, "", version)
+				for target, want := range map[string]string{"service-a": "Bearer key-of-a", "service-b": "Bearer key-of-b"} {
+					if got := client.Call(t, target+"_header", map[string]any{"name": "Authorization"}); got != want {
+						t.Errorf("%s got the credential %q, want %q", target, got, want)
+					}
 				}
-			}
-			for _, what := range [][]string{{"get", "-o", "yaml"}, {"get", "-o", "json"}, {"log", "-o", "json"}, {"explain", "target", "service-a", "-o", "json"}} {
-				if out := admin.must(what...); strings.Contains(out, "key-of-") {
-					t.Errorf("sluice %v shows a credential:\n%s", what, out)
+				for _, what := range [][]string{{"get", "-o", "yaml"}, {"get", "-o", "json"}, {"log", "-o", "json"}, {"explain", "target", "service-a", "-o", "json"}} {
+					if out := admin.must(what...); strings.Contains(out, "key-of-") {
+						t.Errorf("sluice %v shows a credential:\n%s", what, out)
+					}
 				}
-			}
-		})
-	}
+			})
+		}
+	})
 }
 
 func TestSeedInheritance(t *testing.T) {
@@ -151,36 +169,38 @@ func TestSeedInheritance(t *testing.T) {
 	url, admin := serve(t, nil, write(t, "inheritance.yaml", with), port)
 	good := jwt.Claims{Issuer: "https://issuer.example.com", Subject: "ada", Audience: jwt.Audience{"sluice"}, Expiry: jwt.NewNumericDate(time.Now().Add(time.Hour))}
 
-	t.Run("anonymous", func(t *testing.T) {
-		client := legacy(t, url, "")
-		for _, n := range client.ToolNames(t) {
-			if !strings.HasPrefix(n, "public-server_") {
-				t.Errorf("sees %s", n)
+	bothEras(t, func(t *testing.T, version string) {
+		t.Run("anonymous", func(t *testing.T) {
+			client := client(t, url, "", version)
+			for _, n := range client.ToolNames(t) {
+				if !strings.HasPrefix(n, "public-server_") {
+					t.Errorf("sees %s", n)
+				}
 			}
-		}
-		if got := client.Call(t, "public-server_"+s.echo, map[string]any{s.key: "hi"}); !strings.Contains(got, "hi") {
-			t.Errorf("echo gave %q", got)
-		}
-		_, refused := client.TryCall(t.Context(), "restricted-server_"+s.second, nil)
-		_, unknown := client.TryCall(t.Context(), "restricted-server_no-such-tool", nil)
-		if refused == nil || unknown == nil {
-			t.Fatalf("restricted tool: %v, unknown tool: %v; want both refused", refused, unknown)
-		}
-		if a, b := strings.ReplaceAll(refused.Error(), s.second, "X"), strings.ReplaceAll(unknown.Error(), "no-such-tool", "X"); a != b {
-			t.Errorf("a refusal tells that the tool exists:\n%s\n%s", a, b)
-		}
-	})
-	t.Run("with a token", func(t *testing.T) {
-		client := legacy(t, url, key.sign(t, good))
-		names := client.ToolNames(t)
-		for _, want := range []string{"public-server_" + s.echo, "restricted-server_" + s.second} {
-			if !slices.Contains(names, want) {
-				t.Errorf("does not see %s", want)
+			if got := client.Call(t, "public-server_"+s.echo, map[string]any{s.key: "hi"}); !strings.Contains(got, "hi") {
+				t.Errorf("echo gave %q", got)
 			}
-		}
-		if _, err := client.TryCall(t.Context(), "restricted-server_"+s.second, map[string]any{"a": 1, "b": 2}); err != nil {
-			t.Errorf("calling a restricted tool: %v", err)
-		}
+			_, refused := client.TryCall(t.Context(), "restricted-server_"+s.second, nil)
+			_, unknown := client.TryCall(t.Context(), "restricted-server_no-such-tool", nil)
+			if refused == nil || unknown == nil {
+				t.Fatalf("restricted tool: %v, unknown tool: %v; want both refused", refused, unknown)
+			}
+			if a, b := strings.ReplaceAll(refused.Error(), s.second, "X"), strings.ReplaceAll(unknown.Error(), "no-such-tool", "X"); a != b {
+				t.Errorf("a refusal tells that the tool exists:\n%s\n%s", a, b)
+			}
+		})
+		t.Run("with a token", func(t *testing.T) {
+			client := client(t, url, key.sign(t, good), version)
+			names := client.ToolNames(t)
+			for _, want := range []string{"public-server_" + s.echo, "restricted-server_" + s.second} {
+				if !slices.Contains(names, want) {
+					t.Errorf("does not see %s", want)
+				}
+			}
+			if _, err := client.TryCall(t.Context(), "restricted-server_"+s.second, map[string]any{"a": 1, "b": 2}); err != nil {
+				t.Errorf("calling a restricted tool: %v", err)
+			}
+		})
 	})
 	expired, wrongAudience := good, good
 	expired.Expiry = jwt.NewNumericDate(time.Now().Add(-time.Hour))
@@ -222,6 +242,45 @@ func TestSeedInheritance(t *testing.T) {
 }
 
 func TestSeedLLM(t *testing.T) {
+	if len(policy.Unenforced(&policyv1.Policies{Ai: &policyv1.Ai{}})) > 0 {
+		testSeedLLMIsRefused(t)
+		return
+	}
+	bothEras(t, func(t *testing.T, version string) {
+		o := mcptest.Options{TLS: true, Stateless: version == "2026-07-28"}
+		production, sandbox := mcptest.NewServer(t, o), mcptest.NewServer(t, o)
+		port := freePort(t)
+		file := example(t, "older-llm.yaml", port, strings.NewReplacer("https://prod-llm.example.com", production.URL, "https://sandbox-llm.example.com", sandbox.URL))
+		url, admin := serve(t, []string{"SSL_CERT_FILE=" + write(t, "roots.pem", string(production.CA)+string(sandbox.CA))}, file, port)
+		client := client(t, url, "", version)
+		for _, word := range []string{"my password is x", "a secret"} {
+			before := len(production.Requests())
+			got, err := client.TryCall(t.Context(), "production-llm_echo", map[string]any{"text": word})
+			if err == nil || strings.Contains(got, word) {
+				t.Errorf("production took %q: %q", word, got)
+			} else if strings.Contains(err.Error(), word) {
+				t.Errorf("the refusal repeats what it refuses: %v", err)
+			}
+			for _, r := range production.Requests()[before:] {
+				if r.Header.Get("Mcp-Method") == "tools/call" {
+					t.Errorf("%q reached production", word)
+				}
+			}
+			if got := client.Call(t, "sandbox-llm_echo", map[string]any{"text": word}); got != word {
+				t.Errorf("sandbox made %q of %q", got, word)
+			}
+		}
+		if got := client.Call(t, "production-llm_echo", map[string]any{"text": "hello"}); got != "hello" {
+			t.Errorf("production made %q of what nothing is wrong with", got)
+		}
+		if out := admin.must("explain", "target", "production-llm"); !strings.Contains(out, "older-llm.yaml:") || !strings.Contains(out, "ai") {
+			t.Errorf("explain does not name the guard's place:\n%s", out)
+		}
+	})
+}
+
+// testSeedLLMIsRefused: what no proxy enforces is refused at its line, and nothing of the file is taken.
+func testSeedLLMIsRefused(t *testing.T) {
 	file := filepath.Join("../resource/testdata/seeds", "older-llm.yaml")
 	dir := t.TempDir()
 	plane := start(t, nil, "controlplane", "--data-dir", dir, "--admin-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0", "--ops-addr", "127.0.0.1:0")

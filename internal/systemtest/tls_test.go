@@ -112,6 +112,26 @@ func newTLSFront(t *testing.T, behind string, ca, clients *authority) string {
 	return front.URL + "/mcp"
 }
 
+// newExpiredFront is a target whose certificate was good once.
+func newExpiredFront(t *testing.T, ca *authority) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(8), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, &key.PublicKey, ca.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := httptest.NewUnstartedServer(http.NotFoundHandler())
+	front.Config.ErrorLog = discard
+	front.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	front.StartTLS()
+	t.Cleanup(front.Close)
+	return front.URL + "/mcp"
+}
+
 // TLS towards targets; one that is wrong is that target's own error.
 func TestBackendTLS(t *testing.T) {
 	srv := mcptest.NewServer(t, mcptest.Options{})
@@ -122,6 +142,12 @@ func TestBackendTLS(t *testing.T) {
 	root := filepath.Join(dir, "root.pem")
 	if err := os.WriteFile(root, []byte(other.pem), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	certFile, keyFile := filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key")
+	for name, content := range map[string]string{certFile: cert, keyFile: key} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	f := newFleet(t, 1, "private-network,file="+dir+"/*")
 	for name, value := range map[string]string{"ca": ca.pem, "wrong-ca": other.pem, "cert": cert, "key": key} {
@@ -139,6 +165,10 @@ func TestBackendTLS(t *testing.T) {
 		{"any-name", plain, "{root: {secret: ca}, sni: other.test, insecureHost: true}"},
 		{"no-cert", mutual, "{root: {secret: ca}}"},
 		{"file", plain, fmt.Sprintf("{root: {file: %q}}", root)},
+		{"expired", newExpiredFront(t, ca), "{root: {secret: ca}}"},
+		{"http", "https" + strings.TrimPrefix(srv.URL, "http"), "{root: {secret: ca}}"},
+		{"pinned", plain, "{root: {secret: ca}, subjectAltNames: [spiffe://test/mcp]}"},
+		{"rotated", mutual, fmt.Sprintf("{root: {secret: ca}, cert: {file: %q}, key: {file: %q}}", certFile, keyFile)},
 	} {
 		fmt.Fprintf(&targets, "  - {name: %s, mcp: {host: %q}, policies: {backendTLS: %s}}\n", target[0], target[1], target[2])
 	}
@@ -150,12 +180,13 @@ func TestBackendTLS(t *testing.T) {
 			t.Errorf("%s: SNI and client certificate are %v, want %v", target, got, want)
 		}
 	}
-	bad := map[string]string{"system": "authority", "wrong-ca": "authority", "wrong-name": "other.test", "no-cert": "certificate", "file": "authority"}
-	for target := range bad {
+	bad := map[string]string{"system": "authority that this proxy does not know", "wrong-ca": "authority that is not in backendTLS.root", "wrong-name": "does not name \\\\?\"other.test",
+		"no-cert": "asks for a client certificate", "file": "authority that is not in backendTLS.root", "expired": "its certificate has expired on 20", "http": "speaks plain HTTP on this port", "pinned": "none of backendTLS.subjectAltNames"}
+	for target, why := range bad {
 		got := s.call(t, url, target+"_echo", `{"text":"hi"}`)
 		r := got.reply(t)
-		if r.Error == nil || !strings.Contains(r.Error.Message, `"`+target+`"`) {
-			t.Errorf("%s: %d %s; want an error naming the target", target, got.status, got.body)
+		if r.Error == nil || !strings.Contains(r.Error.Message, `"`+target+`"`) || !regexp.MustCompile(why).MatchString(r.Error.Message) {
+			t.Errorf("%s: %d %s; want an error naming the target, and %s", target, got.status, got.body, why)
 		}
 		if strings.Contains(got.body, "BEGIN") || strings.Contains(got.body, "127.0.0.1") {
 			t.Errorf("%s shows too much: %s", target, got.body)
@@ -165,6 +196,17 @@ func TestBackendTLS(t *testing.T) {
 		line := regexp.MustCompile(`"target":"` + target + `".*"name":"echo".*"err":.*` + why)
 		until(t, target+"'s call is in the log with "+why, func() bool { return line.MatchString(f.proxies[0].stderr.String()) })
 	}
+	until(t, "status tells what is wrong with the target", func() bool {
+		return regexp.MustCompile(`expired.*its certificate has expired on 20`).MatchString(f.must("status", "-o", "json"))
+	})
+	// Connections that are open and idle have the old client certificate, and are not used any more.
+	if got := s.sees(t, url, "rotated_header", "X-Client"); got != "gateway" {
+		t.Errorf("the client certificate is %q", got)
+	}
+	next, nextKey := clients.issue(t, 10, "renewed")
+	replace(t, keyFile, nextKey) // for a moment the pair does not match: the old one stays
+	replace(t, certFile, next)
+	until(t, "the new client certificate is shown", func() bool { return s.sees(t, url, "rotated_header", "X-Client") == "renewed" })
 	replace(t, root, ca.pem)
 	until(t, "the root in the file is read again", func() bool {
 		s := handshake(t, url, nil)

@@ -3,8 +3,10 @@
 # server-everything, over stdio) for clients of the session era; `go` and `fast` (FastMCP) for those of the stateless era.
 #
 #   run.sh            all clients
-#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page seeds
+#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page seeds credentials
 #
+# `credentials` has what backendAuth sends checked by verifiers that are not ours: signatures by an S3 server (versitygw), clients
+# by oidc-provider, token exchange by zitadel/oidc. It is internal/systemtest/issuers_test.go.
 # `seeds` runs the examples of internal/systemtest/seeds_test.go with the reference servers from npm, through npx.
 #
 # Settings: CACHE (tools; default ~/.cache/sluice), OUT (logs). Needs Go, npm, Python >= 3.10 with venv, and Chromium for the page.
@@ -28,6 +30,9 @@ source "$here/../tools.sh"
 
 gosdk_version=v1.8.0
 fastmcp_version=4.1.2
+versitygw_version=v1.8.0
+oidc_provider_version=9.13.3
+zitadel_version=v3.52.0
 inspector_version=2.12.0
 inspector_page_version=1.0.3 # the last whose page connects from the browser itself
 
@@ -102,7 +107,30 @@ client_page() {
 
 client_seeds() { (cd "$repo" && SLUICE_NPM=1 go test -count=1 -v -run TestSeed ./internal/systemtest/ | sed 's/^ *--- PASS/ok&/'; exit "${PIPESTATUS[0]}"); }
 
-[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page seeds
+# go_program MODULE/PACKAGE@VERSION NAME: installs it once and prints its path.
+go_program() {
+  local dir="$CACHE/go/$(echo "$1" | tr '/@' '__')"
+  [ -x "$dir/$2" ] || (cd "$CACHE" && GOFLAGS= GOBIN="$dir" go install "$1" >&2) || die "$1 does not install"
+  echo "$dir/$2"
+}
+
+client_credentials() {
+  local s3 oidc op provider
+  s3="$(free_port)" oidc="$(free_port)" op="$(free_port)"
+  mkdir -p "$OUT/s3/mcp" "$OUT/of-s3"
+  start versitygw "$(go_program "github.com/versity/versitygw/cmd/versitygw@$versitygw_version" versitygw)" --port "127.0.0.1:$s3" \
+    --access AKINTEROP --secret secret-interop --region eu-west-1 posix --sidecar "$OUT/of-s3" "$OUT/s3"
+  provider="$(npm_package "oidc-provider@$oidc_provider_version")"
+  provider="${provider%%/node_modules/*}"
+  cp "$here/oidc_provider.mjs" "$provider/"
+  start oidc-provider "$NODE" "$provider/oidc_provider.mjs" "$oidc" "$OUT/oidc-key.json"
+  PORT="$op" start zitadel-op "$(go_program "github.com/zitadel/oidc/v3/example/server@$zitadel_version" server)"
+  listening "$s3"; listening "$oidc"; listening "$op"
+  (cd "$repo" && SLUICE_S3="http://127.0.0.1:$s3" SLUICE_OIDC="http://localhost:$oidc" SLUICE_OIDC_KEY="$OUT/oidc-key.json" SLUICE_OP="http://localhost:$op" \
+    go test -count=1 -v -run 'TestSignaturesAtS3|TestClientsAtOidcProvider|TestExchangeAtIssuer' ./internal/systemtest/ | sed 's/^ *--- PASS/ok&/; s/^ *--- SKIP/FAIL&/'; exit "${PIPESTATUS[0]}")
+}
+
+[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page seeds credentials
 passed=0 failed=0
 for client in "$@"; do
   if "client_$client" >"$OUT/$client.log" 2>&1; then
