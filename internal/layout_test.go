@@ -37,6 +37,7 @@ var allowed = map[string][]string{
 	"dataplane/listener": {"internal/policy", "internal/telemetry", "dataplane/snapshot"},
 	"dataplane/upstream": {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp"},
 	"dataplane/mux":      {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
+	"dataplane/agent":    {"internal/policy", "dataplane/snapshot", "dataplane/mcp", "dataplane/upstream", "dataplane/mux"},
 	"dataplane":          {"internal/policy", "internal/telemetry", "dataplane/*"},
 
 	"cli/demo": {},
