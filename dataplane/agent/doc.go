@@ -64,6 +64,8 @@ type call struct {
 	at    *Place
 	agent target
 	begun bool // the answer has
+	// understood is set by the first message of the agent's that is one of JSON-RPC.
+	understood bool
 }
 
 // check refuses what is no request of A2A.

@@ -41,19 +41,15 @@ func (c *call) forward(w http.ResponseWriter) error {
 		return err
 	}
 	defer resp.Body.Close()
-	switch kind := mux.ContentType(resp.Header); {
-	case resp.Status < 300 && kind == streamType:
+	switch {
+	case resp.Status < 300 && mux.ContentType(resp.Header) == streamType:
 		return c.relayEvents(ctx, w, resp)
-	case resp.Status < 300 && kind == jsonType:
+	case resp.Status < 300:
 		return c.relayMessage(ctx, w, resp, c.Limits().Bytes)
-	case resp.Status < 300 && c.Message.Kind == mcp.Notification:
-		return c.relayNothing(w, resp)
 	case resp.Status == http.StatusUnauthorized, resp.Status == http.StatusForbidden:
 		return c.Unauthorized(c.agent, resp)
-	case resp.Status >= 400 && kind == jsonType:
-		return c.relayMessage(ctx, w, resp, maxErrorPage)
 	}
-	return c.notA2A(resp)
+	return c.relayMessage(ctx, w, resp, maxErrorPage)
 }
 
 func (c *call) header() http.Header {
@@ -112,32 +108,32 @@ func answerHead(x *mux.Request, t target, w http.ResponseWriter, own http.Header
 	return nil
 }
 
-// relayMessage brings one JSON-RPC response of at most limit bytes.
+// relayMessage brings one JSON-RPC response of at most limit bytes, or the empty answer that some give where there is no
+// result. It is known by what it is: not all agents say that it is JSON.
 func (c *call) relayMessage(ctx context.Context, w http.ResponseWriter, resp *upstream.Response, limit int) error {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, int64(limit)+1))
 	switch {
 	case err != nil:
 		return c.Unreachable(c.agent, err)
-	case len(body) > limit:
-		return c.invalid("its answer of %d has more than %d bytes", resp.Status, limit)
-	}
-	if body, err = c.received(ctx, body); err != nil {
-		return err
+	case len(body) > limit && resp.Status < 300:
+		return c.invalid("its answer has more than %d bytes", limit)
+	case len(body) > limit || resp.Status >= 300 && len(body) == 0:
+		return c.notA2A(resp)
+	case len(body) > 0:
+		known := mux.ContentType(resp.Header) == jsonType && resp.Status < 300
+		if body, err = c.received(ctx, body); err != nil && !known && !c.understood {
+			return c.notA2A(resp)
+		} else if err != nil {
+			return err
+		}
+		resp.Header["Content-Type"] = []string{jsonType}
+	default:
+		delete(resp.Header, "Content-Type")
 	}
 	if err := c.head(w, resp); err != nil {
 		return err
 	}
 	_, _ = w.Write(body) // if the client is gone, there is nobody to tell
-	return nil
-}
-
-// relayNothing ends a notification, which has no answer.
-func (c *call) relayNothing(w http.ResponseWriter, resp *upstream.Response) error {
-	if err := answerHead(c.Request, c.agent, w, http.Header{}); err != nil {
-		return err
-	}
-	c.begun = true
-	w.WriteHeader(http.StatusAccepted)
 	return nil
 }
 
@@ -193,6 +189,7 @@ func (c *call) received(ctx context.Context, body []byte) ([]byte, error) {
 	if msg.Kind != mcp.Response {
 		return nil, c.invalid("its answer is a %s of JSON-RPC, not a response", msg.Kind)
 	}
+	c.understood = true
 	c.Record.Failed = c.Record.Failed || msg.Error.Present()
 	if msg.Result.Present() && slices.Contains(cardMethods, c.Message.Method) {
 		card, err := rewriteCard(msg.Result.Of(body), c.at.URL(c.HTTP), skillFilter(c.Request, c.agent))
