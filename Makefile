@@ -29,12 +29,14 @@ check: build ## All that must hold beside the tests: vet, lint, generated code u
 	$(LINT) run
 	$(TOOLS) buf lint
 	$(MAKE) generate
-	@git diff --exit-code -- proto go.mod go.sum || { echo "generated code or modules differ from what is committed: commit the result of 'make generate'"; exit 1; }
+	@git diff --exit-code -- proto internal/resource/protos.binpb docs go.mod go.sum || { echo "generated code or modules differ from what is committed: commit the result of 'make generate'"; exit 1; }
 
 .PHONY: generate
-generate: ## Generate code from proto/, and tidy the module
+generate: ## Generate code from proto/ and the table of docs/policies.md, and tidy the module
 	$(TOOLS) buf generate
+	$(TOOLS) buf build --as-file-descriptor-set --exclude-imports --path proto/sluice/admin/v1/resource.proto --path proto/sluice/policy --path proto/sluice/test -o internal/resource/protos.binpb
 	$(GO) mod tidy
+	$(GO) test ./cli -count=1 -run '^TestKindsTable$$' -update
 
 .PHONY: conformance
 conformance: build ## The official MCP conformance suite through a proxy, compared with direct (needs npm)

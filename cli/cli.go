@@ -124,7 +124,7 @@ func rootCommand(env Env) *cobra.Command {
 		}
 	}
 	in("run", upCommand(env), controlPlaneCommand(env), proxyCommand(env))
-	in("config", applyCommand(env), diffCommand(env), validateCommand(env), explainCommand(env), getCommand(env),
+	in("config", applyCommand(env), diffCommand(env), validateCommand(env), testCommand(env), schemaCommand(env), explainCommand(env), getCommand(env),
 		deleteCommand(env), logCommand(env), rollbackCommand(env))
 	in("fleet", statusCommand(env), proxiesCommand(env), tenantCommand(env), groupCommand(env), tokenCommand(env))
 	in("try", mcpCommand(env))

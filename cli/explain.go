@@ -21,8 +21,8 @@ type explainOptions struct {
 }
 
 func explainCommand(env Env) *cobra.Command {
-	cmd := &cobra.Command{Use: "explain", Short: "Tell where a target's policies come from", Args: cobra.NoArgs, RunE: usage}
-	cmd.AddCommand(explainTarget(env))
+	cmd := &cobra.Command{Use: "explain", Short: "Tell where policies come from, and what they decide", Args: cobra.NoArgs, RunE: usage}
+	cmd.AddCommand(explainTarget(env), explainDecision(env))
 	return cmd
 }
 
@@ -54,7 +54,7 @@ func explain(ctx context.Context, env Env, opt explainOptions, target string) (*
 		if err != nil {
 			return nil, err
 		}
-		e, err := controlplane.ExplainOffline(set.Objects, target)
+		e, err := controlplane.ExplainOffline("default", set.Objects, target)
 		if err != nil {
 			return nil, &codedError{Invalid, fmt.Errorf("sluice: %w", err)}
 		}

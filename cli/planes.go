@@ -105,6 +105,7 @@ func proxyCommand(env Env) *cobra.Command {
 	f.StringVar(&config.JoinToken, "join-token", "", "token of `sluice token create --type join`, or @FILE; for the first start")
 	f.StringVar(&config.DataDir, "data-dir", "", "where the certificate and the last good configuration are kept (default: proxy in $SLUICE_DATA_DIR)")
 	f.StringVar(&config.OpsAddr, "ops-addr", "127.0.0.1:7072", "address of the operations port: /healthz, /readyz, /metrics; `off` for none")
+	f.StringVar(&config.PeersAddr, "peers-addr", "", "address for other proxies of the group, which forward what lives here; `off` for none (default: the next port at the host of --ops-addr)")
 	f.StringVar(&config.Bind, "bind", "127.0.0.1", "host part of every listener")
 	f.StringVar(&config.Name, "name", "", "what to call it (default: the host's name)")
 	f.StringVar(&config.DiskKeyFile, "disk-key-file", "", "key that seals the last good configuration (default: proxy.key in the data directory)")

@@ -6,9 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -37,13 +35,13 @@ const (
 	keysOfPlatform = "private-network" // the operator may name any address but a metadata service
 )
 
-// keySource is a URL on behalf of a tenant, or of the platform: the same URL may be within one's reach and not
-// within another's.
+// keySource is where keys are (see policy.JwksSource) on behalf of a tenant, or of the platform: the same URL may be
+// within one's reach and not within another's.
 type keySource struct {
 	owner, url string
 }
 
-// keySet is what was fetched from a URL. It is stored: a restart needs no network.
+// keySet is what was fetched from a source. It is stored: a restart needs no network.
 type keySet struct {
 	Keys    []byte    `json:"keys"` // JSON, RFC 7517
 	Fetched time.Time `json:"fetched"`
@@ -102,7 +100,7 @@ func (k *keyFetcher) fetchAll(ctx context.Context, need *keysNeeded, fetched map
 func atKeys(o *adminv1.Object, url string, err error) *adminv1.Diagnostic {
 	field := ""
 	for _, at := range slices.Sorted(maps.Keys(api.Jwks(o))) {
-		if api.Jwks(o)[at].GetUrl() == url {
+		if policy.JwksSource(api.Jwks(o)[at]) == url {
 			field = at
 			break
 		}
@@ -111,7 +109,7 @@ func atKeys(o *adminv1.Object, url string, err error) *adminv1.Diagnostic {
 }
 
 // fetchKeys gets a key set through the tenant's own dialer: what it may not reach, the control plane does not reach for it.
-func fetchKeys(ctx context.Context, owner string, grants []string, url string) ([]byte, error) {
+func fetchKeys(ctx context.Context, owner string, grants []string, source string) ([]byte, error) {
 	if owner == tenant.Platform {
 		grants = []string{keysOfPlatform}
 	}
@@ -119,32 +117,19 @@ func fetchKeys(ctx context.Context, owner string, grants []string, url string) (
 	if err != nil {
 		return nil, err
 	}
-	transport := &http.Transport{DialContext: granted.DialContext, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10}
-	client := &http.Client{Transport: transport, Timeout: fetchTimeout, CheckRedirect: func(r *http.Request, via []*http.Request) error {
-		if len(via) > maxRedirects {
-			return errors.New("too many redirects")
+	client := newFetcher(granted)
+	url := source
+	if issuer, ok := policy.SourceIssuer(source); ok {
+		if url, err = client.discover(ctx, issuer); err != nil {
+			return nil, err
 		}
-		if via[0].URL.Scheme == "https" && r.URL.Scheme != "https" {
-			return errors.New("redirected from https to http")
-		}
-		return nil
-	}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, fmt.Errorf("key set %s: %w", url, err)
 	}
-	request.Header.Set("Accept", "application/jwk-set+json, application/json")
-	response, err := client.Do(request)
-	if err != nil {
-		return nil, fmt.Errorf("key set: %w", err) // a *url.Error names the URL
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("key set %s: the answer is %s", url, response.Status)
-	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxKeySet+1))
-	if err != nil {
-		return nil, fmt.Errorf("key set %s: %w", url, err)
+	body, status, err := client.get(ctx, url, "application/jwk-set+json, application/json")
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("key set: %w", err)
+	case status != http.StatusOK:
+		return nil, fmt.Errorf("key set %s: the answer is %d %s", url, status, http.StatusText(status))
 	}
 	return body, checkKeys(url, body)
 }

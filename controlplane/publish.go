@@ -399,7 +399,8 @@ func (e *evaluation) tenant(before, above *state, change api.Change, own bool) e
 		return e.adopt(before, next, record, merge.Delta{})
 	}
 	if before != nil && before.view.Platform != next.view.Platform {
-		e.layer.tenants[next.view.Name] = next // what stands above it shows in explain
+		next.view.Revision = before.view.Revision // nothing is stored
+		e.layer.tenants[next.view.Name] = next    // what stands above it shows in explain
 	}
 	return nil
 }

@@ -472,3 +472,20 @@ func TestEditsEqualARestart(t *testing.T) {
 func sealedAs(p *publisher, n int) *policyv1.Credential {
 	return &policyv1.Credential{Source: &policyv1.Credential_Sealed{Sealed: p.vault.Of("acme").Fingerprint([]byte(fmt.Sprint("value", n)))}}
 }
+
+// What changes above a tenant, and nothing of what it serves, makes no revision of it: the next edit stands on the last one.
+func TestAboveATenantThatServesNothing(t *testing.T) {
+	p, _ := newLoop(t)
+	platform := api.Edit{Tenant: tenant.Platform, Actor: "tester", Plan: func(context.Context, api.World) ([]api.Change, error) {
+		return []api.Change{{Tenant: tenant.Platform, Create: true, Put: []*adminv1.Object{{Name: resource.PlatformName, Spec: &adminv1.Object_Platform{Platform: &adminv1.Platform{}}}}}}, nil
+	}}
+	if _, err := p.Submit(t.Context(), platform); err != nil {
+		t.Fatal(err)
+	}
+	if view, _ := p.View("acme"); view.Revision != 1 || view.Platform == nil {
+		t.Errorf("the tenant is at revision %d below %v", view.Revision, view.Platform)
+	}
+	if out, err := p.Submit(t.Context(), put(listener("a", 1))); err != nil || out.Revision != 2 {
+		t.Errorf("the next edit: %v, %v", out, err)
+	}
+}

@@ -16,9 +16,9 @@ import (
 	"github.com/sluicegate/sluice/controlplane/store"
 	"github.com/sluicegate/sluice/controlplane/tenant"
 	"github.com/sluicegate/sluice/controlplane/xds"
+	"github.com/sluicegate/sluice/internal/policy"
 	"github.com/sluicegate/sluice/internal/resource"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
-	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
 
 // Names of values that the store keeps beside a tenant's objects.
@@ -238,13 +238,13 @@ func (e *evaluation) needKeys(n, above *state) error {
 	return nil
 }
 
-// keyURLs returns the URLs of key sets that a tenant's objects name, each with one of the objects.
+// keyURLs returns where the key sets are that a tenant's objects name (see policy.JwksSource), each with one of the objects.
 func keyURLs(v *api.View) map[string]*adminv1.Object {
 	urls := map[string]*adminv1.Object{}
 	for o := range v.Objects.All() {
 		for _, set := range api.Jwks(o.Object) {
-			if source, ok := set.GetSource().(*policyv1.Jwks_Url); ok {
-				urls[source.Url] = o.Object
+			if from := policy.JwksSource(set); from != "" {
+				urls[from] = o.Object
 			}
 		}
 	}

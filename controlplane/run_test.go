@@ -256,7 +256,7 @@ mcp:
   - name: guarded
     mcp: {host: https://files.example.com/mcp}
     policies:
-      ai: {promptGuard: {request: [{regex: {rules: [{pattern: x}]}}]}}
+      ai: {promptGuard: {request: [{regex: {rules: [{pattern: "("}]}}]}}
   - name: local
     stdio: {cmd: npx}
 `

@@ -169,11 +169,13 @@ func (p *process) report(ctx context.Context) error {
 	})
 	defer cancel()
 	interval, wait := reportInterval, reportInterval
+	peersVersion := ""
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-time.After(wait):
+		case <-p.ask: // a peer is looked for that is not known
 		case <-changed:
 			select { // what comes together is told together
 			case <-ctx.Done():
@@ -188,11 +190,21 @@ func (p *process) report(ctx context.Context) error {
 		}
 		wait = interval
 		call, cancel := context.WithTimeout(ctx, callTimeout)
-		r, err := fleetv1.NewFleetClient(conn).Report(call, p.status())
+		said := p.status()
+		said.PeersVersion = peersVersion
+		r, err := fleetv1.NewFleetClient(conn).Report(call, said)
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			p.cfg.Log.Debug("report not taken", "err", err)
 			continue
+		}
+		if p.peers != nil && (r.GetPeersVersion() != peersVersion || peersVersion == "") {
+			peersVersion = r.GetPeersVersion()
+			known := map[string]string{}
+			for _, peer := range r.GetPeers() {
+				known[peer.GetProxy()] = peer.GetAddress()
+			}
+			p.peers.Set(known)
 		}
 		if d := r.GetInterval().AsDuration(); d > 0 {
 			interval = max(d, time.Second)
@@ -204,7 +216,7 @@ func (p *process) report(ctx context.Context) error {
 // status is what Report says.
 func (p *process) status() *fleetv1.ReportRequest {
 	a := p.addresses()
-	r := &fleetv1.ReportRequest{Version: p.cfg.Version, Started: timestamppb.New(p.started), Listeners: a.Listeners, Ops: a.Ops}
+	r := &fleetv1.ReportRequest{Version: p.cfg.Version, Started: timestamppb.New(p.started), Listeners: a.Listeners, Ops: a.Ops, PeersAddr: p.peersAddr()}
 	for t := range p.store.Load().Tenants() {
 		r.Tenants = append(r.Tenants, &fleetv1.TenantReport{Tenant: t.Name, Revision: t.Revision, Stale: t.Stale})
 		for _, refusal := range t.Refusals() {

@@ -36,6 +36,7 @@ type world struct {
 	hosts       []string          // of the route
 	secrets     map[string]string // by name
 	ttl         time.Duration
+	ssePath     string // of the route
 }
 
 // behind is a world of streamable HTTP targets, in the order of names: "a=http://…", or the URL alone for one target.
@@ -101,7 +102,7 @@ func (w *world) update(revision int64) snapshot.Update {
 	config("default/listener/main", &xdsv1.Config{Resource: &xdsv1.Config_Listener{Listener: &xdsv1.Listener{Port: testPort}}})
 	config("default/route/main", &xdsv1.Config{Resource: &xdsv1.Config_Route{Route: &xdsv1.Route{
 		Listener: "default/listener/main", Hostnames: w.hosts, Backends: []*xdsv1.WeightedBackend{{Backend: "default/backend/tools"}},
-		EffectivePolicy: policy("default/policy/route", w.routePolicy),
+		EffectivePolicy: policy("default/policy/route", w.routePolicy), SsePath: w.ssePath,
 	}}})
 	config("default/backend/tools", &xdsv1.Config{Resource: &xdsv1.Config_Backend{Backend: proto.CloneOf(&w.backend)}})
 	for _, t := range w.targets {
@@ -136,7 +137,7 @@ func (w *world) start(t testing.TB) *testProxy { return w.startAs(t, "proxy-1", 
 func (w *world) startAs(t testing.TB, id, addr string) *testProxy {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	p := &testProxy{store: snapshot.New(snapshot.Config{Log: log}), lines: &lockedBuffer{}}
+	p := &testProxy{store: snapshot.New(snapshot.Config{Loopback: true, Log: log}), lines: &lockedBuffer{}}
 	upstreams := upstream.New(upstream.Config{Log: log})
 	calls := telemetry.NewCalls(telemetry.NewRegistry(), p.lines)
 	p.proxy = newProxy(proxyParts{Store: p.store, Upstreams: upstreams, Calls: calls, Log: log, ProxyID: id, Loopback: true})

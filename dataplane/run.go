@@ -16,6 +16,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/sluicegate/sluice/dataplane/listener"
+	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
 	"github.com/sluicegate/sluice/dataplane/xds"
@@ -44,6 +46,9 @@ type Config struct {
 	DataDir string
 	// OpsAddr is the operations port's. If empty, 127.0.0.1:7072; `off` for none.
 	OpsAddr string
+	// PeersAddr is the port on which other proxies of the group forward what this one owns. If empty, the next port at the host of
+	// OpsAddr; `off` for none: then what lives on this proxy can be reached here alone.
+	PeersAddr string
 	// Bind is the host part of every listener. If empty, 127.0.0.1.
 	Bind string
 	// Name is what to call the proxy when it joins. If empty, the host's name.
@@ -114,7 +119,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	p := &process{cfg: cfg, started: time.Now(), registry: telemetry.NewRegistry(), ops: ops}
+	between, err := openPeers(cfg)
+	if err != nil {
+		return err
+	}
+	p := &process{cfg: cfg, started: time.Now(), registry: telemetry.NewRegistry(), ops: ops, between: between, ask: make(chan struct{}, 1)}
 	floor := make([]byte, heapFloor)
 	defer runtime.KeepAlive(floor)
 	return p.run(ctx)
@@ -131,12 +140,40 @@ func openOps(address string) (net.Listener, error) {
 	return l, nil
 }
 
+// openPeers opens the port for peers. Beside its control plane a proxy is alone.
+func openPeers(cfg Config) (net.Listener, error) {
+	address := cfg.PeersAddr
+	if address == "" {
+		host, port, err := net.SplitHostPort(cfg.OpsAddr)
+		number, numberErr := strconv.Atoi(port)
+		switch {
+		case cfg.Fresh || cfg.OpsAddr == "off":
+			return nil, nil
+		case err != nil || numberErr != nil:
+			return nil, fmt.Errorf("operations port %q: no host and port number", cfg.OpsAddr)
+		case number > 0:
+			number++
+		}
+		address = net.JoinHostPort(host, strconv.Itoa(number))
+	}
+	if address == "off" {
+		return nil, nil
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("port for other proxies: %w (choose another with --peers-addr, or off)", err)
+	}
+	return l, nil
+}
+
 // process is a running proxy.
 type process struct {
 	cfg      Config
 	started  time.Time
 	registry *prometheus.Registry
-	ops      net.Listener // nil: none
+	ops      net.Listener  // nil: none
+	between  net.Listener  // for other proxies; nil: none
+	ask      chan struct{} // holds one: the control plane is to be asked for peers
 
 	identity  *mtls.Identity
 	calls     *telemetry.Calls
@@ -144,6 +181,7 @@ type process struct {
 	upstreams *upstream.Manager
 	listeners *listener.Manager
 	client    *xds.Client
+	peers     *peers.Peers // nil: none
 
 	state atomic.Pointer[string] // why it is not ready; nil: it is
 }
@@ -152,10 +190,14 @@ type process struct {
 type proxyParts struct {
 	Store     *snapshot.Store
 	Upstreams *upstream.Manager
+	// Transport reaches a target. If nil, Upstreams does.
+	Transport func(*snapshot.Target) upstream.Transport
 	Calls     *telemetry.Calls
 	Log       *slog.Logger
 	// ProxyID names this proxy in sessions that live here.
 	ProxyID string
+	// Peers are the other proxies. Nil: none can be asked.
+	Peers *peers.Peers
 	// Loopback is true if listeners are bound to a loopback address.
 	Loopback bool
 }
@@ -222,10 +264,14 @@ func (p *process) start(ctx context.Context) (err error) {
 		Handler: func(port uint16) http.Handler { return handler(port) },
 		TLS:     func(port uint16, name string) *snapshot.Listener { return p.store.Load().Server(port, name) },
 	})
-	p.store = snapshot.New(snapshot.Config{Bind: p.listeners.Bind, Disk: disk, MaxStale: p.cfg.MaxStale, Log: p.cfg.Log})
+	p.store = snapshot.New(snapshot.Config{Bind: p.listeners.Bind, Disk: disk, MaxStale: p.cfg.MaxStale, Loopback: loopback(p.cfg.Bind), Log: p.cfg.Log})
 	p.store.Subscribe(p.follow)
+	if p.between != nil {
+		p.peers = peers.New(peers.Config{Identity: p.identity, Log: p.cfg.Log, Refresh: p.askForPeers,
+			Handler: func(port uint16) http.Handler { return handler(port) }})
+	}
 	handler = p.cfg.handlers(proxyParts{
-		Store: p.store, Upstreams: p.upstreams, Calls: p.calls, Log: p.cfg.Log,
+		Store: p.store, Upstreams: p.upstreams, Calls: p.calls, Log: p.cfg.Log, Peers: p.peers,
 		ProxyID: p.identity.ID().Proxy, Loopback: loopback(p.cfg.Bind),
 	})
 	p.client = xds.New(xds.Config{
@@ -253,6 +299,9 @@ func (p *process) goAll(ctx context.Context, group *errgroup.Group) {
 		return p.identity.Keep(ctx, p.renew, func(err error) { p.cfg.Log.Error("certificate not renewed", "err", err) })
 	})
 	group.Go(func() error { return p.report(ctx) })
+	if p.peers != nil {
+		group.Go(func() error { return p.peers.Serve(ctx, p.between) })
+	}
 	group.Go(func() error {
 		select {
 		case <-p.client.Synced():
@@ -274,6 +323,20 @@ func (p *process) follow(old, now *snapshot.Index) {
 			p.calls.Forget(t.Name, "")
 		}
 	}
+}
+
+func (p *process) askForPeers() {
+	select {
+	case p.ask <- struct{}{}:
+	default:
+	}
+}
+
+func (p *process) peersAddr() string {
+	if p.between == nil {
+		return ""
+	}
+	return p.between.Addr().String()
 }
 
 func (p *process) notReady(why string) { p.state.Store(&why) }

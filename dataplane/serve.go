@@ -20,6 +20,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/listener"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/mux"
+	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/route"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -40,6 +41,7 @@ type proxy struct {
 	log      *slog.Logger
 	mux      *mux.Mux
 	codecs   sync.Map // tenant's name → *tenantCodec
+	streams  sync.Map // session.Nonce → *sseStream: of clients of HTTP+SSE
 	sessions session.Cache
 }
 
@@ -58,8 +60,11 @@ func newProxy(parts proxyParts) *proxy {
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
+	if p.parts.Transport == nil {
+		p.parts.Transport = parts.Upstreams.Transport
+	}
 	p.mux = mux.New(mux.Config{
-		Transport: parts.Upstreams.Transport,
+		Transport: p.parts.Transport,
 		ProxyID:   parts.ProxyID,
 		Log:       p.log,
 		Limits:    mcp.Limits{Bytes: maxBody},
@@ -82,7 +87,11 @@ func (p *proxy) handler(port uint16) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x := exchange{proxy: p, port: port, w: answering{ResponseWriter: w}, r: r, started: time.Now()}
 		defer x.tell()
-		if err := x.serve(); err != nil {
+		err := x.serve()
+		if elsewhere, ok := errors.AsType[*peers.Elsewhere](err); ok {
+			err = x.forward(elsewhere.Owner)
+		}
+		if err != nil {
 			x.refuse(err)
 		}
 	})
@@ -99,15 +108,22 @@ type exchange struct {
 	route     *snapshot.Route
 	backend   *snapshot.Backend
 	principal *policy.Principal
+	raw       []byte // the body of a POST, whole
 	message   *mcp.Message
 	batch     []mcp.Message
 	record    mux.Record
+	owner     string // the proxy that the request was forwarded to
 	err       error
 }
 
 // serve is the request path. Its error has not been answered yet.
 func (x *exchange) serve() error {
 	index := x.proxy.parts.Store.Load() // one view for the whole request, whatever is pushed meanwhile
+	if path, ok := strings.CutPrefix(x.r.URL.Path, policy.WellKnownResource); ok && (path == "" || path[0] == '/') {
+		if answered, err := x.metadata(index, path); answered || err != nil {
+			return err
+		}
+	}
 	var err error
 	if x.route, err = index.Route(x.port, x.r); err != nil {
 		return &httpError{http.StatusNotFound, err.Error()}
@@ -117,7 +133,7 @@ func (x *exchange) serve() error {
 		return &httpError{http.StatusServiceUnavailable, "this proxy refused the route's configuration"}
 	}
 	if !x.hostAllowed() {
-		return &httpError{http.StatusForbidden, "the Host header is no name of this listener: a page of another site may have sent the request"}
+		return errForeignHost
 	}
 	if !x.route.Policy.AllowOrigin(x.r, x.proxy.parts.Loopback) {
 		return &httpError{http.StatusForbidden, "the Origin is not allowed: add it to cors.allowOrigins of the route"}
@@ -128,6 +144,9 @@ func (x *exchange) serve() error {
 	x.route.Policy.ResponseHeaders(x.w.Header(), x.r, x.proxy.parts.Loopback)
 	if x.principal, err = x.route.Policy.Authenticate(x.r); err != nil {
 		return err
+	}
+	if x.overSSE() {
+		return x.serveSSE()
 	}
 	if place, err := agent.Find(x.route, x.r.URL, x.steadily); err != nil {
 		return &httpError{http.StatusNotFound, err.Error()}
@@ -151,6 +170,37 @@ func (x *exchange) serve() error {
 		Message: x.message, Batch: x.batch, Codec: codec, Scope: scope, Session: state, Record: &x.record,
 	})
 }
+
+// forward has the owner of what a request is about answer it, once: a request that comes from a peer goes no further. Nothing is run
+// here instead: a second child would not be the session's, and a call that may have run must not run again.
+func (x *exchange) forward(owner string) error {
+	var id []byte
+	if x.message != nil {
+		id = x.message.RawID()
+	}
+	lost := func(status int, text string) error {
+		return &mcp.Error{Status: status, Code: mcp.CodeInternal, ID: id, Message: text}
+	}
+	if from := peers.From(x.r.Context()); from != "" {
+		return lost(http.StatusServiceUnavailable, "proxy "+from+" took this one for the owner of the session, which is "+owner+": try again")
+	}
+	if x.proxy.parts.Peers == nil {
+		return lost(http.StatusServiceUnavailable, "the session lives on another proxy of the fleet ("+owner+"), which this one cannot reach: send the request there, or begin a new session")
+	}
+	x.owner = owner
+	err := x.proxy.parts.Peers.Forward(&x.w, x.r, x.port, owner, x.raw)
+	gone, ok := errors.AsType[*peers.ErrLost](err)
+	if !ok {
+		return err
+	}
+	x.record.Err = err
+	if gone.Sent {
+		return lost(http.StatusBadGateway, "the proxy that has the session ("+owner+") was lost; it may have processed the request: begin a new session")
+	}
+	return lost(http.StatusServiceUnavailable, "the proxy that has the session ("+owner+") cannot be reached: try again, or begin a new session")
+}
+
+var errForeignHost = &httpError{http.StatusForbidden, "the Host header is no name of this listener: a page of another site may have sent the request"}
 
 // serveAgent goes on with a request whose target speaks A2A.
 func (x *exchange) serveAgent(at *agent.Place) error {
@@ -177,6 +227,43 @@ func (x *exchange) hostAllowed() bool {
 	return name == "localhost" || strings.HasSuffix(name, ".localhost")
 }
 
+// metadata answers with the document about a protected resource (RFC 9728 section 3). It is for everybody, before
+// authentication and whatever page asks: it is what tells them how to authenticate. False, if the path is no resource's.
+func (x *exchange) metadata(index *snapshot.Index, path string) (answered bool, err error) {
+	if path == "/" {
+		path = ""
+	}
+	found, path := index.Resource(x.port, x.r, path)
+	if found == nil {
+		return false, nil
+	}
+	if x.route = found; !x.hostAllowed() {
+		return true, errForeignHost
+	}
+	h := x.w.Header()
+	h.Set("Access-Control-Allow-Origin", "*")
+	switch x.r.Method {
+	case http.MethodGet, http.MethodHead:
+	case http.MethodOptions:
+		h.Set("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS")
+		h.Set("Access-Control-Allow-Headers", "*")
+		h.Set("Access-Control-Max-Age", "3600")
+		x.w.WriteHeader(http.StatusNoContent)
+		return true, nil
+	default:
+		h.Set("Allow", "GET, HEAD, OPTIONS")
+		return true, &httpError{http.StatusMethodNotAllowed, "the metadata of a protected resource is read with GET"}
+	}
+	document := found.Policy.Metadata(x.r, path)
+	if document == nil {
+		return true, &httpError{http.StatusServiceUnavailable, "nothing says by which name the resource is reached: set mcpAuthentication's resource, or hostnames without wildcards"}
+	}
+	h.Set("Content-Type", "application/json")
+	h.Set("Cache-Control", "max-age=300")
+	_, _ = x.w.Write(document) // the client is gone: nobody to tell
+	return true, nil
+}
+
 // read takes the body of a POST apart, whose sender must take all of answers for one.
 func (x *exchange) read(answers ...string) error {
 	if x.r.Method != http.MethodPost {
@@ -198,6 +285,7 @@ func (x *exchange) read(answers ...string) error {
 		return err // the deadline stays: what is left of the body is not waited for either
 	}
 	_ = control.SetReadDeadline(time.Time{})
+	x.raw = body
 	msg, err := mcp.Scan(body, mcp.Limits{Bytes: maxBody})
 	if err != nil {
 		return err
@@ -269,8 +357,7 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 			}
 			x.backend = b
 			if state.Owner != "" && state.Owner != x.proxy.parts.ProxyID {
-				return nil, scope, &mcp.Error{Status: http.StatusServiceUnavailable, Code: mcp.CodeInternal, ID: id,
-					Message: "the session lives on another proxy of the fleet (" + state.Owner + "), for one of its targets runs there; send the request to that proxy, or begin a new session here"}
+				return nil, scope, &peers.Elsewhere{Owner: state.Owner}
 			}
 			return state, scope, nil
 		}
@@ -390,6 +477,7 @@ func (x *exchange) tell() {
 	}
 	c := telemetry.Call{
 		Start: x.started, Duration: time.Since(x.started), Method: x.r.Method, Source: x.r.RemoteAddr,
+		Owner: x.owner, Peer: peers.From(x.r.Context()),
 		Target: x.record.Target, Name: x.record.Name, Rule: x.record.Rule, Status: x.w.status, Upstream: x.record.Status, Verdict: "allow",
 	}
 	if x.route != nil {

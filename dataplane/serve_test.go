@@ -40,7 +40,7 @@ func TestTransports(t *testing.T) {
 		{"stdio", "2025-11-25", stdio, true},
 		{"stdio", "2026-07-28", stdio, false},
 		{"sse", "2025-06-18", &xdsv1.Target{Transport: &xdsv1.Target_Sse{Sse: endpointOf(sse.URL)}}, true},
-		{"no session id", "2025-11-25", &xdsv1.Target{Transport: &xdsv1.Target_Mcp{Mcp: endpointOf(sessionless.URL)}}, false},
+		{"no session id", "2025-11-25", &xdsv1.Target{Transport: &xdsv1.Target_Mcp{Mcp: endpointOf(sessionless.URL)}}, true},
 	} {
 		for _, n := range []int{1, 2} {
 			t.Run(fmt.Sprintf("%s %s, %d targets", tt.name, tt.version, n), func(t *testing.T) {

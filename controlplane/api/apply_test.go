@@ -170,6 +170,12 @@ func TestLocalPowers(t *testing.T) {
 		return &adminv1.Object{Name: "l", Spec: &adminv1.Object_Listener{Listener: &adminv1.Listener{Port: 1,
 			Enforced: &policyv1.Policies{JwtAuth: &policyv1.JwtAuth{Providers: []*policyv1.JwtProvider{{Jwks: j}}}}}}}
 	}
+	asks := func(guard *policyv1.Guard) *adminv1.Object {
+		return target(&adminv1.Target{Enforced: &policyv1.Policies{Ai: &policyv1.Ai{PromptGuard: &policyv1.PromptGuard{Response: []*policyv1.Guard{guard}}}}})
+	}
+	webhook := func(url string) *adminv1.Object {
+		return asks(&policyv1.Guard{Guard: &policyv1.Guard_Webhook{Webhook: &policyv1.WebhookGuard{Url: url}}})
+	}
 	auth := func(a *policyv1.BackendAuth) *adminv1.Object {
 		return &adminv1.Object{Name: "b", Spec: &adminv1.Object_Backend{Backend: &adminv1.Backend{Enforced: &policyv1.Policies{BackendAuth: a}}}}
 	}
@@ -204,6 +210,9 @@ func TestLocalPowers(t *testing.T) {
 		{"token endpoint at a loopback address", oauth("http://127.0.0.1/t"), nil, "enforced.backendAuth.oauth.client.tokenUrl: 127.0.0.1, a loopback"},
 		{"token endpoint at a name", oauth("https://as.example/t"), nil, ""},
 		{"jwks at a name", url("https://issuer.example/keys"), nil, ""},
+		{"webhook at a private address", webhook("http://10.1.2.3:8080/judge"), nil, "enforced.ai.promptGuard.response[0].webhook.url: 10.1.2.3, a private address"},
+		{"webhook, granted", webhook("http://10.1.2.3:8080/judge"), []string{"private-network"}, ""},
+		{"moderation at a private address", asks(&policyv1.Guard{Guard: &policyv1.Guard_OpenAiModeration{OpenAiModeration: &policyv1.ModerationGuard{Url: "http://localhost:1"}}}), nil, "enforced.ai.promptGuard.response[0].openAIModeration.url: 127.0.0.1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, p := newServer(t, newConnections())
@@ -293,7 +302,7 @@ func TestConcernedObjectsAreEnough(t *testing.T) {
 	}{
 		"good":             {target(func(s *adminv1.Target) { s.Description = "d" }), true, false},
 		"bad rule":         {target(func(s *adminv1.Target) { s.Policies = rule("mcp.tool.name = 1") }), true, true},
-		"not enforced yet": {target(func(s *adminv1.Target) { s.Policies = &policyv1.Policies{Ai: &policyv1.Ai{}} }), true, true},
+		"not enforced yet": {target(func(s *adminv1.Target) { s.Policies = &policyv1.Policies{A2A: &policyv1.A2A{}} }), true, true},
 		"a secret": {target(func(s *adminv1.Target) {
 			s.Policies = key(&policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "s"}})
 		}), true, false},

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -116,8 +118,47 @@ func (f fleet) Report(ctx context.Context, r *fleetv1.ReportRequest) (*fleetv1.R
 	r.Tenants = slices.DeleteFunc(r.GetTenants(), func(t *fleetv1.TenantReport) bool { return !served[t.GetTenant()] })
 	r.Targets = slices.DeleteFunc(r.GetTargets(), func(t *fleetv1.TargetReport) bool { return !ours(t.GetTarget()) })
 	r.Units = slices.DeleteFunc(r.GetUnits(), func(u *fleetv1.UnitReport) bool { return !ours(u.GetName()) })
+	r.PeersAddr = reachable(r.GetPeersAddr(), peerAddress(ctx))
 	f.reports.put(p.ID.Proxy, r, f.Now())
-	return &fleetv1.ReportResponse{Interval: durationpb.New(reportInterval)}, nil
+	response := &fleetv1.ReportResponse{Interval: durationpb.New(reportInterval)}
+	if r.GetPeersAddr() != "" {
+		response.Peers, response.PeersVersion = f.peers(p.ID)
+		if response.PeersVersion == r.GetPeersVersion() {
+			response.Peers = nil
+		}
+	}
+	return response, nil
+}
+
+// reachable is an address that a proxy gave, with the host that it came from where it listens on all of its own.
+func reachable(address, from string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return ""
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = from
+	}
+	if host == "" {
+		return ""
+	}
+	return net.JoinHostPort(host, port)
+}
+
+// peers are the other proxies of a proxy's group that can be reached, and what tells one list from another.
+func (f fleet) peers(of mtls.ID) ([]*fleetv1.Peer, string) {
+	var all []*fleetv1.Peer
+	h := sha256.New()
+	for _, p := range f.Registry.Proxies() { // by name
+		if p.Group != of.Group || p.ID == of.Proxy || p.Revoked {
+			continue
+		}
+		if r := f.reports.of(p.ID); r != nil && r.report.GetPeersAddr() != "" {
+			all = append(all, &fleetv1.Peer{Proxy: p.ID, Address: r.report.GetPeersAddr()})
+			fmt.Fprintf(h, "%s %s\n", p.ID, r.report.GetPeersAddr())
+		}
+	}
+	return all, base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:9])
 }
 
 // tenantOf is the tenant that a resource's name begins with.

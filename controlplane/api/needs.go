@@ -45,12 +45,14 @@ func needs(o *adminv1.Object, grants policy.Grants) []need {
 		case *policyv1.Jwks_File:
 			all = append(all, fileNeeds(field, source.File, grants)...)
 		case *policyv1.Jwks_Url:
-			if u, err := url.Parse(source.Url); err == nil {
-				all = append(all, hostNeeds(field, u.Hostname(), grants)...)
-			}
+			all = append(all, urlNeeds("", map[string]string{field: source.Url}, grants)...)
+		case *policyv1.Jwks_Issuer:
+			all = append(all, urlNeeds("", map[string]string{field: source.Issuer}, grants)...)
 		}
 	}
 	policies, enforced := resource.Policies(o)
+	all = append(all, urlNeeds("policies.ai.", policy.AiNeeds(policies.GetAi()), grants)...)
+	all = append(all, urlNeeds("enforced.ai.", policy.AiNeeds(enforced.GetAi()), grants)...)
 	all = append(all, authNeeds("policies.backendAuth.", policies.GetBackendAuth(), grants)...)
 	return append(all, authNeeds("enforced.backendAuth.", enforced.GetBackendAuth(), grants)...)
 }
@@ -64,12 +66,7 @@ func authNeeds(block string, a *policyv1.BackendAuth, grants policy.Grants) []ne
 			all = append(all, need{block + field, fmt.Sprintf("acting as the proxies themselves at %s", cloud), "identity=" + cloud})
 		}
 	}
-	for _, field := range slices.Sorted(maps.Keys(urls)) {
-		if u, err := url.Parse(urls[field]); err == nil && u.Host != "" {
-			all = append(all, hostNeeds(block+field, u.Hostname(), grants)...)
-		}
-	}
-	return all
+	return append(all, urlNeeds(block, urls, grants)...)
 }
 
 func fileNeeds(field, file string, grants policy.Grants) []need {
@@ -99,6 +96,17 @@ func targetNeeds(t *adminv1.Target, grants policy.Grants) []need {
 	return nil
 }
 
+// urlNeeds checks what policies dial.
+func urlNeeds(block string, urls map[string]string, grants policy.Grants) []need {
+	var all []need
+	for _, field := range slices.Sorted(maps.Keys(urls)) {
+		if u, err := url.Parse(urls[field]); err == nil && u.Host != "" {
+			all = append(all, hostNeeds(block+field, u.Hostname(), grants)...)
+		}
+	}
+	return all
+}
+
 // hostNeeds checks an address that is written as such. Any other name is checked when it has been resolved.
 func hostNeeds(field, host string, grants policy.Grants) []need {
 	if strings.EqualFold(host, "localhost") {
@@ -115,7 +123,7 @@ func hostNeeds(field, host string, grants policy.Grants) []need {
 	return []need{{field, fmt.Sprintf("%s, %s,", host, refused.Class), refused.Grant}}
 }
 
-// Jwks returns the key sets that an object's policies name, by the path of each.
+// Jwks returns the key sets that an object's policies name, or leave to an issuer's metadata, by the path of each.
 func Jwks(o *adminv1.Object) map[string]*policyv1.Jwks {
 	all := map[string]*policyv1.Jwks{}
 	policies, enforced := resource.Policies(o)
@@ -124,6 +132,9 @@ func Jwks(o *adminv1.Object) map[string]*policyv1.Jwks {
 			if provider.GetJwks() != nil {
 				all[fmt.Sprintf("%s.jwtAuth.providers[%d].jwks", at, i)] = provider.GetJwks()
 			}
+		}
+		for i, provider := range p.GetMcpAuthentication().GetProviders() {
+			all[fmt.Sprintf("%s.mcpAuthentication.providers[%d].jwks", at, i)] = policy.ProviderJwks(provider)
 		}
 	}
 	return all

@@ -69,6 +69,9 @@ func underivable(in Inputs, err error) []*adminv1.Diagnostic {
 	return out
 }
 
+// Rehearse is [Derive] for what is tried out and never served: credentials may be inline.
+func Rehearse(in Inputs) (*Output, error) { return Derive(withoutInline(in)) }
+
 // withoutInline seals inline credentials, for objects that were read from a file and never will be served.
 func withoutInline(in Inputs) Inputs {
 	if len(in.VersionKey) == 0 {

@@ -230,7 +230,7 @@ func (u *update) emitPolicies() {
 			levels = append(levels, u.node(key).level)
 		}
 		merged := effective(c.class.kinds.fields(), levels)
-		served := &xdsv1.EffectivePolicy{Policies: proto.CloneOf(merged.Policies), EnforcedAuthorization: merged.Enforced, From: merged.From}
+		served := &xdsv1.EffectivePolicy{Policies: proto.CloneOf(merged.Policies), EnforcedAuthorization: merged.Enforced, From: merged.From, Enforced: merged.Settled}
 		refs, err := serve(served.Policies, u.in.Tenant)
 		if err != nil {
 			u.failed(strings.Join(c.levels, ", "), err)

@@ -62,7 +62,7 @@ func naive(t testing.TB, in Inputs) map[string]proto.Message {
 			return ""
 		}
 		m := effective(c.kinds.fields(), levels)
-		p := &xdsv1.EffectivePolicy{Policies: proto.CloneOf(m.Policies), EnforcedAuthorization: m.Enforced, From: m.From}
+		p := &xdsv1.EffectivePolicy{Policies: proto.CloneOf(m.Policies), EnforcedAuthorization: m.Enforced, From: m.From, Enforced: m.Settled}
 		refer(p.Policies)
 		name := "policy/" + shortHash(c.name, strings.Join(keys, "\x00"))
 		config(name, &xdsv1.Config{Resource: &xdsv1.Config_EffectivePolicy{EffectivePolicy: p}})

@@ -46,6 +46,8 @@ type Merged struct {
 	Enforced []*xdsv1.EnforcedAuthorization
 	// Name of the level that each kind in Policies came from.
 	From map[Kind]string
+	// Those of them that a level enforces, in the order of the proto.
+	Settled []Kind
 
 	trace map[Kind][]setting // every setting of a kind, outermost first, for Explain
 }
@@ -97,6 +99,9 @@ func effective(kinds []protoreflect.FieldDescriptor, levels []Level) Merged {
 			trace[winner].wins = true
 			merged.Set(fd, protoreflect.ValueOfMessage(trace[winner].policy))
 			out.From[kind] = trace[winner].level.Name
+			if settled {
+				out.Settled = append(out.Settled, kind)
+			}
 		}
 		if trace != nil {
 			out.trace[kind] = trace

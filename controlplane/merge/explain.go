@@ -200,8 +200,13 @@ func refersTo(o *adminv1.Object, kind, name string) string {
 	policies, enforced := resource.Policies(o)
 	for block, p := range map[string]*policyv1.Policies{"policies": policies, "enforced": enforced} {
 		for i, provider := range p.GetJwtAuth().GetProviders() {
-			if u := provider.GetJwks().GetUrl(); u != "" && shortHash(u) == name {
-				return fmt.Sprintf("%s.jwtAuth.providers[%d].jwks.url", block, i)
+			if from := policy.JwksSource(provider.GetJwks()); from != "" && shortHash(from) == name {
+				return fmt.Sprintf("%s.jwtAuth.providers[%d].jwks%s", block, i, map[bool]string{true: ".url"}[provider.GetJwks().GetUrl() != ""])
+			}
+		}
+		for i, provider := range p.GetMcpAuthentication().GetProviders() {
+			if from := policy.JwksSource(policy.ProviderJwks(provider)); from != "" && shortHash(from) == name {
+				return fmt.Sprintf("%s.mcpAuthentication.providers[%d].jwks%s", block, i, map[bool]string{true: ".url"}[provider.GetJwks().GetUrl() != ""])
 			}
 		}
 	}

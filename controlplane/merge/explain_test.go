@@ -297,7 +297,7 @@ mcp:
   - name: t
     mcp: {host: "https://t.example"}
     policies:
-      ai: {promptGuard: [{regex: {deny: [{pattern: "x"}]}}]}
+      a2a: {}
 `)
 	if found := Check(in); len(found) != 0 {
 		t.Errorf("found %v", formatted(found))

@@ -25,7 +25,7 @@ type Inputs struct {
 	Secrets map[string][]byte
 	// If nil: the tenant has none yet.
 	SessionKeys *xdsv1.SessionKeys
-	// Key sets by URL, as fetched. A URL that is missing is served with no keys.
+	// Key sets by where they are (see policy.JwksSource), as fetched. One that is missing is served with no keys.
 	Jwks map[string][]byte
 	// Keys the versions of secrets, which show in status output. Required where there is a secret to serve.
 	VersionKey []byte

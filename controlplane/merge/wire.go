@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/sluicegate/sluice/internal/policy"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
@@ -56,11 +57,11 @@ func secretVersion(key []byte, name string, body []byte) string {
 
 // References of a resource to what is served only because something refers to it.
 func secretRef(name string) string { return "secret " + name }
-func jwksRef(url string) string    { return "jwks " + url }
+func jwksRef(from string) string   { return "jwks " + from } // see policy.JwksSource
 func chainRef(name string) string  { return "chain " + name }
 
 // serve makes a message fit for the wire in place: every credential becomes the full name of a Secret resource, a file or
-// a variable of the proxy. It returns what the message refers to.
+// a variable of the proxy, and no key set is left to be guessed. It returns what the message refers to.
 func serve(m proto.Message, tenant string) (refs []string, err error) {
 	err = walk(m.ProtoReflect(), func(m proto.Message) error {
 		switch m := m.(type) {
@@ -70,9 +71,13 @@ func serve(m proto.Message, tenant string) (refs []string, err error) {
 				refs = append(refs, secretRef(ref))
 			}
 			return err
+		case *policyv1.McpAuthentication: // comes before the key sets in it
+			for _, p := range m.GetProviders() {
+				p.Jwks = policy.ProviderJwks(p)
+			}
 		case *policyv1.Jwks:
-			if u := m.GetUrl(); u != "" {
-				refs = append(refs, jwksRef(u))
+			if from := policy.JwksSource(m); from != "" {
+				refs = append(refs, jwksRef(from))
 			}
 		}
 		return nil
@@ -148,6 +153,7 @@ func serveRoute(tenant string, r *adminv1.Route, effectivePolicy string) *xdsv1.
 		Listener:        tenant + "/listener/" + r.GetListener(),
 		Hostnames:       r.GetHostnames(),
 		EffectivePolicy: effectivePolicy,
+		SsePath:         ssePath(r.GetSsePath()),
 	}
 	for _, m := range r.GetMatches() {
 		match := &xdsv1.RouteMatch{}
@@ -175,6 +181,17 @@ func serveRoute(tenant string, r *adminv1.Route, effectivePolicy string) *xdsv1.
 		out.Backends = append(out.Backends, &xdsv1.WeightedBackend{Backend: tenant + "/backend/" + b.GetBackend(), Weight: b.GetWeight()})
 	}
 	return out
+}
+
+// ssePath is where clients of HTTP+SSE come to.
+func ssePath(written string) string {
+	switch written {
+	case "":
+		return "/sse"
+	case "off":
+		return ""
+	}
+	return written
 }
 
 func serveBackend(b *adminv1.Backend) *xdsv1.Backend {

@@ -1,5 +1,10 @@
 package mcp
 
+import (
+	"strings"
+	"unicode"
+)
+
 // Routing says how a method finds its target among several.
 type Routing uint8
 
@@ -96,6 +101,32 @@ var methodIndex = func() map[string]int {
 	}
 	return index
 }()
+
+var foldedMethods = func() map[string]bool {
+	folded := make(map[string]bool, len(methods))
+	for _, m := range methods {
+		folded[foldedMethod(m.Name)] = true
+	}
+	return folded
+}()
+
+// foldedMethod is a method without case, blanks and what does not show.
+func foldedMethod(method string) string {
+	visible := strings.Map(func(r rune) rune {
+		if unicode.IsSpace(r) || unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+			return -1
+		}
+		return r
+	}, method)
+	return string(foldAll([]byte(visible)))
+}
+
+// Disguised reports whether a method that no revision has is one to a server that reads names carelessly, such as
+// Tools/Call: nothing that is asked about the method itself is asked about it.
+func Disguised(method string) bool {
+	_, known := methodIndex[method]
+	return !known && foldedMethods[foldedMethod(method)]
+}
 
 // methodName is the method as a string; known ones cost no allocation.
 func methodName(text []byte) string {

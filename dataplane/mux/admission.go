@@ -79,7 +79,7 @@ var nouns = map[policy.ItemKind]string{
 // admitList reports whether an item of a list is for this caller.
 func (x *Request) admitList(t *snapshot.Target, kind policy.ItemKind, name string, annotations []byte) bool {
 	call := x.call(t, kind, name)
-	call.Annotations = annotations
+	call.Annotations, call.Work = annotations, x.work
 	return t.Policy.AdmitList(&call).Allowed
 }
 
@@ -105,8 +105,11 @@ func (x *Request) call(t *snapshot.Target, kind policy.ItemKind, name string) po
 func (x *Request) calling(t *snapshot.Target, o outgoing) policy.Call {
 	c := x.call(t, o.kind, o.own)
 	c.Method = o.method
-	if o.kind != policy.Tool {
+	switch {
+	case o.kind != policy.Tool:
 		c.Arguments = nil
+	case o.arguments != nil:
+		c.Arguments = o.arguments
 	}
 	return c
 }
@@ -121,7 +124,7 @@ func (x *Request) method() string {
 // masks reports whether a target's own "not found" for the item has to read like a refusal: rules are in force, and
 // the proxy could not tell from a list whether the item exists. The target's answer still takes its own time.
 func (x *Request) masks(t *snapshot.Target, kind policy.ItemKind) bool {
-	return t.Policy.Authorizes() && (kind == policy.Resource || kind == policy.Template)
+	return t.Policy.Authorizes() && (kind == policy.Resource || kind == policy.Template || kind == policy.Task)
 }
 
 // masked reports whether code is one that targets use for what they do not have.

@@ -35,10 +35,12 @@ func (m *Mux) batch(w http.ResponseWriter, x *Request) error {
 	defer out.close()
 
 	const atOnce = 8
+	records := make([]*Record, len(x.Batch))
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, atOnce)
 	for i := range x.Batch {
 		one := x.element(i)
+		records[i] = one.Record
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
@@ -60,6 +62,11 @@ func (m *Mux) batch(w http.ResponseWriter, x *Request) error {
 		})
 	}
 	wg.Wait()
+	for _, r := range records {
+		if r.Refused && !x.Record.Refused {
+			x.Record.Target, x.Record.Name, x.Record.Refused, x.Record.Rule = r.Target, r.Name, true, r.Rule
+		}
+	}
 	return nil
 }
 

@@ -3,6 +3,7 @@ package mux
 import (
 	"context"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -13,6 +14,10 @@ import (
 // notification brings a client's notification to those whom it may concern. Which target a cancelled request or a
 // progress token belongs to is known to the targets alone: they ignore what they do not know.
 func (m *Mux) notification(w http.ResponseWriter, x *Request) error {
+	if info := x.Message.Info(); info.Name != "" && !info.Notification || info.Name == "" && mcp.Disguised(x.Message.Method) {
+		// A target might do what is asked, though nobody waits for the answer, and rules are asked about requests.
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "%s is a request: it needs an id", x.Message.Method)
+	}
 	if x.stateless() {
 		return m.statelessNotification(w, x)
 	}
@@ -30,7 +35,11 @@ func (m *Mux) notification(w http.ResponseWriter, x *Request) error {
 		if !known && x.admit(ctx, t, policy.None, "", "") != nil {
 			return nil
 		}
-		resp, err := x.send(ctx, t, outgoing{body: msg.Body, method: msg.Method})
+		body, err := x.guardRequest(ctx, t, item{}, msg.Method, msg.Body)
+		if err != nil {
+			return nil // a notification has no answer that could tell
+		}
+		resp, err := x.send(ctx, t, outgoing{body: body, method: msg.Method})
 		if err == nil {
 			_ = resp.Body.Close()
 		}
@@ -51,7 +60,11 @@ func (x *Request) forwardNotification(w http.ResponseWriter, t *snapshot.Target)
 			return accepted(w) // a notification has no answer that could tell
 		}
 	}
-	resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method})
+	body, err := x.guardRequest(ctx, t, item{}, x.Message.Method, x.Message.Body)
+	if err != nil {
+		return accepted(w)
+	}
+	resp, err := x.send(ctx, t, outgoing{body: body, method: x.Message.Method})
 	if err != nil {
 		return err
 	}
@@ -72,10 +85,7 @@ func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
 	if t := x.alone(); t != nil {
 		return x.forward(w, t, item{lifecycle: true})
 	}
-	var mu sync.Mutex
-	var firstErr error // guarded by mu; of the first target in order that failed
-	firstAt, logs := len(x.Backend.Targets), false
-	x.each(x.HTTP.Context(), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+	errs := x.eachTaken(x.HTTP.Context(), x.Backend.Targets, func(ctx context.Context, x *Request, t *snapshot.Target) error {
 		resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method, safe: true})
 		var msg *mcp.Message
 		if err == nil {
@@ -86,16 +96,13 @@ func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
 				err = x.fail(http.StatusOK, mcp.CodeInternal, "target %q refused the level", t.Name)
 			}
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		if at := x.order(t); err != nil && at < firstAt {
-			firstAt, firstErr = at, err
-		}
-		logs = logs || err == nil
 		return err
 	})
-	if firstErr != nil && !(logs && failsOpen(x.Backend)) {
-		return firstErr
+	logs := slices.Contains(errs, nil)
+	for _, err := range errs {
+		if err != nil && !(logs && failsOpen(x.Backend)) {
+			return err // of the first target in order that failed
+		}
 	}
 	if err := x.inCommon(w.Header()); err != nil {
 		return err
@@ -144,6 +151,9 @@ func (x *Request) eachOf(ctx context.Context, targets []*snapshot.Target, f func
 		x.Record.Target += t.Name
 		if r := records[i]; r.Err != nil && x.Record.Err == nil {
 			x.Record.Err = r.Err
+		}
+		if r := records[i]; r.Refused && !x.Record.Refused {
+			x.Record.Refused, x.Record.Rule = true, r.Rule
 		}
 		x.Record.Status = max(x.Record.Status, records[i].Status)
 	}

@@ -104,6 +104,9 @@ func (x *Request) forward(w http.ResponseWriter, t *snapshot.Target, it item) er
 	ctx, done := x.callContext(t)
 	defer done()
 	x.Record.Target, x.Record.Name = t.Name, it.own
+	if err := x.take(t, it.kind, it.own); err != nil { // before rules: a refusal must not cost less than a call
+		return err
+	}
 	if !it.lifecycle {
 		if err := x.admit(ctx, t, it.kind, it.own, it.shown); err != nil {
 			return err
@@ -127,12 +130,14 @@ func (x *Request) sendItem(ctx context.Context, t *snapshot.Target, it item) (*u
 	if it.kind == policy.None || x.Message.Method == "completion/complete" {
 		out.name = "" // Mcp-Name is only for what the revision says
 	}
+	var room []byte
 	if it.own != it.shown {
 		buf := copyBuffers.Get().(*[]byte)
 		defer copyBuffers.Put(buf)
-		var e mcp.Edits
-		e.String(it.at.Span, []byte(it.own))
-		out.body = e.Apply((*buf)[:0], out.body)
+		room = (*buf)[:0]
+	}
+	if err := x.prepare(ctx, t, it, &out, room); err != nil {
+		return nil, err
 	}
 	return x.send(ctx, t, out)
 }
@@ -155,9 +160,9 @@ func (x *Request) callContext(t *snapshot.Target) (context.Context, context.Canc
 		l := linger(ctx, x.mux.cfg.Linger)
 		ctx, cancel = l, l.end
 	}
-	if d := t.Config.GetTimeout(); d != nil {
+	if d := deadline(t); d > 0 {
 		outer := cancel
-		bounded, stop := context.WithTimeoutCause(ctx, d.AsDuration(), upstream.ErrTimeout)
+		bounded, stop := context.WithTimeoutCause(ctx, d, upstream.ErrTimeout)
 		return bounded, func() { stop(); outer() }
 	}
 	return ctx, cancel
@@ -211,11 +216,26 @@ func (m *Mux) response(w http.ResponseWriter, x *Request) error {
 	}
 	ctx, done := x.callContext(t)
 	defer done()
-	resp, err := x.send(ctx, t, outgoing{body: body, session: leg})
+	x.Record.Target = t.Name
+	guarded, err := x.guardRequest(ctx, t, item{}, "", body)
+	if err != nil {
+		// The target waits for an answer, and gets this one. The client is told by what becomes of its call: an error here
+		// would read as the end of its session to some.
+		e := x.asError(err)
+		guarded = mcp.AppendError(nil, idOr(id, msg.RawID()), e.Code, e.Message, nil)
+	}
+	resp, err := x.send(ctx, t, outgoing{body: guarded, session: leg})
 	if err != nil {
 		return err
 	}
 	return x.relay(ctx, w, t, resp, item{})
+}
+
+func idOr(id, passed []byte) []byte {
+	if id != nil {
+		return id
+	}
+	return passed
 }
 
 // asked finds the target whose request a response answers, its session, and its own id of the request; nil for an id

@@ -14,8 +14,14 @@ import (
 
 // catalog is what this proxy last saw a target list: every name, and what rules may read of it. It never changes.
 type catalog struct {
-	items map[string][]byte // name → raw annotations; nil: it has none
+	items map[string]listed
 	seen  time.Time
+}
+
+// listed is one item.
+type listed struct {
+	annotations []byte // raw; nil: it has none
+	tool        *tool  // nil: no policy needs it
 }
 
 // catalogKey: servers list by who asks and what the client can do.
@@ -55,7 +61,12 @@ func (x *Request) capabilities() uint64 {
 
 // lookUp finds a tool or prompt in a target's list, which it fetches if it is not known or old. A list that cannot be
 // fetched again is used as it was last seen; one never seen is an error.
-func (x *Request) lookUp(ctx context.Context, t *snapshot.Target, kind policy.ItemKind, name string) (annotations []byte, listed bool, err error) {
+func (x *Request) lookUp(ctx context.Context, t *snapshot.Target, kind policy.ItemKind, name string) (annotations []byte, found bool, err error) {
+	it, found, err := x.lookUpItem(ctx, t, kind, name)
+	return it.annotations, found, err
+}
+
+func (x *Request) lookUpItem(ctx context.Context, t *snapshot.Target, kind policy.ItemKind, name string) (it listed, found bool, err error) {
 	list := mcp.Tools
 	if kind == policy.Prompt {
 		list = mcp.Prompts
@@ -63,21 +74,21 @@ func (x *Request) lookUp(ctx context.Context, t *snapshot.Target, kind policy.It
 	key := x.catalogKey(t, list)
 	c, ok := x.mux.catalogs.get(key)
 	if ok {
-		annotations, listed = c.items[name]
+		it, found = c.items[name]
 		age := time.Since(c.seen)
-		if listed && age < catalogFresh || age < catalogRetry {
-			return annotations, listed, nil
+		if found && age < catalogFresh || age < catalogRetry {
+			return it, found, nil
 		}
 	}
 	fresh, err := x.fetchCatalog(ctx, t, list)
 	if err != nil {
 		if ok {
-			return annotations, listed, nil
+			return it, found, nil
 		}
-		return nil, false, err
+		return listed{}, false, err
 	}
-	annotations, listed = fresh.items[name]
-	return annotations, listed, nil
+	it, found = fresh.items[name]
+	return it, found, nil
 }
 
 // fetchCatalog reads a whole list. Requests that need it at the same time share it.
@@ -104,8 +115,9 @@ func (x *Request) fetchCatalog(ctx context.Context, t *snapshot.Target, list mcp
 
 // learn remembers a whole list.
 func (x *Request) learn(t *snapshot.Target, list mcp.List, pages []*page) *catalog {
-	c := &catalog{items: map[string][]byte{}, seen: time.Now()}
+	c := &catalog{items: map[string]listed{}, seen: time.Now()}
 	cost := 256
+	tools := list == mcp.Tools && (t.Policy.Fills() || t.Policy.Guards(policy.ToTarget))
 	for _, p := range pages {
 		_, _ = mcp.ReadList(list, p.result, x.mux.cfg.Limits, func(it *mcp.Item) error {
 			name := it.Name.String()
@@ -113,7 +125,12 @@ func (x *Request) learn(t *snapshot.Target, list mcp.List, pages []*page) *catal
 				return nil
 			}
 			annotations := append([]byte(nil), it.Annotations.Of(it.Raw)...)
-			c.items[name] = annotations
+			own := listed{annotations: annotations}
+			if tools {
+				own.tool = declaresOf(it.InputSchema.Of(it.Raw), t.Policy.Filled())
+				cost += 64 + 32*(len(own.tool.declared)+2*len(own.tool.params))
+			}
+			c.items[name] = own
 			cost += 64 + len(name) + len(annotations)
 			return nil
 		})

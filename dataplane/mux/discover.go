@@ -17,7 +17,7 @@ func (m *Mux) discover(w http.ResponseWriter, x *Request) error {
 		return x.forward(w, t, item{lifecycle: true})
 	}
 	results := make([]serverSays, len(x.Backend.Targets))
-	errs := x.each(x.HTTP.Context(), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+	errs := x.eachTaken(x.HTTP.Context(), x.Backend.Targets, func(ctx context.Context, x *Request, t *snapshot.Target) error {
 		resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method, safe: true})
 		if err != nil {
 			return err

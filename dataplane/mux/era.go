@@ -19,16 +19,13 @@ type eras struct {
 	versions []mcp.Revision
 	// probed is when; zero for what the configuration says.
 	probed time.Time
+	// stateless says that clients of the session era are better off with the target's stateless one: it refuses sessions, or
+	// takes them without keeping any, so that it can ask its clients nothing there.
+	stateless bool
 }
 
 func (e eras) have(era mcp.Era) bool {
 	return slices.ContainsFunc(e.versions, func(r mcp.Revision) bool { return r.Era() == era })
-}
-
-// of is e less the versions of the other era.
-func (e eras) of(era mcp.Era) eras {
-	e.versions = slices.DeleteFunc(slices.Clone(e.versions), func(r mcp.Revision) bool { return r.Era() != era })
-	return e
 }
 
 type eraKey struct{ digest, principal string }
@@ -115,6 +112,15 @@ func (x *Request) eraKey(t *snapshot.Target) eraKey {
 	return key
 }
 
+// onlyStateless reports whether it is known already that a target has no sessions worth the name.
+func (x *Request) onlyStateless(t *snapshot.Target) bool {
+	if own := t.Config.GetProtocolVersions(); len(own) > 0 {
+		return !slices.ContainsFunc(own, func(v string) bool { return mcp.Revision(v).HasSessions() })
+	}
+	e, ok := x.mux.eras.get(x.eraKey(t))
+	return ok && e.stateless
+}
+
 // contradicted forgets what a target was found to speak, after an answer that no MCP server of that era gives.
 func (x *Request) contradicted(t *snapshot.Target) {
 	key := x.eraKey(t)
@@ -158,7 +164,7 @@ func (x *Request) probeSessions(ctx context.Context, t *snapshot.Target) (eras, 
 	own := *x
 	own.Session = &session.State{Version: string(mcp.V20251125), Capabilities: "{}", ClientInfo: `{"name":"sluice","version":"1"}`}
 	own.Verdict.Era = mcp.Sessions
-	leg, hs, err := own.handshake(ctx, t, own.initializeAgain(session.Target{Version: string(mcp.V20251125)}))
+	leg, hs, err := own.handshake(ctx, t, own.initializeAgain(session.Target{Version: string(mcp.V20251125)}), session.Target{})
 	if err != nil {
 		return eras{}, err
 	}

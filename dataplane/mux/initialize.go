@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -47,6 +49,9 @@ func (m *Mux) initializeOne(w http.ResponseWriter, x *Request, t *snapshot.Targe
 	ctx, cancel := m.fanOut(x.HTTP.Context(), t)
 	defer cancel()
 	x.Record.Target = t.Name
+	if err := x.take(t, policy.None, ""); err != nil {
+		return err
+	}
 	leg, hs, err := x.greet(ctx, t, x.Message.Body)
 	if err != nil {
 		return err
@@ -58,7 +63,9 @@ func (m *Mux) initializeOne(w http.ResponseWriter, x *Request, t *snapshot.Targe
 		_, _ = w.Write(hs.raw)
 		return nil
 	}
-	x.Session.Version = leg.Version // the target negotiated with the client itself
+	if !bridged(leg) {
+		x.Session.Version = leg.Version // the target negotiated with the client itself
+	}
 	if err := x.seal(w, []session.Target{leg}); err != nil {
 		go x.quit(t, leg)
 		return err
@@ -82,7 +89,7 @@ func (m *Mux) initializeAll(w http.ResponseWriter, x *Request) error {
 		e.String(x.Message.Version.Span, []byte(x.Session.Version))
 		body = e.Apply(nil, body)
 	}
-	errs := x.each(x.HTTP.Context(), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+	errs := x.eachTaken(x.HTTP.Context(), targets, func(ctx context.Context, x *Request, t *snapshot.Target) error {
 		i := x.order(t)
 		leg, hs, err := x.greet(ctx, t, body)
 		if err != nil {
@@ -135,6 +142,9 @@ func (x *Request) seal(w http.ResponseWriter, legs []session.Target) error {
 			x.Session.Owner = x.mux.cfg.ProxyID
 		}
 	}
+	if slices.ContainsFunc(legs, bridged) { // what the session has open there is known here alone
+		x.Session.Owner = x.mux.cfg.ProxyID
+	}
 	id, err := x.Codec.Encode(x.Scope, *x.Session)
 	if size, ok := errors.AsType[*session.SizeError](err); ok {
 		return x.fail(http.StatusBadRequest, mcp.CodeInternal, "initialize: %s", size.Reason)
@@ -152,8 +162,9 @@ type shook struct {
 	msg  *mcp.Message
 }
 
-// handshake sends initialize and reads the answer. The leg is empty if the answer is an error response.
-func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte) (session.Target, shook, error) {
+// handshake sends initialize and reads the answer. The leg is empty if the answer is an error response. at says whether the
+// target is reached through a bridge.
+func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte, at session.Target) (session.Target, shook, error) {
 	var hs shook
 	if t.Refused != nil {
 		return session.Target{}, hs, x.refusedConfig(t)
@@ -161,7 +172,7 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	h := make(http.Header, 8)
 	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
 	x.pass(t, h)
-	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Call: x.calling(t, outgoing{method: "initialize"})}, session.Target{})
+	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Call: x.calling(t, outgoing{method: "initialize"})}, at)
 	if err != nil {
 		return session.Target{}, hs, err
 	}
@@ -182,33 +193,45 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 		return session.Target{}, hs, x.fail(http.StatusBadGateway, mcp.CodeInternal,
 			"target %q answered initialize with protocol version %q, which has no sessions that this proxy knows", t.Name, version)
 	}
-	return session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: string(version), Place: place(t)}, hs, nil
+	leg := session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: string(version), Place: place(t)}
+	if bridged(at) {
+		leg.ID, leg.Version = "", at.Version
+	}
+	return leg, hs, nil
 }
 
-// greet is handshake for a client: a target that refuses because it has no sessions is told as that, and what it speaks
-// instead. Its list of versions does not count for that: some list versions that they refuse.
+// greet is handshake for a client: with a target that has no sessions, through a bridge. A list of versions does not count for
+// that while the target has not refused: some list versions that they refuse, and some leave out those that they take.
 func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (session.Target, shook, error) {
-	leg, hs, err := x.handshake(ctx, t, body)
+	stateless := session.Target{Version: string(mcp.V20260728)}
+	if x.onlyStateless(t) {
+		return x.handshake(ctx, t, body, stateless)
+	}
+	leg, hs, err := x.handshake(ctx, t, body, session.Target{})
 	refused := false
 	if err == nil && hs.msg.Error.Present() {
 		code, _ := errorCode(hs.msg)
 		refused = code == mcp.CodeMethodNotFound || code == mcp.CodeUnsupportedVersion || code == mcp.CodeHeaderMismatch || code == mcp.CodeInvalidRequest
 	}
-	if !refused && (err == nil || t.Refused != nil) {
+	// A server that keeps no session can ask its clients nothing in this era, and can in the other.
+	keepsNone := err == nil && !hs.msg.Error.Present() && leg.ID == "" && !x.mux.cfg.Transport(t).Owned()
+	if !refused && !keepsNone && (err == nil || t.Refused != nil) {
 		return leg, hs, err
 	}
 	asked := *x
 	asked.Record = &Record{}
 	e, probeErr := asked.erasOf(ctx, t)
-	if probeErr != nil || !e.have(mcp.Stateless) || !refused && e.have(mcp.Sessions) {
+	if probeErr != nil || !e.have(mcp.Stateless) || !refused && !keepsNone && e.have(mcp.Sessions) {
 		return leg, hs, err
 	}
-	return session.Target{}, hs, x.otherEra(t, e.of(mcp.Stateless))
+	e.stateless, e.probed = true, time.Now()
+	x.mux.eras.put(x.eraKey(t), e, 1, e.probed.Add(probeAge))
+	return x.handshake(ctx, t, body, stateless)
 }
 
 // quit ends a session at a target, as far as the target lets it.
 func (x *Request) quit(t *snapshot.Target, leg session.Target) {
-	if leg.ID == "" {
+	if leg.ID == "" && !bridged(leg) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.HTTP.Context()), 5*time.Second)
@@ -217,7 +240,7 @@ func (x *Request) quit(t *snapshot.Target, leg session.Target) {
 	own.Record = &Record{}
 	h := own.header(t, leg, "", "")
 	delete(h, "Content-Type")
-	resp, err := x.mux.cfg.Transport(t).Do(ctx, &upstream.Request{Method: http.MethodDelete, Header: h, Call: own.calling(t, outgoing{})})
+	resp, err := x.transport(t, leg).Do(ctx, &upstream.Request{Method: http.MethodDelete, Header: h, Call: own.calling(t, outgoing{})})
 	if err == nil {
 		_ = resp.Body.Close()
 	}

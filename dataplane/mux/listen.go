@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -59,6 +60,9 @@ func (m *Mux) listenOne(w http.ResponseWriter, x *Request, t *snapshot.Target, f
 	ctx, cancel := context.WithCancelCause(x.HTTP.Context())
 	defer cancel(nil)
 	x.Record.Target = t.Name
+	if err := x.take(t, policy.None, ""); err != nil {
+		return err
+	}
 	resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method})
 	if err != nil {
 		return err
@@ -106,11 +110,14 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 	}
 	acks := make([]filter, len(x.Backend.Targets))
 	bodies := make([]*listening, len(x.Backend.Targets))
-	errs := x.each(ctx, func(wait context.Context, own *Request, t *snapshot.Target) error {
-		i := own.order(t)
-		if shares[i].empty() {
-			return nil
+	var asked []*snapshot.Target
+	for i, t := range x.Backend.Targets {
+		if !shares[i].empty() {
+			asked = append(asked, t)
 		}
+	}
+	errs := x.eachTaken(ctx, asked, func(wait context.Context, own *Request, t *snapshot.Target) error {
+		i := own.order(t)
 		// The stream outlives the time that its beginning may take.
 		l, err := own.listenAt(ctx, wait, t, shares[i])
 		if err == nil && l != nil {
@@ -126,16 +133,12 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 		}
 	}()
 	var missing missing
-	asked := 0
-	for i, t := range x.Backend.Targets {
-		if !shares[i].empty() {
-			asked++
-		}
+	for i, t := range asked {
 		if errs[i] != nil {
 			missing.add(t, errs[i])
 		}
 	}
-	if err := missing.refuse(x, asked, errs); err != nil {
+	if err := missing.refuse(x, len(asked), errs); err != nil {
 		return err
 	}
 	h := w.Header()
@@ -336,6 +339,8 @@ func (x *Request) relisten(ctx context.Context, t *snapshot.Target, l *listening
 
 // followListen passes notifications on. The target's own end of the stream is not the client's.
 func (x *Request) followListen(t *snapshot.Target, l *listening, out *sink) {
+	gate := x.gate(t, nil, func(ev mcp.Event) { out.message(bytes.Clone(ev.Data)) })
+	defer gate.close()
 	for {
 		ev, err := l.events.Next()
 		if err != nil {
@@ -351,9 +356,8 @@ func (x *Request) followListen(t *snapshot.Target, l *listening, out *sink) {
 		if msg.Kind != mcp.Notification {
 			continue
 		}
-		if err := x.translate(t, &ev, nil); err != nil {
+		if err := gate.pass(ev); err != nil {
 			return
 		}
-		out.message(ev.Data)
 	}
 }

@@ -22,9 +22,10 @@ func (m *Mux) list(w http.ResponseWriter, x *Request) error {
 	if err != nil {
 		return err
 	}
+	x.work = &policy.Work{}
 	pages := make([][]*page, len(parts))
 	whole := !x.prefixed() && x.alone() == nil && (list == mcp.Tools || list == mcp.Prompts)
-	errs := x.eachOf(x.HTTP.Context(), targetsOf(parts), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+	errs := x.eachTaken(x.HTTP.Context(), targetsOf(parts), func(ctx context.Context, x *Request, t *snapshot.Target) error {
 		i := indexOf(parts, t)
 		if whole {
 			// Who owns a name without a prefix takes all names of all targets before: there are no pages then.
@@ -146,6 +147,9 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 				x.learn(part.target, list, all)
 			}
 		}
+	}
+	if x.work.Exhausted() { // what its rules did not get to is neither shown nor hidden
+		return x.fail(http.StatusInternalServerError, mcp.CodeInternal, "the rules about %s cost too much: make the lists or the rules smaller", list.Method())
 	}
 	tail := mcp.Tail{Revision: x.revision(), Meta: missing.meta()}
 	for _, t := range x.Backend.Targets { // all of them: pages of one list have one scope

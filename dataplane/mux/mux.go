@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/sluicegate/sluice/dataplane/bridge"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -26,7 +27,7 @@ type Config struct {
 	Log *slog.Logger
 	// Limits of messages of clients and targets. The zero value means mcp's.
 	Limits mcp.Limits
-	// FanOut bounds one target's part of a fan-out, unless the target has a timeout of its own. If zero, 30 s.
+	// FanOut bounds one target's part of a fan-out, unless the target has a timeout. If zero, 30 s.
 	FanOut time.Duration
 	// Linger bounds how long a session's call goes on after its client has left. If zero, 5 min.
 	Linger time.Duration
@@ -42,6 +43,7 @@ type Mux struct {
 	cfg Config
 	log *slog.Logger
 
+	bridge   *bridge.Bridge
 	graves   session.Tombstones
 	soft     *lru[softKey, session.Target]
 	eras     *lru[eraKey, eras]
@@ -68,6 +70,7 @@ func New(cfg Config) *Mux {
 	if m.log == nil {
 		m.log = slog.Default()
 	}
+	m.bridge = bridge.New(bridge.Config{Transport: cfg.Transport, Log: m.log, Limits: cfg.Limits})
 	if m.cfg.Draining == nil {
 		m.cfg.Draining = func(context.Context) <-chan struct{} { return nil }
 	}
@@ -105,8 +108,10 @@ type Request struct {
 	// Record is filled in for the log line. Not nil.
 	Record *Record
 
-	mux  *Mux
-	item item // what is asked for, once that is known
+	mux   *Mux
+	item  item         // what is asked for, once that is known
+	taken policy.Taken // tokens of localRateLimit
+	work  *policy.Work // of a list's decisions; nil else
 }
 
 // Record is what became of a request, for the log line and the metrics.
@@ -162,6 +167,10 @@ func (m *Mux) message(w http.ResponseWriter, x *Request) error {
 func (m *Mux) request(w http.ResponseWriter, x *Request) error {
 	msg := x.Message
 	switch msg.Info().Routing {
+	case mcp.Unknown:
+		if mcp.Disguised(msg.Method) {
+			return x.unknownMethod()
+		}
 	case mcp.Lifecycle:
 		switch {
 		case msg.Method == "server/discover" && x.stateless():
@@ -196,11 +205,13 @@ func (x *Request) revision() mcp.Revision {
 	return x.Verdict.Revision
 }
 
+// deadline is what bounds a call of a target, 0 if nothing does.
+func deadline(t *snapshot.Target) time.Duration {
+	d, _ := t.Policy.Timeouts(t.Config.GetTimeout().AsDuration())
+	return d
+}
+
 // fanOut bounds what one target may take in a fan-out.
 func (m *Mux) fanOut(ctx context.Context, t *snapshot.Target) (context.Context, context.CancelFunc) {
-	d := m.cfg.FanOut
-	if own := t.Config.GetTimeout(); own != nil {
-		d = own.AsDuration()
-	}
-	return context.WithTimeoutCause(ctx, d, upstream.ErrTimeout)
+	return context.WithTimeoutCause(ctx, or(deadline(t), m.cfg.FanOut), upstream.ErrTimeout)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // page is one page of one target's list as the target sent it.
@@ -94,6 +95,9 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 		return x.forward(w, t, item{lifecycle: true})
 	}
 	x.Record.Target = t.Name
+	if err := x.take(t, policy.None, ""); err != nil {
+		return err
+	}
 	hinted := func(p *page) []byte { return p.result }
 	if x.restricts(t) {
 		hinted = func(p *page) []byte { return mcp.MakePrivate(p.result) }
@@ -198,7 +202,7 @@ func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.
 		ttl, k := read.TTL, key
 		if !x.stateless() {
 			ttl = t.Config.GetListCache().AsDuration()
-		} else if read.CacheScope == "public" && !t.Policy.PerCaller() {
+		} else if read.CacheScope == "public" && !t.Policy.PerCaller() && !t.Policy.GuardsAsk(policy.ToClient) {
 			k = key.public()
 		}
 		if ttl = min(ttl, maxTTL); ttl > 0 {
@@ -242,7 +246,7 @@ func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, 
 	}
 	var part *mcp.Part
 	f := &fetched{resp: resp}
-	if keep != nil {
+	if keep != nil && !t.Policy.Guards(policy.ToClient) { // guards see all of an answer before anything is made of it
 		f.msg, part, err = x.readPart(t, resp, list, keep)
 	} else {
 		f.msg, f.raw, err = x.readWhole(t, resp)

@@ -12,6 +12,8 @@ import (
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/guard"
+	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // errNoResponse: the stream ended before it held the response.
@@ -45,7 +47,20 @@ func (x *Request) readResponseBy(t *snapshot.Target, resp *upstream.Response, by
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, upstream.ErrTimeout) {
 			return nil, x.unreachable(t, err)
 		}
-		return nil, x.fail(502, mcp.CodeInternal, "target %q gave an answer that cannot be read", t.Name)
+		return nil, x.unreadableAnswer(t)
+	}
+	if !t.Policy.Guards(policy.ToClient) {
+		return msg, nil
+	}
+	body, err := x.guardMessage(t, x.method(), msg.Body, guard.Response(""))
+	if err != nil {
+		return nil, err
+	}
+	if &body[0] != &msg.Body[0] {
+		if *msg, err = by.scan(body); err != nil {
+			x.Record.Err = err
+			return nil, x.unreadableAnswer(t)
+		}
 	}
 	return msg, nil
 }
@@ -96,6 +111,13 @@ func (x *Request) readWhole(t *snapshot.Target, resp *upstream.Response) (msg *m
 		if msg, err = x.readResponse(t, resp); err != nil {
 			return nil, nil, err
 		}
+		return msg, msg.Body, nil
+	}
+	if t.Policy.Guards(policy.ToClient) { // what came is not what may be passed on
+		if msg, err = x.readResponse(t, resp); err != nil {
+			return nil, nil, err
+		}
+		resp.Header["Content-Type"] = typeJSON
 		return msg, msg.Body, nil
 	}
 	rec := &recorded{body: resp.Body}

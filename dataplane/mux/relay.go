@@ -139,9 +139,12 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 		}
 	}
 	stream := contentType(resp.Header) == streamType
+	if !stream && x.reads(t) {
+		return x.relayWhole(w, t, resp)
+	}
 	restricts := x.restricts(t)
 	if resp.Length > 0 && !stream && !x.wraps(t) && !restricts {
-		w.Header()["Content-Length"] = []string{strconv.FormatInt(resp.Length, 10)}
+		setLength(w.Header(), resp.Length)
 	}
 	if err := x.head(w, t, resp); err != nil {
 		return err
@@ -165,6 +168,8 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 	}
 	return nil
 }
+
+func setLength(h http.Header, n int64) { h["Content-Length"] = []string{strconv.FormatInt(n, 10)} }
 
 // noting notes for the log whether an answer that passes through is an error.
 type noting struct {
@@ -271,17 +276,19 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 		return
 	}
 	events := mcp.NewEventReader(body, x.mux.maxBytes())
+	gate := x.gate(t, nil, out.pass)
+	defer gate.close()
 	for {
 		ev, err := events.Next()
 		if err != nil {
+			gate.close()
 			x.ended(ctx, t, out, err)
 			return
 		}
-		if err := x.translate(t, &ev, nil); err != nil {
+		if err := gate.pass(ev); err != nil {
 			x.Record.Err = err
 			return
 		}
-		out.pass(ev)
 	}
 }
 
@@ -297,7 +304,7 @@ func (x *Request) ended(ctx context.Context, t *snapshot.Target, out *sink, err 
 // watches reports whether the proxy itself has to read what a target's streams say: its lists are remembered here, or it
 // has a deadline that the client is told of.
 func (x *Request) watches(t *snapshot.Target) bool {
-	return t.Policy.Authorizes() || t.Config.GetListCache() != nil || t.Config.GetTimeout() != nil
+	return t.Policy.Authorizes() || t.Config.GetListCache() != nil || deadline(t) > 0 || x.reads(t)
 }
 
 // translate makes a target's event one of the client's: URIs carry the target's name, ids that come back are sealed.

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"net/textproto"
 	"strings"
 
+	"github.com/sluicegate/sluice/dataplane/bridge"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -29,6 +31,10 @@ type outgoing struct {
 	// kind and own are the item that it is about, for policies; own is the target's name for it.
 	kind policy.ItemKind
 	own  string
+	// arguments as policies changed them; nil: the client's own.
+	arguments []byte
+	// params are the headers that repeat arguments; nil: the client's own.
+	params http.Header
 	// session to send it to, where that is not the client's own at this target.
 	session *session.Target
 }
@@ -88,9 +94,18 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 
 // do sends without looking at the answer.
 func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target, o outgoing) (*upstream.Response, error) {
+	h := x.header(t, leg, o.method, o.name)
+	if o.params != nil {
+		for key := range h {
+			if strings.HasPrefix(key, mcp.HeaderParam) {
+				delete(h, key)
+			}
+		}
+		maps.Copy(h, o.params)
+	}
 	return x.exchange(ctx, t, &upstream.Request{
 		Method: http.MethodPost,
-		Header: x.header(t, leg, o.method, o.name),
+		Header: h,
 		Body:   o.body,
 		Call:   x.calling(t, o),
 		Safe:   o.safe,
@@ -99,11 +114,11 @@ func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target
 
 // exchange is the one place where a request leaves for a target.
 func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.Request, leg session.Target) (*upstream.Response, error) {
-	tr := x.mux.cfg.Transport(t)
+	tr := x.transport(t, leg)
 	if tr.Owned() && leg.ID != "" && x.renews(t) {
 		r.Initialize = x.initializeAgain(leg)
 	}
-	resp, err := tr.Do(ctx, r)
+	resp, err := attempt(ctx, tr, r, t.Policy.Retry())
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && errors.Is(cause, upstream.ErrTimeout) {
 			err = fmt.Errorf("%w: %w", upstream.ErrTimeout, err)
@@ -113,6 +128,17 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.
 	x.Record.Status = resp.Status
 	return resp, nil
 }
+
+// transport reaches a target in the client's era: through a bridge, where the leg is of the other one.
+func (x *Request) transport(t *snapshot.Target, leg session.Target) upstream.Transport {
+	if bridged(leg) && !x.stateless() {
+		return x.mux.bridge.Sessions(t, bridge.Client{Session: x.Session, Principal: x.Scope.Principal})
+	}
+	return x.mux.cfg.Transport(t)
+}
+
+// bridged reports whether a client's session has a leg at a target that has no sessions.
+func bridged(leg session.Target) bool { return mcp.Revision(leg.Version).Era() == mcp.Stateless }
 
 // header is what goes to a target of the client's headers, and of ours.
 func (x *Request) header(t *snapshot.Target, leg session.Target, method, name string) http.Header {

@@ -139,11 +139,11 @@ func (m *missing) refuse(x *Request, asked int, errs []error) error {
 		if err == nil {
 			continue
 		}
-		if e := (*mcp.Error)(nil); errors.As(x.readdress(err), &e) && len(m.names) > 1 {
+		err = x.readdress(err)
+		if e := (*mcp.Error)(nil); errors.As(err, &e) && len(m.names) > 1 {
 			e.Message += fmt.Sprintf(" (and %d more targets)", len(m.names)-1)
-			return e
 		}
-		return x.readdress(err)
+		return err
 	}
 	return x.fail(http.StatusBadGateway, mcp.CodeInternal, "no target answered")
 }

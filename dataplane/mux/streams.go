@@ -124,19 +124,20 @@ func (m *Mux) streamAll(w http.ResponseWriter, x *Request, seen map[string]strin
 // follow translates a target's events for the client until the stream ends.
 func (x *Request) follow(t *snapshot.Target, body io.Reader, out *sink, position func(id string) string) error {
 	events := mcp.NewEventReader(body, x.mux.maxBytes())
+	gate := x.gate(t, position, out.pass)
+	defer gate.close()
 	for {
 		ev, err := events.Next()
 		if err != nil {
 			return err
 		}
-		if err := x.translate(t, &ev, position); err != nil {
-			x.Record.Err = err
-			return err
-		}
 		if ev.IsNote { // ours are enough
 			continue
 		}
-		out.pass(ev)
+		if err := gate.pass(ev); err != nil {
+			x.Record.Err = err
+			return err
+		}
 	}
 }
 

@@ -75,6 +75,11 @@ func Hostname(host string) string {
 	return strings.ToLower(strings.TrimSuffix(host, ".")) // ToLower returns its argument when there is nothing to do
 }
 
+// Names reports whether a pattern matches a name, which is as [Hostname] makes it.
+func Names(pattern, name string) bool {
+	return pattern == "" || pattern == "*" || pattern == name || covers(pattern, name)
+}
+
 // Intersect is the pattern for the names that both patterns match, false if there are none.
 func Intersect(a, b string) (string, bool) {
 	switch {

@@ -74,6 +74,49 @@ func Compile(in []*xdsv1.RouteMatch) (Matches, error) {
 	return out, nil
 }
 
+// Path is the part of a path that is the route's own: what its exact path or its longest prefix says, or all of it where
+// neither is what the path matches.
+func (m Matches) Path(path string) string {
+	longest := ""
+	for i := range m {
+		switch c := &m[i]; {
+		case c.exact != "" && c.exact == path:
+			return path
+		case c.prefix != "" && len(c.prefix) > len(longest) && strings.HasPrefix(path, c.prefix) && (len(path) == len(c.prefix) || path[len(c.prefix)] == '/'):
+			longest = c.prefix
+		}
+	}
+	if longest == "" {
+		return path
+	}
+	return longest
+}
+
+// Own is the path of the first condition that names one, exactly or as a prefix; "" if none does.
+func (m Matches) Own() string {
+	for i := range m {
+		if own := cmp.Or(m[i].exact, m[i].prefix); own != "" {
+			return own
+		}
+	}
+	return ""
+}
+
+// Takes reports whether a path meets one of the conditions, whatever the request's headers.
+func (m Matches) Takes(path string) bool {
+	return slices.ContainsFunc(m, func(c match) bool {
+		switch {
+		case c.exact != "":
+			return c.exact == path
+		case c.prefix != "":
+			return path == c.prefix || strings.HasPrefix(path, c.prefix+"/")
+		case c.regex != nil:
+			return c.regex.MatchString(path)
+		}
+		return true
+	})
+}
+
 // anchored makes an expression match a whole value: `/v[12]` is not meant to match `/evil/v1/x`.
 func anchored(expr string) (*regexp.Regexp, error) {
 	if _, err := regexp.Compile(expr); err != nil { // before it is wrapped, so that the error shows what was written

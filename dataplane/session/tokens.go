@@ -124,6 +124,34 @@ func (c *Codec) OpenPosition(scope Scope, n Nonce, id string) (Position, error) 
 	return p, nil
 }
 
+// Stream is the stream of a client of HTTP+SSE (2024-11-05), which lives on one proxy.
+type Stream struct {
+	// Owner is the proxy.
+	Owner string
+	// ID tells it from all others there.
+	ID Nonce
+}
+
+// SealStream returns what the client sends its messages with.
+func (c *Codec) SealStream(scope Scope, s Stream) string {
+	return c.seal(kindStream, scope, append(appendString(nil, s.Owner), s.ID[:]...))
+}
+
+// OpenStream returns what SealStream was given, or [ErrInvalid].
+func (c *Codec) OpenStream(scope Scope, id string) (s Stream, err error) {
+	plain, err := c.open(kindStream, scope, id)
+	if err != nil {
+		return Stream{}, err
+	}
+	r := reader{rest: string(plain)}
+	s.Owner = r.string()
+	copy(s.ID[:], r.bytes(uint64(len(s.ID))))
+	if !r.done() {
+		return Stream{}, ErrInvalid
+	}
+	return s, nil
+}
+
 // inSession opens an id that belongs to one session and returns the record behind the session's nonce.
 func (c *Codec) inSession(k kind, scope Scope, n Nonce, id string) (reader, error) {
 	plain, err := c.open(k, scope, id)

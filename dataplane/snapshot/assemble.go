@@ -285,7 +285,7 @@ func assembleRoute(tenant *Tenant, t *tenant, u *unit, listeners map[string]*Lis
 	if t.expired {
 		r.Refused = errTooOld
 	}
-	r.matches = f.matches
+	r.matches, r.SSEPath = f.matches, f.config.GetSsePath()
 	for _, h := range f.config.GetHostnames() {
 		r.hostnames = append(r.hostnames, strings.ToLower(h))
 	}

@@ -1,10 +1,12 @@
 package snapshot
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"iter"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -100,6 +102,8 @@ type Route struct {
 	Policy *policy.Route
 	// Backends in the order of the configuration, with the weights as written.
 	Backends []*Backend
+	// SSEPath is the end of the paths on which clients of HTTP+SSE (2024-11-05) are served; "" if none are.
+	SSEPath string
 	// Refused, if not nil, says why the route cannot be served: answer 503.
 	Refused error
 
@@ -167,6 +171,48 @@ func (ix *Index) Route(portNumber uint16, r *http.Request) (*Route, error) {
 		return found, nil
 	}
 	return nil, ErrNoHost
+}
+
+// Resource finds the protected resource (RFC 9728) that a path stands for on the host of a request, and the path by which
+// clients reach it; "" is the root's. Nil if there is none. Where the root is none it stands for the host's only one: some
+// clients look nowhere else.
+func (ix *Index) Resource(portNumber uint16, r *http.Request, path string) (*Route, string) {
+	at := *r
+	at.URL = &url.URL{Path: cmp.Or(path, "/")}
+	takes, err := ix.Route(portNumber, &at)
+	if errors.Is(err, ErrMisdirected) || errors.Is(err, ErrNoHost) {
+		return nil, ""
+	}
+	name := route.Hostname(r.Host)
+	var all []*Route
+	for _, l := range ix.ports[portNumber].host(name).listeners {
+		for _, one := range l.routes {
+			own, named, ok := one.Policy.ProtectedResource()
+			if !ok || !slices.ContainsFunc(one.hostnames, func(pattern string) bool { return route.Names(pattern, name) }) {
+				continue
+			}
+			if named && own == path {
+				return one, path
+			}
+			all = append(all, one)
+		}
+	}
+	unnamed := func(one *Route) bool {
+		_, named, ok := one.Policy.ProtectedResource()
+		return ok && !named
+	}
+	if takes != nil && unnamed(takes) {
+		return takes, path
+	}
+	for _, one := range all { // it may want headers, which who looks for it does not send
+		if unnamed(one) && one.matches.Takes(at.URL.Path) {
+			return one, path
+		}
+	}
+	if path == "" && len(all) == 1 {
+		return all[0], all[0].matches.Own()
+	}
+	return nil, ""
 }
 
 // Server finds the listener that answers a TLS handshake on a port, nil if there is none.

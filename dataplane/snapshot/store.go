@@ -46,6 +46,9 @@ type Config struct {
 	// MaxStale is how long configuration from disk serves without being confirmed; then its routes answer 503. It counts
 	// from when a control plane was last there. If zero, 24 h; if negative, for ever.
 	MaxStale time.Duration
+	// Loopback says that listeners are bound to a loopback address, so that only loopback names can be meant by a Host
+	// header which no listener or route names.
+	Loopback bool
 	// Runtime is what compiled policies share. If nil, the store makes one.
 	Runtime *policy.Runtime
 	// If nil, nothing is logged.

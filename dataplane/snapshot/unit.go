@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/sluicegate/sluice/dataplane/route"
@@ -270,7 +271,7 @@ func (b *builder) route(r *xdsv1.Route) *routeForm {
 		errors.As(err, &field)
 		b.refuse(field.Field, "%s", field.Reason)
 	}
-	b.get("listener", r.GetListener())
+	listener := b.get("listener", r.GetListener()).GetListener()
 	for i, backend := range r.GetBackends() {
 		if b.get(fmt.Sprintf("backends[%d]", i), backend.GetBackend()) != nil {
 			f.backends = append(f.backends, backend)
@@ -280,10 +281,21 @@ func (b *builder) route(r *xdsv1.Route) *routeForm {
 	if !ok {
 		return f
 	}
-	if f.policy, err = policy.CompileRoute(effective, b.resolver()); err != nil {
+	resolver := b.resolver()
+	resolver.Endpoint = &policy.Endpoint{Port: uint16(listener.GetPort()), HostKnown: b.hostKnown(r, listener), Path: f.matches.Path}
+	if f.policy, err = policy.CompileRoute(effective, resolver); err != nil {
 		b.refusePolicy(err)
 	}
 	return f
+}
+
+// hostKnown tells whether whoever sends a request to the route has no choice of the host that he names: one name stands for
+// one server, while below a wildcard there may be others, of others.
+func (b *builder) hostKnown(r *xdsv1.Route, l *xdsv1.Listener) bool {
+	exact := func(names []string) bool {
+		return len(names) > 0 && !slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, "*") })
+	}
+	return exact(r.GetHostnames()) || exact(l.GetHostnames()) || b.s.cfg.Loopback && len(r.GetHostnames())+len(l.GetHostnames()) == 0
 }
 
 func (b *builder) binding(bind *xdsv1.Binding) *targetForm {
@@ -326,7 +338,9 @@ func (b *builder) binding(bind *xdsv1.Binding) *targetForm {
 		f.agent = true
 	}
 	var err error
-	if f.policy, err = policy.CompileTarget(effective, transport, b.resolver()); err != nil {
+	resolver := b.resolver()
+	resolver.TargetName = bind.GetTarget()
+	if f.policy, err = policy.CompileTarget(effective, transport, resolver); err != nil {
 		b.refusePolicy(err)
 	}
 	f.digest = b.digest(f.config)

@@ -38,9 +38,15 @@ type endpoint struct {
 
 func newEndpoint(t *snapshot.Target, cfg *xdsv1.HttpTransport, w wire, h *health) *endpoint {
 	base := baseURL(cfg, useTLS(cfg, t.Policy))
-	e := &endpoint{t: t, wire: w, health: h, base: *base, host: base.Host, timeout: t.Config.GetTimeout().AsDuration()}
+	e := &endpoint{t: t, wire: w, health: h, base: *base, host: base.Host, timeout: headTimeout(t)}
 	e.lines = requestLine(base.RequestURI(), base.Host)
 	return e
+}
+
+// headTimeout bounds the wait for the head of an answer; 0 is no bound.
+func headTimeout(t *snapshot.Target) time.Duration {
+	_, head := t.Policy.Timeouts(t.Config.GetTimeout().AsDuration())
+	return head
 }
 
 func useTLS(cfg *xdsv1.HttpTransport, p *policy.Target) bool { return cfg.GetTls() || p.TLS() != nil }
@@ -62,6 +68,22 @@ func baseURL(cfg *xdsv1.HttpTransport, secure bool) *url.URL {
 		u.Host += ":" + strconv.Itoa(int(cfg.GetPort()))
 	}
 	return u
+}
+
+// URL is a target's, with the scheme that it is spoken to in. Nil for a stdio target.
+func URL(t *snapshot.Target) *url.URL {
+	var cfg *xdsv1.HttpTransport
+	switch c := t.Config.GetTransport().(type) {
+	case *xdsv1.Target_Mcp:
+		cfg = c.Mcp
+	case *xdsv1.Target_Sse:
+		cfg = c.Sse
+	case *xdsv1.Target_A2A:
+		cfg = c.A2A
+	default:
+		return nil
+	}
+	return baseURL(cfg, useTLS(cfg, t.Policy))
 }
 
 func dialAddress(cfg *xdsv1.HttpTransport) string {

@@ -77,6 +77,7 @@ type Manager struct {
 	shared   map[string]*resources   // by what identifies a connection
 	draining map[*resources]struct{} // no snapshot uses them, but exchanges may
 	slots    map[string]*slots       // by target
+	turns    map[string]*turns       // by target
 	health   map[string]*health      // by target
 	closed   bool
 }
@@ -97,7 +98,7 @@ type resources struct {
 // New returns a manager that has opened nothing yet.
 func New(cfg Config) *Manager {
 	return &Manager{cfg: cfg.withDefaults(), shared: map[string]*resources{}, draining: map[*resources]struct{}{},
-		slots: map[string]*slots{}, health: map[string]*health{}}
+		slots: map[string]*slots{}, turns: map[string]*turns{}, health: map[string]*health{}}
 }
 
 // Transport returns how to reach t, always the same while t lives. It opens nothing.
@@ -132,7 +133,7 @@ func (m *Manager) bindLocked(t *snapshot.Target) *binding {
 		}
 		m.shared[key] = r
 	}
-	timeout := t.Config.GetTimeout().AsDuration()
+	timeout := headTimeout(t)
 	var tr Transport
 	switch c := t.Config.GetTransport().(type) {
 	case *xdsv1.Target_Mcp:
@@ -143,6 +144,14 @@ func (m *Manager) bindLocked(t *snapshot.Target) *binding {
 		tr = &owned{t: t, s: r.sessions, http: newEndpoint(t, c.Sse, r.wire, h), health: h, timeout: timeout}
 	default:
 		tr = &owned{t: t, s: r.sessions, health: h, timeout: timeout}
+	}
+	if t.Config.GetConcurrency() != nil {
+		own := m.turns[t.Resource]
+		if own == nil {
+			own = &turns{}
+			m.turns[t.Resource] = own
+		}
+		tr = &inTurn{tr, t, own}
 	}
 	return &binding{Transport: tr, key: key}
 }
@@ -272,6 +281,11 @@ func (m *Manager) Retain(live []*snapshot.Target) {
 	for name, s := range m.slots {
 		if !resource[name] && s.count() == 0 {
 			delete(m.slots, name)
+		}
+	}
+	for name, s := range m.turns {
+		if !resource[name] && s.idle() {
+			delete(m.turns, name)
 		}
 	}
 }

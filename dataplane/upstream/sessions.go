@@ -278,6 +278,9 @@ func (o *owned) initialize(ctx context.Context, r *Request, m *mcp.Message) (*Re
 	if err == nil && refused != nil {
 		res = refused
 	}
+	if own, ok := errors.AsType[*Error](err); ok && o.s.slots != nil && ctx.Err() == nil {
+		own.Sent = false // the child is gone, and the session that it was to have with it: another may begin one
+	}
 	if err != nil || ch == nil || res.Status != http.StatusOK || isRefusal(res) {
 		o.s.end(id)
 		return res, err

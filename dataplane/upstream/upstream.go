@@ -88,6 +88,8 @@ var (
 	ErrTimeout = errors.New("no answer within the target's timeout")
 	// ErrBusy: the target's connections are all in use.
 	ErrBusy = errors.New("all connections to the target are in use")
+	// ErrFull: as many calls run as the target's concurrency lets, and none ended in time for this one.
+	ErrFull = errors.New("as many calls run as the target's concurrency allows")
 	// ErrClosed: the manager, or what the request ran on, was closed.
 	ErrClosed = errors.New("transport closed")
 	// ErrProtocol: the target's answer breaks the rules of its transport.

@@ -37,6 +37,12 @@ type (
 	nameArgs struct {
 		Name string `json:"name"`
 	}
+	sayArgs struct {
+		Progress []string `json:"progress,omitempty"`
+		Log      []string `json:"log,omitempty"`
+		Text     string   `json:"text,omitempty"`
+		Error    string   `json:"error,omitempty"`
+	}
 )
 
 // AddFeatures gives a server what every server of this package has:
@@ -51,6 +57,8 @@ type (
 //	session                 the session id that the server sees; empty without
 //	header {name}           the request header of that name, values joined with "|"
 //	env {name}              the server process's environment variable, "-" if unset
+//	say {progress, log, text, error}  each of progress and log as a message of its own, then a JSON-RPC error with
+//	                        that text, or the text, also as structuredContent {"said": text}
 //	elicit                  asks the user for a name: "Hello, NAME!"; by request in the session era, by
 //	                        input_required in the stateless one; "declined" if refused
 //	sample                  asks the client's model: "model: TEXT"; same eras
@@ -66,6 +74,7 @@ type (
 func AddFeatures(s *mcp.Server) {
 	addPlain(s)
 	addNotifying(s)
+	addSaying(s)
 	addAsking(s)
 	addChanging(s)
 	addPromptsAndResources(s)
@@ -159,6 +168,27 @@ func addNotifying(s *mcp.Server) {
 				sleep(ctx, a.Millis)
 			}
 			return text(strconv.Itoa(a.N)), nil, nil
+		})
+}
+
+func addSaying(s *mcp.Server) {
+	mcp.AddTool(s, &mcp.Tool{Name: "say", Description: "Says what it is told"},
+		func(ctx context.Context, r *mcp.CallToolRequest, a sayArgs) (*mcp.CallToolResult, map[string]string, error) {
+			for i, m := range a.Progress {
+				if err := r.Session.NotifyProgress(ctx, &mcp.ProgressNotificationParams{
+					ProgressToken: r.Params.GetProgressToken(), Progress: float64(i + 1), Message: m}); err != nil {
+					return nil, nil, err
+				}
+			}
+			for _, m := range a.Log {
+				if err := r.Session.Log(ctx, &mcp.LoggingMessageParams{Level: "info", Data: m}); err != nil {
+					return nil, nil, err
+				}
+			}
+			if a.Error != "" {
+				return nil, nil, &jsonrpc.Error{Code: -32099, Message: a.Error, Data: json.RawMessage(strconv.Quote(a.Error))}
+			}
+			return text(a.Text), map[string]string{"said": a.Text}, nil
 		})
 }
 

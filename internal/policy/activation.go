@@ -12,7 +12,7 @@ import (
 	"github.com/google/cel-go/interpreter"
 )
 
-// Limits on what one rule may have to work through; see bounded.
+// Limits on what one rule may have to work through.
 const (
 	maxNameSize      = 64 << 10
 	maxArgumentsSize = 4 << 20
@@ -33,6 +33,7 @@ type activation struct {
 	scopes                       ref.Val
 	invalid                      error // why arguments cannot be read
 	absent                       bool  // an item was read that the call is not about
+	spent                        int   // of maxWork
 }
 
 var activations = sync.Pool{New: func() any { return new(activation) }}
@@ -57,7 +58,7 @@ var unknown = types.NewUnknown(0, types.NewAttributeTrail("mcp"))
 // in env.go pick their values.
 func (a *activation) ResolveName(name string) (any, bool) {
 	switch name {
-	case "mcp", "a2a", "request", "source":
+	case "mcp", "a2a", "request", "source", workName:
 		return a, true
 	case "jwt":
 		if a.trial != nil && a.trial.anyClaims(a.call.Principal) {
@@ -74,6 +75,8 @@ func (a *activation) ResolveName(name string) (any, bool) {
 		return a.scopes, true
 	case "apiKey":
 		return apiKeyMetadata(a.call.Principal), true
+	case "basicAuth":
+		return basicUser(a.call.Principal), true
 	case "tenant":
 		return once(&a.tenant, a.call.Tenant), true
 	}
@@ -108,6 +111,14 @@ func apiKeyMetadata(p *Principal) ref.Val {
 		return p.apiKey
 	}
 	return toCEL(p.APIKey)
+}
+
+// basicUser is `basicAuth`: username, or nothing.
+func basicUser(p *Principal) ref.Val {
+	if p == nil || p.Username == "" {
+		return emptyMap
+	}
+	return types.NewStringInterfaceMap(types.DefaultTypeAdapter, map[string]any{"username": p.Username})
 }
 
 // ofServer and ofAgent tell apart whom a call is for: what MCP servers have, agents have not, and the other way round.

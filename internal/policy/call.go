@@ -31,6 +31,8 @@ type Call struct {
 	Arguments []byte // raw JSON object of a tool call; nil, or null: no arguments, which rules see as {}
 	// Annotations is the raw JSON object of the target's last list. Nil: absent, reading it is an error.
 	Annotations []byte
+	// Work is shared by calls about the items of one list. If nil, the decision has only a bound of its own.
+	Work *Work
 }
 
 // A Verdict is the outcome of admission.

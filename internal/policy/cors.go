@@ -261,7 +261,7 @@ func (rt *Route) allowsHeader(name string) bool {
 
 // readsHeader reports whether this route looks for credentials in a header.
 func (rt *Route) readsHeader(name string) bool {
-	return rt != nil && (rt.jwt != nil && rt.jwt.location.header == name || rt.apiKeys != nil && rt.apiKeys.location.header == name)
+	return rt != nil && slices.ContainsFunc(rt.places, func(p place) bool { return p[0].location.header == name })
 }
 
 // ResponseHeaders adds to an answer what lets a page of the request's origin read it, if AllowOrigin does.

@@ -1,275 +1,337 @@
 package policy
 
 import (
-	"regexp"
-	"regexp/syntax"
-	"strings"
+	"fmt"
+	"slices"
+	"sync/atomic"
 
 	"github.com/google/cel-go/cel"
-	"github.com/google/cel-go/checker"
 	"github.com/google/cel-go/common/ast"
+	"github.com/google/cel-go/common/operators"
 	"github.com/google/cel-go/common/types"
 	"github.com/google/cel-go/common/types/ref"
+	"github.com/google/cel-go/common/types/traits"
 	"github.com/google/cel-go/interpreter"
 )
 
-// What a rule may cost. One unit is one step of the evaluator, or about as much work.
-//
-// A rule without loops does each of its steps once. If its cost by estimate is small, whatever it reads, it runs without
-// being watched, for watching costs more than most rules do. All others stop at a limit, in error. What one step can do
-// grows with what it reads, so the limit shrinks with the size of the arguments: steps × bytes is bounded.
+// What one decision may cost, in units of some tens of nanoseconds: all rules of all levels together. Who writes rules and who
+// sends arguments may both be out for harm, so what a step is about to do is counted before it is done. A rule at whose turn
+// nothing is left is in error. CEL's own counting does not do for that: it takes a step for a step, whatever it works through.
 const (
-	freeCost = 3_000_000 // an upper bound on the worst inputs, which take milliseconds to read
-	maxCost  = 100_000   // counted while running, with arguments of up to smallArguments
-	// smallArguments is what a call has but for contents of files and the like.
-	smallArguments = 16 << 10
-	// maxProgram bounds the instructions of one pattern: a{1000} has more than a thousand.
-	maxProgram = 4 << 10
-	// maxMatch bounds the bytes × instructions of one match, which is one step and cannot be stopped.
-	maxMatch = 64 << 20
+	maxWork = 1_000_000
+	// bytesPerUnit is how much of a string a unit passes over.
+	bytesPerUnit = 64
+	// matchesPerUnit is how many instructions of a pattern on a character a unit is.
+	matchesPerUnit = 16
+	// zoneUnits find a time zone by its name.
+	zoneUnits = 1000
+	// maxParsed is the longest string that is parsed as a number, a time or an address: those are short, and errors repeat them.
+	maxParsed = 1 << 10
+	// maxKey is the longest string that is looked up in a map.
+	maxKey = 16 << 10
+	// maxJoined bounds the elements of a list that another is added to: such lists are kept as the two they came from.
+	maxJoined = 16 << 10
 )
 
-// costClass is the argument sizes up to which a program has a limit.
-type costClass struct {
-	bytes int
-	limit uint64
+// Work is what the decisions about one list spend together. The zero value has spent nothing. It is safe for concurrent use.
+type Work struct{ spent atomic.Int64 }
+
+// maxListWork bounds what the decisions about one list may cost: some hundred times as much as most lists need.
+const maxListWork = 20 * maxWork
+
+// Exhausted reports whether nothing is left. What was decided since is no decision: its rules were in error.
+func (w *Work) Exhausted() bool { return w != nil && w.spent.Load() > maxListWork }
+
+// A meter weighs the value of one expression before another works on it.
+type meter struct {
+	interpreter.InterpretableV2
+	weigh weigher
 }
 
-var costClasses = func() []costClass {
-	var all []costClass
-	for size := smallArguments; size < maxArgumentsSize; size <<= 2 {
-		all = append(all, costClass{size, maxCost * smallArguments / uint64(size)})
-	}
-	return append(all, costClass{maxArgumentsSize, maxCost * smallArguments / maxArgumentsSize})
-}()
+// A weigher returns what work on v costs, no need to tell more than most; or an error that takes the place of v.
+type weigher func(v ref.Val, most int) (units int, refused ref.Val)
 
-// programs are one expression with a limit for each class of arguments; a single one if it needs none.
-type programs []cel.Program
+func (g *meter) Eval(vars interpreter.Activation) ref.Val { return g.Exec(interpreter.AsFrame(vars)) }
 
-func compilePrograms(env *cel.Env, checked *cel.Ast) (programs, error) {
-	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize), cel.OptimizeRegex(matchLiteral)}
-	if bounded(env, checked) {
-		p, err := env.Program(checked, options...)
-		return programs{p}, err
+func (g *meter) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	return g.weigh.pass(frame, g.InterpretableV2.Exec(frame))
+}
+
+// pass spends what work on v costs.
+func (weigh weigher) pass(frame *interpreter.ExecutionFrame, v ref.Val) ref.Val {
+	if types.IsUnknownOrError(v) {
+		return v
 	}
-	var all programs
-	for _, class := range costClasses {
-		p, err := env.Program(checked, append(options, cel.CostTracking(counted{}), cel.CostLimit(class.limit))...)
-		if err != nil {
-			return nil, err
+	units, refused := weigh(v, maxWork)
+	if refused != nil {
+		return refused
+	}
+	if units > 0 {
+		spend(frame, units)
+	}
+	return v
+}
+
+// An attributeMeter is a meter of an attribute, which stays one for the planner. A key that another value is looked up by is
+// resolved and never executed.
+type attributeMeter struct {
+	interpreter.InterpretableAttribute
+	watch
+}
+
+func (g *attributeMeter) Eval(vars interpreter.Activation) ref.Val {
+	return g.Exec(interpreter.AsFrame(vars))
+}
+
+func (g *attributeMeter) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	return g.weigh.pass(frame, g.InterpretableAttribute.Exec(frame))
+}
+
+func (g *attributeMeter) Resolve(vars interpreter.Activation) (any, error) {
+	v, err := g.InterpretableAttribute.Resolve(vars)
+	if err != nil || !g.key {
+		return v, err
+	}
+	n := 0
+	switch v := v.(type) {
+	case string:
+		n = len(v)
+	case ref.Val:
+		n = textSize(v)
+	}
+	if n > maxKey {
+		return nil, keyTooLong(n)
+	}
+	return v, nil
+}
+
+// A step is what a loop does each time. It costs something even if it fails.
+type step struct {
+	interpreter.InterpretableV2
+	units int
+}
+
+func (s *step) Eval(vars interpreter.Activation) ref.Val { return s.Exec(interpreter.AsFrame(vars)) }
+
+func (s *step) Exec(frame *interpreter.ExecutionFrame) ref.Val {
+	spend(frame, s.units)
+	return s.InterpretableV2.Exec(frame)
+}
+
+// workName is what meters find the activation by, from inside the scopes of loops. No rule can write it.
+const workName = "@work"
+
+// spend ends the evaluation when nothing is left.
+func spend(frame *interpreter.ExecutionFrame, units int) {
+	found, _ := frame.ResolveName(workName)
+	a, ok := found.(*activation)
+	if ok {
+		a.spent += units
+		if w := a.call.Work; w != nil {
+			w.spent.Add(int64(units))
 		}
-		all = append(all, p)
 	}
-	return all, nil
+	if !ok || a.spent > maxWork || a.call.Work.Exhausted() {
+		panic(interpreter.EvalCancelledError{Cause: interpreter.CostLimitExceeded, Message: "the rule costs too much"})
+	}
 }
 
-// of is the program for what a call lets a rule read.
-func (p programs) of(c *Call, reads variable) cel.Program {
-	if len(p) == 1 {
-		return p[0]
-	}
-	size := 0
-	if reads&varArguments != 0 {
-		size += len(c.Arguments)
-	}
-	if reads&varAnnotations != 0 {
-		size += len(c.Annotations)
-	}
-	if reads&varRequest != 0 && c.HTTP != nil {
-		for name, values := range c.HTTP.Header {
-			for _, v := range values {
-				size += len(name) + len(v)
+// compileProgram puts meters where work depends on what is read.
+func compileProgram(env *cel.Env, checked *cel.Ast) (cel.Program, error) {
+	meters, steps := metersOf(checked.NativeRep().Expr())
+	return env.Program(checked, cel.EvalOptions(cel.OptOptimize), cel.OptimizeRegex(matchLiteral),
+		cel.CustomDecoratorV2(func(i interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
+			if units, ok := steps[i.ID()]; ok {
+				if _, twice := i.(*step); twice {
+					return i, nil
+				}
+				return &step{i, units}, nil
 			}
-		}
-	}
-	for i := range p {
-		if size <= costClasses[i].bytes {
-			return p[i]
-		}
-	}
-	return p[len(p)-1]
-}
-
-// bounded reports whether ast costs little whatever it reads.
-func bounded(env *cel.Env, checked *cel.Ast) bool {
-	if loops(checked.NativeRep().Expr()) {
-		return false
-	}
-	cost, err := env.EstimateCost(checked, sizes{})
-	return err == nil && cost.Max <= freeCost
-}
-
-// loops reports whether an expression does anything more than once.
-func loops(e ast.Expr) (found bool) {
-	ast.PostOrderVisit(e, ast.NewExprVisitor(func(e ast.Expr) { found = found || e.Kind() == ast.ComprehensionKind }))
-	return found
-}
-
-// sizes bounds what variables hold, by limits that hold elsewhere: tokens and names have one here,
-// arguments in readArguments, headers in net/http.
-type sizes struct{}
-
-func (sizes) EstimateSize(n checker.AstNode) *checker.SizeEstimate {
-	limit := uint64(maxArgumentsSize)
-	if path := n.Path(); len(path) > 0 {
-		switch path[0] {
-		case "jwt", "apiKey", "scopes":
-			limit = maxTokenSize
-		case "request":
-			limit = 1 << 20
-		case "source", "tenant":
-			limit = 16 << 10
-		case "a2a":
-			limit = maxNameSize
-		case "mcp":
-			if !strings.HasPrefix(strings.Join(path, "."), "mcp.tool.a") { // arguments, annotations
-				limit = maxNameSize
+			g, ok := meters[i.ID()]
+			if _, constant := i.(interpreter.InterpretableConst); !ok || constant {
+				return i, nil // constants are as long as rules may be
 			}
-		}
-	}
-	return &checker.SizeEstimate{Max: limit}
+			switch i := i.(type) {
+			case *meter, *attributeMeter: // planned in two steps
+				return i, nil
+			case interpreter.InterpretableAttribute:
+				return &attributeMeter{i, g}, nil
+			}
+			return &meter{i, g.weigh}, nil
+		}))
 }
 
-// traversing are functions that CEL counts as one step, and that look at all of a string.
-var traversing = map[string]bool{
-	"size": true, "int": true, "uint": true, "double": true, "bool": true, "timestamp": true, "duration": true,
-	"ip": true, "cidr": true, "isIP": true, "isCIDR": true, "isStrictCIDR": true, "isInterfaceAddress": true, "ip.isCanonical": true,
-	"containsIP": true, "containsCIDR": true,
+// watch says how a value is weighed.
+type watch struct {
+	weigh weigher
+	key   bool
 }
 
-// zoneCost is what it takes to find a time zone by its name.
-const zoneCost = 1000
-
-const bytesPerCost = 10 // as CEL has it
-
-func (sizes) EstimateCallCost(function, _ string, target *checker.AstNode, args []checker.AstNode) *checker.CallEstimate {
-	if target != nil {
-		args = append([]checker.AstNode{*target}, args...)
-	}
-	size := func(n checker.AstNode) uint64 {
-		if s := n.ComputedSize(); s != nil {
-			return s.Max
+// metersOf finds the expressions whose values others work on, and the steps of loops with their units, by their ids.
+func metersOf(e ast.Expr) (meters map[int64]watch, steps map[int64]int) {
+	meters, steps = map[int64]watch{}, map[int64]int{}
+	ast.PostOrderVisit(e, ast.NewExprVisitor(func(e ast.Expr) {
+		switch e.Kind() {
+		case ast.CallKind:
+			meterCall(meters, e.AsCall())
+		case ast.MapKind:
+			for _, entry := range e.AsMap().Entries() {
+				meters[entry.AsMapEntry().Key().ID()] = watch{weigh: weighKey}
+			}
+		case ast.ComprehensionKind:
+			c := e.AsComprehension()
+			meters[c.IterRange().ID()] = watch{weigh: weighRange}
+			steps[c.LoopStep().ID()] = 2 * nodes(c.LoopStep())
 		}
-		return sizes{}.EstimateSize(n).Max
+	}))
+	return meters, steps
+}
+
+func meterCall(meters map[int64]watch, c ast.CallExpr) {
+	args := c.Args()
+	if c.IsMemberFunction() {
+		args = append([]ast.Expr{c.Target()}, args...)
 	}
-	var most uint64
-	switch {
-	case function == matchFunction && len(args) == 3:
-		most = size(args[0]) * maxProgram / stepsPerMatch
-		if n := args[2].Expr(); n.Kind() == ast.LiteralKind {
-			most = size(args[0]) * uint64(integer(n.AsLiteral())) / stepsPerMatch
-		}
-	case zoned(function, len(args)):
-		most = zoneCost
-	case traversing[function]:
+	all := func(weigh weigher) {
 		for _, a := range args {
-			most += size(a) / bytesPerCost
+			if !literal(a) {
+				meters[a.ID()] = watch{weigh: weigh}
+			}
 		}
-	default:
-		return nil
 	}
-	return &checker.CallEstimate{CostEstimate: checker.CostEstimate{Min: 1, Max: most + 1}}
+	switch name := c.FunctionName(); name {
+	case operators.LogicalAnd, operators.LogicalOr, operators.LogicalNot, operators.Conditional, operators.NotStrictlyFalse, "dyn", "type":
+	case operators.Index:
+		meters[args[1].ID()] = watch{weigh: weighKey, key: true}
+	case operators.Equals, operators.NotEquals, operators.In:
+		all(weighDeep)
+	case operators.Add:
+		all(weighJoined)
+	case "int", "uint", "double", "bool", "timestamp", "duration", "ip", "cidr", "isIP", "isCIDR", "isStrictCIDR", "isInterfaceAddress",
+		"ip.isCanonical", "containsIP", "containsCIDR":
+		all(weighParsed)
+	case matchFunction:
+		meters[args[0].ID()] = watch{weigh: weighMatched(args[2])}
+	default:
+		all(weighText)
+		if zoned(name, len(args)) {
+			meters[args[0].ID()] = watch{weigh: func(ref.Val, int) (int, ref.Val) { return zoneUnits, nil }}
+		}
+	}
+}
+
+// literal reports whether nothing in e is read. It is as long as rules may be, and the evaluator makes it once.
+func literal(e ast.Expr) bool {
+	switch e.Kind() {
+	case ast.LiteralKind:
+		return true
+	case ast.ListKind:
+		return !slices.ContainsFunc(e.AsList().Elements(), func(e ast.Expr) bool { return !literal(e) })
+	case ast.MapKind:
+		return !slices.ContainsFunc(e.AsMap().Entries(), func(e ast.EntryExpr) bool {
+			return !literal(e.AsMapEntry().Key()) || !literal(e.AsMapEntry().Value())
+		})
+	}
+	return false
 }
 
 // zoned reports whether a function reads a field of a timestamp in a time zone.
-func zoned(function string, args int) bool { return strings.HasPrefix(function, "get") && args == 2 }
-
-// counted counts what patterns and time zones cost.
-type counted struct{}
-
-func (counted) CallCost(function, _ string, args []ref.Val, _ ref.Val) *uint64 {
-	var cost uint64
-	switch {
-	case function == matchFunction && len(args) == 3:
-		text, _ := args[0].(types.String)
-		cost = 1 + uint64(len(text))*uint64(integer(args[2]))/stepsPerMatch
-	case zoned(function, len(args)):
-		cost = zoneCost
-	default:
-		return nil
-	}
-	return &cost
+func zoned(function string, args int) bool {
+	return len(function) > 3 && function[:3] == "get" && args == 2
 }
 
-// stepsPerMatch is how many instructions a pattern does on characters in the time of one step.
-const stepsPerMatch = 20
-
-// matchFunction stands for CEL's matches, whose cost knows nothing of what a pattern does. Its third argument is the number
-// of instructions that the pattern takes.
-const matchFunction = "@matches"
-
-// patterns lets matches take a literal pattern of a known size alone: one that a caller could choose has no bound.
-func patterns(e *cel.Env) (*cel.Env, error) {
-	expand := func(f cel.MacroExprFactory, target ast.Expr, args []ast.Expr) (ast.Expr, *cel.Error) {
-		if target != nil {
-			args = []ast.Expr{target, args[0]}
-		}
-		pattern, ok := args[1], args[1].Kind() == ast.LiteralKind
-		text, isText := types.String(""), false
-		if ok {
-			text, isText = pattern.AsLiteral().(types.String)
-		}
-		if !isText {
-			return nil, f.NewError(pattern.ID(), "invalid matches argument: the pattern must be a literal string, so that it has a bound")
-		}
-		n, err := countInstructions(string(text))
-		if err != nil {
-			return nil, f.NewError(pattern.ID(), "invalid matches argument: "+err.Error())
-		}
-		if n > maxProgram {
-			return nil, f.NewError(pattern.ID(), "invalid matches argument: the pattern's repetitions make it too large; lower their bounds")
-		}
-		return f.NewCall(matchFunction, args[0], pattern, f.NewLiteral(types.Int(n))), nil
-	}
-	for _, option := range []cel.EnvOption{
-		cel.Macros(cel.ReceiverMacro("matches", 1, expand), cel.GlobalMacro("matches", 2, expand)),
-		cel.Function(matchFunction, cel.Overload("sluice_matches", []*cel.Type{cel.StringType, cel.StringType, cel.IntType}, cel.BoolType,
-			cel.FunctionBinding(func(...ref.Val) ref.Val { return types.NewErr("matches: the pattern is no literal") }))),
-	} {
-		var err error
-		if e, err = option(e); err != nil {
-			return nil, err
-		}
-	}
-	return e, nil
+func nodes(e ast.Expr) (n int) {
+	ast.PostOrderVisit(e, ast.NewExprVisitor(func(ast.Expr) { n++ }))
+	return n
 }
 
-// matchLiteral compiles a pattern once.
-var matchLiteral = &interpreter.RegexOptimization{
-	Function: matchFunction, RegexIndex: 1,
-	Factory: func(call interpreter.InterpretableCall, pattern string) (interpreter.InterpretableCall, error) {
-		re, err := regexp.Compile(pattern)
-		if err != nil {
-			return nil, err
+func textSize(v ref.Val) int {
+	switch v := v.(type) {
+	case types.String:
+		return len(v)
+	case types.Bytes:
+		return len(v)
+	}
+	return 0
+}
+
+func weighText(v ref.Val, _ int) (int, ref.Val) { return textSize(v) / bytesPerUnit, nil }
+
+func weighParsed(v ref.Val, _ int) (int, ref.Val) {
+	if n := textSize(v); n > maxParsed {
+		return 0, types.NewErr("a string of %d bytes is too long to parse", n)
+	}
+	return 1, nil
+}
+
+func weighKey(v ref.Val, _ int) (int, ref.Val) {
+	if n := textSize(v); n > maxKey {
+		return 0, types.WrapErr(keyTooLong(n))
+	}
+	return 0, nil
+}
+
+func keyTooLong(n int) error { return fmt.Errorf("a string of %d bytes is too long for a key", n) }
+
+// weighRange: what loops cost themselves is counted at their steps; but to begin one over a map, its keys are gathered.
+func weighRange(v ref.Val, _ int) (int, ref.Val) {
+	if m, ok := v.(traits.Mapper); ok {
+		return length(m), nil
+	}
+	return 0, nil
+}
+
+func weighJoined(v ref.Val, _ int) (int, ref.Val) {
+	switch v := v.(type) {
+	case traits.MutableLister: // what a loop gathers
+		return 1, nil
+	case traits.Lister:
+		n := length(v)
+		if n > maxJoined {
+			return 0, types.NewErr("a list of %d elements is too long to add to", n)
 		}
-		match := func(args ...ref.Val) ref.Val {
-			text, ok := args[0].(types.String)
-			switch {
-			case !ok:
-				return types.MaybeNoSuchOverloadErr(args[0])
-			case int64(len(text))*integer(args[2]) > maxMatch:
-				return types.NewErr("matches: %d bytes are too many for this pattern", len(text))
+		return 1 + n, nil
+	}
+	return textSize(v) * 4 / bytesPerUnit, nil // it is copied
+}
+
+func weighMatched(instructions ast.Expr) weigher {
+	n := 1
+	if instructions.Kind() == ast.LiteralKind {
+		if i, ok := instructions.AsLiteral().(types.Int); ok {
+			n = int(i)
+		}
+	}
+	return func(v ref.Val, _ int) (int, ref.Val) { return 1 + textSize(v)*n/matchesPerUnit, nil }
+}
+
+// weighDeep is for what compares all that is in a value.
+func weighDeep(v ref.Val, most int) (int, ref.Val) { return depth(v, most), nil }
+
+// depth counts the values in v, and stops beyond most.
+func depth(v ref.Val, most int) int {
+	switch v := v.(type) {
+	case traits.Mapper:
+		n := length(v)
+		for it := v.Iterator(); n <= most && it.HasNext() == types.True; {
+			key := it.Next()
+			n += textSize(key) / bytesPerUnit
+			if value, found := v.Find(key); found {
+				n += depth(value, most-n)
 			}
-			return types.Bool(re.MatchString(string(text)))
 		}
-		return interpreter.NewCall(call.ID(), call.Function(), call.OverloadID(), call.Args(), match), nil
-	},
+		return n
+	case traits.Lister:
+		n := length(v)
+		for it := v.Iterator(); n <= most && it.HasNext() == types.True; {
+			n += depth(it.Next(), most-n)
+		}
+		return n
+	}
+	return textSize(v) / bytesPerUnit
 }
 
-// countInstructions is the size of the program that a pattern becomes, and so what it may do for each character.
-func countInstructions(pattern string) (int, error) {
-	parsed, err := syntax.Parse(pattern, syntax.Perl)
-	if err != nil {
-		return 0, err
-	}
-	program, err := syntax.Compile(parsed.Simplify())
-	if err != nil {
-		return 0, err
-	}
-	return len(program.Inst), nil
-}
-
-func integer(v ref.Val) int64 {
-	n, _ := v.(types.Int)
-	return int64(n)
+func length(v traits.Sizer) int {
+	n, _ := v.Size().(types.Int)
+	return int(n)
 }

@@ -15,7 +15,7 @@ func (t *Target) depends(auth *policyv1.BackendAuth) {
 		for _, headers := range [][]header{t.request.add, t.request.set} {
 			for _, h := range headers {
 				t.perCaller = t.perCaller || h.value.reads(varCaller)
-				t.perRequest = t.perRequest || h.value.reads(^(varJWT | varAPIKey | varScopes | varTenant))
+				t.perRequest = t.perRequest || h.value.reads(^(varJWT | varAPIKey | varBasicAuth | varScopes | varTenant))
 			}
 		}
 	}

@@ -28,16 +28,17 @@ const (
 	varAnnotations
 	varScopes
 	varTime
+	varBasicAuth
 	varAgentMethod
 	varSkill
 )
 
 // varCaller is what depends on who calls, from where and when.
-const varCaller = varJWT | varAPIKey | varScopes | varSource | varRequest
+const varCaller = varJWT | varAPIKey | varBasicAuth | varScopes | varSource | varRequest
 
 // roots are the variables by the names that [Target.Reads] takes.
 var roots = map[string]variable{
-	"jwt": varJWT, "apiKey": varAPIKey, "scopes": varScopes, "source": varSource, "request": varRequest, "tenant": varTenant,
+	"jwt": varJWT, "apiKey": varAPIKey, "basicAuth": varBasicAuth, "scopes": varScopes, "source": varSource, "request": varRequest, "tenant": varTenant,
 	"mcp.method": varMethod, "mcp.tool.arguments": varArguments, "mcp.tool.annotations": varAnnotations,
 	"a2a.method": varAgentMethod, "a2a.skill": varSkill,
 }
@@ -203,6 +204,7 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 		cel.Variable("source", cel.ObjectType("sluice.source")),
 		cel.Variable("jwt", anyMap),
 		cel.Variable("apiKey", anyMap),
+		cel.Variable("basicAuth", anyMap),
 		cel.Variable("scopes", cel.ListType(cel.StringType)),
 		cel.Variable("tenant", cel.StringType),
 		patterns,

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -21,6 +22,47 @@ type verificationKey struct {
 	id         string
 	key        any // *rsa.PublicKey, *ecdsa.PublicKey, ed25519.PublicKey or []byte
 	algorithms []jose.SignatureAlgorithm
+}
+
+// issuerSource begins the source of a key set that is found through an issuer's metadata: no URL begins so.
+const issuerSource = "issuer:"
+
+// JwksSource is what [Resolver.Jwks] and the control plane call a key set that is fetched: its URL, or `issuer:` and the
+// identifier of the issuer whose metadata names the URL. Empty for a set that is not fetched.
+func JwksSource(j *policyv1.Jwks) string {
+	switch s := j.GetSource().(type) {
+	case *policyv1.Jwks_Url:
+		return s.Url
+	case *policyv1.Jwks_Issuer:
+		return issuerSource + s.Issuer
+	}
+	return ""
+}
+
+// SourceIssuer is the issuer of a source that names one.
+func SourceIssuer(source string) (issuer string, ok bool) {
+	return strings.CutPrefix(source, issuerSource)
+}
+
+// ProviderJwks is the key set of a provider of mcpAuthentication: without one of its own, the one that the issuer's
+// metadata names.
+func ProviderJwks(p *policyv1.JwtProvider) *policyv1.Jwks {
+	if p.GetJwks() != nil {
+		return p.GetJwks()
+	}
+	return &policyv1.Jwks{Source: &policyv1.Jwks_Issuer{Issuer: p.GetIssuer()}}
+}
+
+// checkIssuer returns why an issuer's metadata cannot be found, or "" (RFC 8414 section 2).
+func checkIssuer(issuer string) string {
+	u, err := url.Parse(issuer)
+	switch {
+	case err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "":
+		return fmt.Sprintf("%q is no http or https URL, so that its keys cannot be found through its metadata", issuer)
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.ContainsAny(issuer, "?#"):
+		return "an issuer with a user, a query or a fragment has no metadata (RFC 8414)"
+	}
+	return ""
 }
 
 // compileJwks returns no keys, and no error, where the set is not known here or not fetched yet.
@@ -41,13 +83,24 @@ func compileJwks(j *policyv1.Jwks, r Resolver, field string, errs *problems) []v
 			errs.add(field+".url", "%q is no http or https URL", s.Url)
 			return nil
 		}
-		if data, err = lookUp(r.Jwks, s.Url); err != nil {
+		if data, err = lookUp(r.Jwks, JwksSource(j)); err != nil {
 			err = lookUpError("URL", s.Url, err)
 		} else if len(data) == 0 {
 			return nil
 		}
+	case *policyv1.Jwks_Issuer:
+		fetched = true
+		if why := checkIssuer(s.Issuer); why != "" {
+			errs.add(field, "%s; write jwks: {url: …} or {inline: …}", why)
+			return nil
+		}
+		if data, err = lookUp(r.Jwks, JwksSource(j)); err != nil {
+			err = lookUpError("issuer", s.Issuer, err)
+		} else if len(data) == 0 {
+			return nil
+		}
 	default:
-		errs.add(field, "is missing; write `inline`, `file` or `url`")
+		errs.add(field, "is missing; write `inline`, `file`, `url` or `issuer`")
 		return nil
 	}
 	if errors.Is(err, ErrUnknown) {

@@ -22,13 +22,47 @@ const (
 	leeway       = 30 * time.Second // between the clocks of issuer and proxy
 )
 
-// jwtAuth verifies JSON Web Tokens (RFC 7519, RFC 8725).
+// jwtAuth authenticates by JSON Web Tokens.
 type jwtAuth struct {
-	mode       policyv1.JwtAuth_Mode
-	location   location
+	mode     policyv1.JwtAuth_Mode
+	location location
+	*verifier
+}
+
+func compileJwtAuth(j *policyv1.JwtAuth, r Resolver, field string, errs *problems) *jwtAuth {
+	return &jwtAuth{
+		mode:     compileMode(j.GetMode(), field+".mode", errs),
+		location: compileLocation(j.GetLocation(), field+".location", errs),
+		verifier: compileVerifier(j.GetProviders(), r, field, errs),
+	}
+}
+
+// check returns the principal of the token that r shows: nil without a token, *AuthError for a bad one.
+func (j *jwtAuth) check(r *http.Request) (p *Principal, shown bool, err *AuthError) {
+	token, shown := j.location.get(r)
+	if !shown {
+		return nil, false, nil
+	}
+	p, err = j.verify(token, nil)
+	if err != nil && err.Status == http.StatusUnauthorized {
+		err.Challenge = j.challenge(err.Reason)
+	}
+	return p, true, err
+}
+
+// challenge is RFC 6750 §3: no error for who showed nothing. Descriptions are constants: no quoting.
+func (j *jwtAuth) challenge(description string) string {
+	if description == "" {
+		return "Bearer"
+	}
+	return `Bearer error="invalid_token", error_description="` + description + `"`
+}
+
+// verifier verifies JSON Web Tokens (RFC 7519, RFC 8725) of some issuers.
+type verifier struct {
 	providers  []jwtProvider
 	algorithms []jose.SignatureAlgorithm // of all keys
-	verified   tokenCache                // new with each compilation, so new keys forget what old ones verified
+	verified   verifiedCache             // new with each compilation, so new keys forget what old ones verified
 }
 
 type jwtProvider struct {
@@ -38,17 +72,14 @@ type jwtProvider struct {
 	keys      []verificationKey // none: not known here, or not fetched yet
 }
 
-func compileJwtAuth(j *policyv1.JwtAuth, r Resolver, field string, errs *problems) *jwtAuth {
-	out := &jwtAuth{
-		mode:     compileMode(j.GetMode(), field+".mode", errs),
-		location: compileLocation(j.GetLocation(), field+".location", errs),
-	}
-	if len(j.GetProviders()) == 0 {
+func compileVerifier(providers []*policyv1.JwtProvider, r Resolver, field string, errs *problems) *verifier {
+	out := &verifier{}
+	if len(providers) == 0 {
 		errs.add(field+".providers", "is empty, and no token would ever be right")
 	}
-	for i, p := range j.GetProviders() {
+	for i, p := range providers {
 		at := fmt.Sprintf("%s.providers[%d]", field, i)
-		if len(j.GetProviders()) == 1 {
+		if len(providers) == 1 {
 			at = field // the single form, as most write it
 		}
 		if p.GetIssuer() == "" || strings.ContainsRune(p.GetIssuer(), 0) {
@@ -72,58 +103,52 @@ func compileJwtAuth(j *policyv1.JwtAuth, r Resolver, field string, errs *problem
 	return out
 }
 
-// check returns the principal of the token that r shows: nil without a token, *AuthError for a bad one.
-func (j *jwtAuth) check(r *http.Request) (p *Principal, shown bool, err *AuthError) {
-	token, shown := j.location.get(r)
-	if !shown {
-		return nil, false, nil
-	}
+// verify returns whose token it is. own are the names of which one must be the audience of a token whose provider names
+// no audiences; nil: any will do. The error has no challenge.
+func (v *verifier) verify(token string, own []string) (*Principal, *AuthError) {
 	if token == "" || len(token) > maxTokenSize {
-		return nil, true, j.refuse("the token is empty, given twice or too long")
+		return nil, badToken("the token is empty, given twice or too long")
 	}
 	now := time.Now()
 	hash := sha256.Sum256([]byte(token))
-	if p := j.verified.get(hash, now); p != nil {
-		return p, true, nil
+	key := hash
+	if own != nil {
+		key = sha256.Sum256([]byte(token + "\x00" + strings.Join(own, "\x00")))
 	}
-	p, err = j.verify(token, hash, now)
+	if p := v.verified.get(key, now); p != nil {
+		return p, nil
+	}
+	p, err := v.parse(token, own, hash, now)
 	if err == nil {
-		j.verified.put(hash, p, now)
+		v.verified.put(key, p, p.Expires.Add(leeway), now)
 	}
-	return p, true, err
+	return p, err
 }
 
-func (j *jwtAuth) refuse(why string) *AuthError {
-	return &AuthError{Status: http.StatusUnauthorized, Challenge: j.challenge(why), Reason: why}
-}
+func badToken(why string) *AuthError { return &AuthError{Status: http.StatusUnauthorized, Reason: why} }
 
-// challenge is RFC 6750 §3: no error for who showed nothing. Descriptions are constants: no quoting.
-func (j *jwtAuth) challenge(description string) string {
-	if description == "" {
-		return "Bearer"
-	}
-	return `Bearer error="invalid_token", error_description="` + description + `"`
-}
-
-func (j *jwtAuth) verify(token string, hash [sha256.Size]byte, now time.Time) (*Principal, *AuthError) {
-	if !slices.ContainsFunc(j.providers, func(p jwtProvider) bool { return len(p.keys) > 0 }) {
+func (v *verifier) parse(token string, own []string, hash [sha256.Size]byte, now time.Time) (*Principal, *AuthError) {
+	if !slices.ContainsFunc(v.providers, func(p jwtProvider) bool { return len(p.keys) > 0 }) {
 		return nil, keysUnknown
 	}
-	signed, err := jose.ParseSignedCompact(token, j.algorithms)
+	signed, err := jose.ParseSignedCompact(token, v.algorithms)
 	if err != nil {
-		return nil, j.refuse("the token is malformed or of an algorithm that is not allowed")
+		return nil, badToken("the token is malformed or of an algorithm that is not allowed")
 	}
 	header := signed.Signatures[0].Protected
 	if _, critical := header.ExtraHeaders["crit"]; critical {
-		return nil, j.refuse("the token has critical header parameters, and none is supported")
+		return nil, badToken("the token has critical header parameters, and none is supported")
+	}
+	if typ, _ := header.ExtraHeaders["typ"].(string); otherPurpose(typ) {
+		return nil, badToken("the token was made for another purpose")
 	}
 	claims, err := decodeObject(signed.UnsafePayloadWithoutVerification(), nil)
 	if err != nil {
-		return nil, j.refuse("the token's claims are no strict JSON object")
+		return nil, badToken("the token's claims are no strict JSON object")
 	}
 	issuer, _ := claims["iss"].(string)
-	refusal := j.refuse("the token's issuer is not trusted")
-	for _, p := range j.providers { // several may name one issuer with other audiences
+	refusal := badToken("the token's issuer is not trusted")
+	for _, p := range v.providers { // several may name one issuer with other audiences
 		if p.issuer != issuer {
 			continue
 		}
@@ -132,11 +157,11 @@ func (j *jwtAuth) verify(token string, hash [sha256.Size]byte, now time.Time) (*
 			continue
 		}
 		if !p.signed(signed, header) {
-			refusal = j.refuse("the token's signature is not valid")
+			refusal = badToken("the token's signature is not valid")
 			continue
 		}
-		if why := p.check(claims, now); why != "" {
-			refusal = j.refuse(why)
+		if why := p.check(claims, own, now); why != "" {
+			refusal = badToken(why)
 			continue
 		}
 		return newPrincipal(issuer, claims, token, hash), nil
@@ -145,6 +170,16 @@ func (j *jwtAuth) verify(token string, hash [sha256.Size]byte, now time.Time) (*
 }
 
 var keysUnknown = &AuthError{Status: http.StatusServiceUnavailable, Reason: "the issuer's keys are not fetched yet"}
+
+// otherPurpose reports whether `typ` says that the token is a JWT of a registered kind that authorizes nobody (RFC 8725
+// section 3.11). Issuers write many things there for access tokens, so what is not known counts as one.
+func otherPurpose(typ string) bool {
+	switch strings.TrimPrefix(strings.ToLower(typ), "application/") {
+	case "dpop+jwt", "logout+jwt", "secevent+jwt", "oauth-authz-req+jwt", "token-introspection+jwt", "client-authentication+jwt", "kb+jwt":
+		return true
+	}
+	return false
+}
 
 // signed tries the keys that header allows: those with its key id, and those that have none. Without a key
 // id all are tried.
@@ -165,7 +200,7 @@ func (p *jwtProvider) signed(token *jose.JSONWebSignature, header jose.Header) b
 
 // check returns why claims are not accepted, or "". Tokens without `exp` are not: they would be good, and
 // cached, for ever.
-func (p *jwtProvider) check(claims map[string]any, now time.Time) string {
+func (p *jwtProvider) check(claims map[string]any, own []string, now time.Time) string {
 	expires, ok := numericDate(claims["exp"])
 	if !ok {
 		return "the token has no expiry"
@@ -179,8 +214,13 @@ func (p *jwtProvider) check(claims map[string]any, now time.Time) string {
 			return "the token is not valid yet"
 		}
 	}
-	if len(p.audiences) > 0 && !slices.ContainsFunc(p.audiences, func(a string) bool { return hasAudience(claims["aud"], a) }) {
-		return "the token is for another audience"
+	switch {
+	case len(p.audiences) > 0:
+		if !slices.ContainsFunc(p.audiences, func(a string) bool { return hasAudience(claims["aud"], a) }) {
+			return "the token is for another audience"
+		}
+	case own != nil && !namesResource(claims["aud"], own):
+		return "the token is for another resource"
 	}
 	if sub, set := claims["sub"]; set {
 		if _, ok := sub.(string); !ok {
@@ -232,47 +272,54 @@ func newPrincipal(issuer string, claims map[string]any, token string, hash [sha2
 	return p
 }
 
-// tokenCache holds verified tokens by hash until they expire. Sharded, so that requests share no lock.
-type tokenCache struct{ shards [16]tokenShard }
+// verifiedCache holds whom verified credentials belong to, by their hashes, as long as that is known. Sharded, so that
+// requests share no lock.
+type verifiedCache struct{ shards [16]verifiedShard }
 
-const maxTokensPerShard = 1024
+const maxVerifiedPerShard = 1024
 
-type tokenShard struct {
-	mu     sync.RWMutex // guards tokens
-	tokens map[[sha256.Size]byte]*Principal
+type verifiedShard struct {
+	mu      sync.RWMutex // guards entries
+	entries map[[sha256.Size]byte]verified
 }
 
-func (c *tokenCache) get(hash [sha256.Size]byte, now time.Time) *Principal {
+type verified struct {
+	principal *Principal
+	until     time.Time
+}
+
+// get returns nil for what is not there, or not good any more.
+func (c *verifiedCache) get(hash [sha256.Size]byte, now time.Time) *Principal {
 	s := &c.shards[hash[0]%16]
 	s.mu.RLock()
-	p := s.tokens[hash]
+	e := s.entries[hash]
 	s.mu.RUnlock()
-	if p == nil || !now.Before(p.Expires.Add(leeway)) {
+	if e.principal == nil || !now.Before(e.until) {
 		return nil
 	}
-	return p
+	return e.principal
 }
 
-func (c *tokenCache) put(hash [sha256.Size]byte, p *Principal, now time.Time) {
+func (c *verifiedCache) put(hash [sha256.Size]byte, p *Principal, until, now time.Time) {
 	s := &c.shards[hash[0]%16]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.tokens == nil {
-		s.tokens = map[[sha256.Size]byte]*Principal{}
+	if s.entries == nil {
+		s.entries = map[[sha256.Size]byte]verified{}
 	}
-	if len(s.tokens) >= maxTokensPerShard {
-		makeRoom(s.tokens, now)
+	if len(s.entries) >= maxVerifiedPerShard {
+		makeRoom(s.entries, now)
 	}
-	s.tokens[hash] = p
+	s.entries[hash] = verified{p, until}
 }
 
 // makeRoom drops what has expired, and beyond that anything until an eighth is free: one pass for many puts.
-func makeRoom(tokens map[[sha256.Size]byte]*Principal, now time.Time) {
-	maps.DeleteFunc(tokens, func(_ [sha256.Size]byte, p *Principal) bool { return !now.Before(p.Expires.Add(leeway)) })
-	for hash := range tokens { // in no order that who sends tokens could choose
-		if len(tokens) <= maxTokensPerShard*7/8 {
+func makeRoom(entries map[[sha256.Size]byte]verified, now time.Time) {
+	maps.DeleteFunc(entries, func(_ [sha256.Size]byte, e verified) bool { return !now.Before(e.until) })
+	for hash := range entries { // in no order that who sends credentials could choose
+		if len(entries) <= maxVerifiedPerShard*7/8 {
 			return
 		}
-		delete(tokens, hash)
+		delete(entries, hash)
 	}
 }

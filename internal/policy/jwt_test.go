@@ -303,19 +303,19 @@ func TestJWTExpiresInTheCache(t *testing.T) {
 	})
 }
 
-func TestTokenCacheIsBounded(t *testing.T) {
-	var c tokenCache
+func TestVerifiedCacheIsBounded(t *testing.T) {
+	var c verifiedCache
 	now := time.Now()
-	for i := range 2 * 16 * maxTokensPerShard {
+	for i := range 2 * 16 * maxVerifiedPerShard {
 		hash := sha256.Sum256(fmt.Append(nil, i))
-		c.put(hash, &Principal{Expires: now.Add(time.Hour)}, now)
+		c.put(hash, &Principal{}, now.Add(time.Hour), now)
 		if c.get(hash, now) == nil {
 			t.Fatal("not cached")
 		}
 	}
 	for i := range c.shards {
-		if n := len(c.shards[i].tokens); n > maxTokensPerShard {
-			t.Errorf("shard %d holds %d tokens", i, n)
+		if n := len(c.shards[i].entries); n > maxVerifiedPerShard {
+			t.Errorf("shard %d holds %d entries", i, n)
 		}
 	}
 }

@@ -107,14 +107,8 @@ func Unenforced(p *policyv1.Policies) []FieldError {
 	refuse := func(field string) {
 		errs = append(errs, FieldError{"policies." + field, "is not enforced by this version yet, and would do nothing; remove it"})
 	}
-	if p.GetAi() != nil {
-		refuse("ai")
-	}
-	for _, k := range []string{"mcpAuthentication", "basicAuth", "localRateLimit", "timeout", "retry"} {
-		i := slices.IndexFunc(kinds, func(info KindInfo) bool { return info.Name == k })
-		if isSet(p, kinds[i]) {
-			refuse(k)
-		}
+	if p.GetA2A() != nil {
+		refuse("a2a")
 	}
 	return errs
 }

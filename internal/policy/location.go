@@ -20,6 +20,11 @@ type location struct {
 
 var bearer = location{header: "Authorization", prefix: "Bearer "}
 
+// samePlace reports whether two locations cannot hold a credential each: they are one, or two prefixes of one header.
+func (l location) samePlace(other location) bool {
+	return l.header == other.header && l.query == other.query && l.cookie == other.cookie
+}
+
 // compileLocation returns bearer for an unset l.
 func compileLocation(l *policyv1.Location, field string, errs *problems) location {
 	switch p := l.GetPlace().(type) {

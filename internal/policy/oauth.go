@@ -177,12 +177,15 @@ func compileExchange(x *policyv1.TokenExchange, r Resolver, field string, errs *
 	out.source = func(o *Outbound) (*credential.Source, error) {
 		p := o.Call.Principal
 		if p == nil || p.Token.IsZero() {
-			return nil, &AuthError{Status: http.StatusUnauthorized, Challenge: "Bearer", Reason: "the target takes a token that is exchanged for the caller's, and the caller showed none"}
+			return nil, NoTokenToExchange
 		}
 		return exchange.Source(p.ID, p.Token.Reveal()), nil
 	}
 	return out
 }
+
+// NoTokenToExchange refuses a caller who showed no token where tokenExchange needs one.
+var NoTokenToExchange = &AuthError{Status: http.StatusUnauthorized, Challenge: "Bearer", Reason: "the target takes a token that is exchanged for the caller's, and the caller showed none"}
 
 func compileActor(a *policyv1.TokenExchangeActor, r Resolver, field string, errs *problems) (out credential.Actor, known bool) {
 	if a == nil {

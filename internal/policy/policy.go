@@ -39,6 +39,10 @@ type Resolver struct {
 	Tenant string
 	// Grants are the tenant's local powers, within which policies dial.
 	Grants Grants
+	// Endpoint is where the route is reached. If nil, not known: a route that has to know answers 503.
+	Endpoint *Endpoint
+	// TargetName is the full resource name of the target, for what a target's own level keeps.
+	TargetName string
 	// Runtime is what compiled policies share and need to act. Nil where they are only checked: what would need it
 	// is compiled all the same, and fails closed if it is used.
 	Runtime *Runtime
@@ -106,11 +110,14 @@ func (p *problems) add(field, format string, args ...any) {
 
 func (p *problems) err() error { return errors.Join(p.errs...) }
 
-// Route is the compiled policy of a route: cors, jwtAuth, apiKey. It acts before a target is known.
+// Route is the compiled policy of a route: cors, and who the caller is. It acts before a target is known.
 type Route struct {
 	cors    *cors
+	mcp     *mcpAuth
 	jwt     *jwtAuth
 	apiKeys *apiKeyAuth
+	basic   *basicAuth
+	places  []place // of credentials
 }
 
 // Target is the compiled policy of a target as reached through one route.
@@ -120,7 +127,11 @@ type Target struct {
 	response *headerModifier
 	auth     *backendAuth
 	tls      *tls.Config
+	limits   []*rateLimit
+	timeouts timeouts
+	retry    *Retry
 	childEnv []string
+	ai       *ai
 	digest   string
 
 	readsArguments, readsPrincipal, readsTime bool
@@ -142,9 +153,16 @@ func CompileRoute(p *xdsv1.EffectivePolicy, r Resolver) (*Route, error) {
 	if k := policies.GetApiKey(); k != nil {
 		route.apiKeys = compileAPIKeys(k, r, "policies.apiKey", &errs)
 	}
+	if m := policies.GetMcpAuthentication(); m != nil {
+		route.mcp = compileMcpAuth(m, r, "policies.mcpAuthentication", &errs)
+	}
+	if b := policies.GetBasicAuth(); b != nil {
+		route.basic = compileBasicAuth(b, r, "policies.basicAuth", &errs)
+	}
 	if err := errs.err(); err != nil {
 		return nil, err
 	}
+	route.places = route.findPlaces(p.GetEnforced())
 	return route, nil
 }
 
@@ -188,6 +206,19 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	if b := policies.GetBackendTls(); b != nil && applies("backendTLS", t) {
 		target.tls = compileTLS(b, r, "policies.backendTLS", &errs)
 	}
+	if l := policies.GetLocalRateLimit(); l != nil {
+		target.limits = compileRateLimit(l, p.GetFrom()["localRateLimit"], r, "policies.localRateLimit", &errs)
+	}
+	if t := policies.GetTimeout(); t != nil {
+		target.timeouts = compileTimeout(t, "policies.timeout", &errs)
+		target.timeouts.enforced = slices.Contains(p.GetEnforced(), "timeout")
+	}
+	if r := policies.GetRetry(); r != nil {
+		target.retry = compileRetry(r, "policies.retry", &errs)
+	}
+	if a := policies.GetAi(); a != nil {
+		target.ai = compileAi(a, r, "policies.ai", &errs)
+	}
 	for _, e := range Unenforced(policies) {
 		errs.add(e.Field, "%s", e.Reason)
 	}
@@ -205,11 +236,11 @@ func Check(p *policyv1.Policies, r Resolver) error {
 	_, routeErr := CompileRoute(effective, r)
 
 	var errs problems
-	if ai := p.GetAi(); ai != nil {
-		checkAi(ai, "policies.ai", &errs)
+	if p.GetMcpAuthentication() != nil && p.GetJwtAuth() != nil {
+		errs.add("policies.mcpAuthentication", "stands beside jwtAuth at the same level, and both verify the same tokens; mcpAuthentication alone does it")
 	}
 	if effective.Policies != nil {
-		effective.Policies.Ai = nil
+		effective.Policies.A2A = nil
 	}
 	_, targetErr := CompileTarget(effective, anyTransport, r)
 	return errors.Join(routeErr, targetErr, errs.err())
@@ -218,7 +249,7 @@ func Check(p *policyv1.Policies, r Resolver) error {
 // digest covers what p says, not what its credentials are: it is the same on every proxy.
 func digest(p *xdsv1.EffectivePolicy, t Transport) string {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&xdsv1.EffectivePolicy{
-		Policies: p.GetPolicies(), EnforcedAuthorization: p.GetEnforcedAuthorization(),
+		Policies: p.GetPolicies(), EnforcedAuthorization: p.GetEnforcedAuthorization(), Enforced: p.GetEnforced(),
 	})
 	if err != nil { // invalid UTF-8 in a string, which no decoded message has
 		b = fmt.Append(nil, p)

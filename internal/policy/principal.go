@@ -9,7 +9,7 @@ import (
 
 // A Principal is who calls. A nil *Principal is anonymous. It may be shared by requests: nobody changes it.
 type Principal struct {
-	// ID is stable, and unique in a tenant: "jwt:<iss>\x00<sub>" or "key:<id>". Sessions and caches are bound to it.
+	// ID is stable, and unique in a tenant: "jwt:<iss>\x00<sub>", "key:<id>" or "basic:<user>". Sessions and caches are bound to it.
 	ID string
 	// Name is for the log line.
 	Name string
@@ -17,6 +17,8 @@ type Principal struct {
 	Claims map[string]any
 	// APIKey is the metadata of a verified API key; nil without one.
 	APIKey map[string]any
+	// Username is a user's whose password was right; empty without one.
+	Username string
 	// Token is the verified bearer token, for passthrough. Empty without one.
 	Token Secret
 	// Expires is when the token does. Zero: never.
@@ -27,7 +29,7 @@ type Principal struct {
 
 // An AuthError refuses a request for what it did not show, or showed wrongly.
 type AuthError struct {
-	Status    int    // 401; 503 while the keys to check with are not known
+	Status    int    // 401; 403 for a token that lacks a scope; 503 while the keys to check with are not known
 	Challenge string // value of WWW-Authenticate; empty with 503
 	Reason    string // for the log and the caller; holds no part of the credential
 }

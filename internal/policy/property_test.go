@@ -3,7 +3,10 @@ package policy
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/http/httptest"
+	"slices"
 	"testing"
+	"time"
 
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
@@ -40,7 +43,9 @@ func (g generator) boolean(depth int) string {
 	if depth == 0 {
 		return g.pick("true", "false", "has(jwt.sub)", "has(jwt.none)", "jwt.admin", "has(mcp.tool)", "has(mcp.prompt)", "has(mcp.tool.arguments)", "has(mcp.tool.arguments.x)",
 			"has(mcp.tool.arguments.o.x)", "mcp.tool.name == 'echo'", "mcp.tool.name in ['a', 'b']", "mcp.method == 'tools/call'", "mcp.prompt.name == 'x'",
-			"mcp.tool.arguments.x == 1", "size(mcp.tool.arguments) > 1", "'x' in mcp.tool.arguments", "mcp.tool.arguments == {'x': 1}", "mcp.tool.annotations.h == 1")
+			"mcp.tool.arguments.x == 1", "size(mcp.tool.arguments) > 1", "'x' in mcp.tool.arguments", "mcp.tool.arguments == {'x': 1}", "mcp.tool.annotations.h == 1",
+			"'a' in scopes", "'b' in scopes", "mcp.resource.name == 'echo'", "mcp.resource.name.startsWith('test://')", "has(mcp.task)", "mcp.task.name == 'a'",
+			"request.startTime.getHours('Europe/Berlin') == 1", "has(source.certificate)", "source.subjectCn == 'ci'", "mcp.tool.name.matches('^e')")
 	}
 	switch g.IntN(9) {
 	case 0:
@@ -64,13 +69,17 @@ func (g generator) rules() []*policyv1.AuthorizationRule {
 	var out []*policyv1.AuthorizationRule
 	for range 1 + g.IntN(3) {
 		e := g.boolean(g.IntN(4))
+		scope := ""
+		if g.IntN(4) == 0 {
+			e, scope = fmt.Sprintf("(%s) && ('a' in scopes || jwt.admin)", e), g.pick("a", "b", "a b")
+		}
 		switch g.IntN(3) {
 		case 0:
-			out = append(out, allow(e))
+			out = append(out, gate(allow(e), scope))
 		case 1:
 			out = append(out, deny(e))
 		default:
-			out = append(out, require(e))
+			out = append(out, gate(require(e), scope))
 		}
 	}
 	return out
@@ -79,9 +88,20 @@ func (g generator) rules() []*policyv1.AuthorizationRule {
 func TestNotListedIsNotCallable(t *testing.T) {
 	g := generator{rand.New(rand.NewPCG(1, 2))}
 	arguments := []string{``, `{}`, `{"x":1}`, `{"x":2,"y":"a"}`, `{"x":"echo","l":[1,2,"a"]}`, `{"x":0,"y":1,"l":[],"o":{"x":1}}`, `{"o":{},"l":{"x":1}}`, `{"x":true,"l":[null]}`}
-	principals := []*Principal{nil, admin, guest, {ID: "k", APIKey: map[string]any{"team": "a"}}, {Claims: map[string]any{"admin": true, "roles": []any{"a"}}}}
-	var hidden, shown, exact, compiled int
-	for range 1500 {
+	principals := []*Principal{nil, admin, guest, {ID: "k", APIKey: map[string]any{"team": "a"}}, {Claims: map[string]any{"admin": true, "roles": []any{"a"}}}, holding("a"), holding("a b")}
+	kinds := []struct {
+		kind    ItemKind
+		methods []string
+		names   []string
+	}{
+		{Tool, []string{"tools/call"}, []string{"echo", "a", "other"}},
+		{Prompt, []string{"prompts/get", "completion/complete"}, []string{"echo", "a"}},
+		{Resource, []string{"resources/read", "resources/subscribe", "completion/complete"}, []string{"test://a", "TEST://%61", "echo"}},
+		{Template, []string{"completion/complete"}, []string{"test://{a}"}},
+		{Task, []string{"tasks/get", "tasks/cancel", "tasks/result"}, []string{"a", "b"}},
+	}
+	var hidden, shown, exact, gated, compiled int
+	for range 2500 {
 		p := authz(g.rules()...)
 		if g.IntN(3) == 0 {
 			p.EnforcedAuthorization = []*xdsv1.EnforcedAuthorization{{Level: "platform", Authorization: &policyv1.McpAuthorization{Rules: g.rules()}}}
@@ -91,11 +111,10 @@ func TestNotListedIsNotCallable(t *testing.T) {
 			continue
 		}
 		compiled++
-		c := toolCall(g.pick("echo", "a", "other"), "")
-		c.Principal = principals[g.IntN(len(principals))]
-		if g.IntN(4) == 0 {
-			c.Kind, c.Method = Prompt, "prompts/get"
-		}
+		kind := kinds[max(0, g.IntN(len(kinds)+4)-4)] // mostly tools
+		c := toolCall(g.pick(kind.names...), "")
+		c.Kind, c.Principal, c.Start = kind.kind, principals[g.IntN(len(principals))], time.Unix(int64(g.IntN(1<<30)), 0)
+		c.HTTP = httptest.NewRequest("POST", "http://a/mcp", nil)
 		if g.IntN(2) == 0 {
 			c.Annotations = []byte(`{"h":1}`)
 		}
@@ -105,13 +124,20 @@ func TestNotListedIsNotCallable(t *testing.T) {
 		} else {
 			hidden++
 		}
-		callOnly := target.ReadsArguments() || c.Kind != Tool && len(target.Reads("mcp.method")) > 0
+		callOnly := target.ReadsArguments() || c.Kind != Tool && len(target.Reads("mcp.method")) > 0 || hasScope(p)
 		if !callOnly {
 			exact++
 		}
-		for _, a := range arguments {
-			c.Arguments = []byte(a)
-			callable := target.Admit(c).Allowed
+		for i, a := range arguments {
+			c.Arguments, c.Method = []byte(a), kind.methods[i%len(kind.methods)]
+			v := target.Admit(c)
+			callable := v.Allowed
+			if v.Scopes != nil {
+				gated++
+				if callable || !listed || !hasScope(p) {
+					t.Fatalf("%+v (listed %v, %v, %+v):\n%v", v, listed, c.Kind, c.Principal, p)
+				}
+			}
 			if callable && !listed {
 				t.Fatalf("callable with %s though not listed (%v, %+v):\n%v", a, c.Kind, c.Principal, p)
 			}
@@ -120,7 +146,15 @@ func TestNotListedIsNotCallable(t *testing.T) {
 			}
 		}
 	}
-	if compiled < 800 || hidden < 200 || shown < 200 || exact < 100 {
-		t.Errorf("%d compiled, %d hidden, %d shown, %d without arguments: too few to mean anything", compiled, hidden, shown, exact)
+	if compiled < 1200 || hidden < 300 || shown < 300 || exact < 150 || gated < 50 {
+		t.Errorf("%d compiled, %d hidden, %d shown, %d without arguments, %d gated: too few to mean anything", compiled, hidden, shown, exact, gated)
 	}
+}
+
+func hasScope(p *xdsv1.EffectivePolicy) bool {
+	all := p.GetPolicies().GetMcpAuthorization().GetRules()
+	for _, e := range p.GetEnforcedAuthorization() {
+		all = append(all, e.GetAuthorization().GetRules()...)
+	}
+	return slices.ContainsFunc(all, func(r *policyv1.AuthorizationRule) bool { return r.GetScope() != "" })
 }

@@ -3,7 +3,6 @@ package policy
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/google/cel-go/cel"
 	"github.com/google/cel-go/common/ast"
@@ -14,7 +13,7 @@ import (
 
 // A rule is one compiled expression.
 type rule struct {
-	programs programs // nil: constant
+	program  cel.Program // nil: constant
 	constant outcome
 	place    string // for the log line, e.g. `backend/tools rules[1]`
 	field    string // for errors, e.g. `policies.mcpAuthorization.rules[1]`
@@ -33,10 +32,10 @@ const (
 )
 
 func (r *rule) eval(a *activation) outcome {
-	if r.programs == nil {
+	if r.program == nil {
 		return r.constant
 	}
-	out, _, err := r.programs.of(a.call, r.reads).Eval(a)
+	out, _, err := r.program.Eval(a)
 	if err != nil {
 		return isError
 	}
@@ -96,18 +95,26 @@ func compileExpression(expression, field, place string, want *cel.Type, errs *pr
 		}
 		return r
 	}
-	if r.programs, err = compilePrograms(env, checked); err != nil {
+	if r.program, err = compileProgram(env, checked); err != nil {
 		errs.add(field, "%v, in `%s`", err, oneLine(expression))
 		return nil
 	}
 	return r
 }
 
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+// oneLine is an expression for an error, cut where it is longer than anyone reads there.
+func oneLine(s string) string {
+	const most = 300
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}
 
 func hint(message string) string {
 	if strings.Contains(message, "undeclared reference") {
-		return "; variables are jwt, apiKey, scopes, source, request, tenant, mcp, a2a"
+		return "; variables are jwt, apiKey, basicAuth, scopes, source, request, tenant, mcp, a2a"
 	}
 	if strings.Contains(message, "undefined field") {
 		return "; mcp has method, tool.{name,target,arguments,annotations}, and {prompt,resource,task}.{name,target}; " +
@@ -115,133 +122,6 @@ func hint(message string) string {
 			"spiffeId, subjectAltNames, issuer, subject, subjectCn"
 	}
 	return ""
-}
-
-// inspection finds what an expression reads. Objects must be taken apart by fields, so what it finds is
-// exact: an expression that held mcp as a value could read anything in it.
-type inspection struct {
-	reads    *variable
-	literals *[]string
-	wrong    string
-}
-
-// scope holds the names that comprehensions bind.
-type scope struct {
-	outer *scope
-	names [3]string
-}
-
-func (s *scope) binds(name string) bool {
-	for ; s != nil; s = s.outer {
-		for _, n := range s.names {
-			if n == name {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func (in *inspection) walk(e ast.Expr, s *scope) {
-	switch e.Kind() {
-	case ast.LiteralKind:
-		if text, ok := e.AsLiteral().(types.String); ok {
-			*in.literals = append(*in.literals, string(text))
-		}
-	case ast.IdentKind, ast.SelectKind:
-		in.path(e, s)
-	case ast.CallKind:
-		c := e.AsCall()
-		if c.IsMemberFunction() {
-			in.walk(c.Target(), s)
-		}
-		in.zone(c)
-		for _, arg := range c.Args() {
-			in.walk(arg, s)
-		}
-	case ast.ListKind:
-		for _, el := range e.AsList().Elements() {
-			in.walk(el, s)
-		}
-	case ast.MapKind:
-		for _, entry := range e.AsMap().Entries() {
-			in.walk(entry.AsMapEntry().Key(), s)
-			in.walk(entry.AsMapEntry().Value(), s)
-		}
-	case ast.StructKind:
-		for _, f := range e.AsStruct().Fields() {
-			in.walk(f.AsStructField().Value(), s)
-		}
-	case ast.ComprehensionKind:
-		c := e.AsComprehension()
-		in.walk(c.IterRange(), s)
-		in.walk(c.AccuInit(), s)
-		accu := &scope{s, [3]string{c.AccuVar()}}
-		inner := &scope{s, [3]string{c.AccuVar(), c.IterVar(), c.IterVar2()}}
-		in.walk(c.LoopCondition(), inner)
-		in.walk(c.LoopStep(), inner)
-		in.walk(c.Result(), accu)
-	}
-}
-
-// zone checks a time zone that a rule names: at run time it would only make the rule fail.
-func (in *inspection) zone(c ast.CallExpr) {
-	if !c.IsMemberFunction() || !zoned(c.FunctionName(), len(c.Args())+1) || c.Args()[0].Kind() != ast.LiteralKind {
-		return
-	}
-	name, ok := c.Args()[0].AsLiteral().(types.String)
-	if !ok || strings.Contains(string(name), ":") { // an offset such as +02:00
-		return
-	}
-	if _, err := time.LoadLocation(string(name)); err != nil {
-		in.wrong = fmt.Sprintf("%q is no time zone; name one such as Europe/Berlin, or an offset such as +02:00", string(name))
-	}
-}
-
-// path takes a variable and the fields selected from it as far as objects go.
-func (in *inspection) path(e ast.Expr, s *scope) {
-	var names []string
-	var test bool // has(...) of the last field
-	base := e
-	for base.Kind() == ast.SelectKind {
-		sel := base.AsSelect()
-		test = test || sel.IsTestOnly()
-		names = append([]string{sel.FieldName()}, names...)
-		base = sel.Operand()
-	}
-	*in.literals = append(*in.literals, names...)
-	if base.Kind() != ast.IdentKind {
-		in.walk(base, s)
-		return
-	}
-	ident := base.AsIdent()
-	name, global := strings.CutPrefix(ident, ".")
-	if !global && s.binds(name) {
-		return
-	}
-	if v, ok := roots[name]; ok {
-		*in.reads |= v
-		if name != "request" && name != "source" {
-			return
-		}
-	}
-	typeName, read := "sluice."+name, name
-	fields := objects[typeName]
-	if fields == nil {
-		return // the name of a type
-	}
-	for i, n := range names {
-		f := fields[n]
-		read += "." + n
-		*in.reads |= f.reads
-		if fields = objects[f.typ.TypeName()]; fields == nil || test && i == len(names)-1 {
-			return
-		}
-	}
-	in.wrong = fmt.Sprintf("`%s` is no value by itself; read one of its fields %s", read, quoteList(sortedKeys(fields)))
-	if read != name {
-		in.wrong += fmt.Sprintf(", or ask has(%s)", read)
-	}
 }
 
 // authorization is a compiled mcpAuthorization of one level.
@@ -415,11 +295,11 @@ func (t *Target) decide(c *Call, list bool) Verdict {
 // ReadsArguments reports whether a rule reads mcp.tool.arguments.
 func (t *Target) ReadsArguments() bool { return t != nil && t.readsArguments }
 
-// ReadsPrincipal reports whether a rule reads jwt, scopes, apiKey, source or request: if none does, all callers get
-// the same lists.
+// ReadsPrincipal reports whether a rule reads jwt, scopes, apiKey, basicAuth, source or request: if none does, all callers
+// get the same lists.
 func (t *Target) ReadsPrincipal() bool { return t != nil && t.readsPrincipal }
 
-// Reads returns the places of the rules that read a variable: jwt, scopes, apiKey, source, request, tenant,
+// Reads returns the places of the rules that read a variable: jwt, scopes, apiKey, basicAuth, source, request, tenant,
 // mcp.method, mcp.tool.arguments or mcp.tool.annotations. It panics for another name.
 func (t *Target) Reads(name string) (fields []string) {
 	v, ok := roots[name]

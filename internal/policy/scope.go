@@ -134,7 +134,3 @@ func ScopeChallenge(p *Principal, scopes []string, metadata string) (status int,
 	}
 	return status, challenge
 }
-
-// ResourceMetadata is the URL of the protected resource's metadata (RFC 9728) as the sender of r reaches it; "" where the
-// route has none.
-func (rt *Route) ResourceMetadata(*http.Request) string { return "" }

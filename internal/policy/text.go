@@ -61,7 +61,7 @@ func (t text) of(c *Call) (string, error) {
 	}
 	a := newActivation(c, t.names, false)
 	defer a.release()
-	out, _, err := t.rule.programs.of(c, t.rule.reads).Eval(a)
+	out, _, err := t.rule.program.Eval(a)
 	switch {
 	case a.invalid != nil:
 		return "", &invalidArguments{a.invalid}
@@ -140,7 +140,7 @@ func RefusesOthers(expression string) string {
 		c := of.call
 		c.HTTP = &http.Request{Method: http.MethodPost, Host: "any", URL: &url.URL{Path: "/"}, Header: http.Header{}, RemoteAddr: "192.0.2.1:1"}
 		a := newActivation(&c, t.names, false)
-		_, _, err := t.rule.programs.of(&c, t.rule.reads).Eval(a)
+		_, _, err := t.rule.program.Eval(a)
 		absent := a.absent
 		a.release()
 		if err != nil && absent {

@@ -5,8 +5,8 @@ import (
 )
 
 // normalURI is a URI in normal form: scheme and host in lower case, no escape of a character that needs none, hexadecimal
-// digits in upper case, no dot segments (RFC 3986 section 6.2.2). What is no URI with a scheme is only unescaped. It allocates
-// nothing for a URI that is in that form.
+// digits in upper case, no dot segments (RFC 3986 section 6.2.2), and without what many servers do not look at: a fragment, an
+// empty query, empty segments. What is no URI with a scheme is only unescaped. It allocates nothing for a URI in that form.
 func normalURI(uri string) string {
 	uri = unescapeUnreserved(uri)
 	scheme, rest, ok := strings.Cut(uri, ":")
@@ -21,13 +21,15 @@ func normalURI(uri string) string {
 		}
 		authority, path = after[:end], after[end:]
 	}
-	query := ""
-	if at := strings.IndexAny(path, "?#"); at >= 0 {
-		path, query = path[:at], path[at:]
+	path, _, fragment := strings.Cut(path, "#")
+	path, query, asked := strings.Cut(path, "?")
+	bare := fragment || asked && query == ""
+	if query != "" {
+		query = "?" + query
 	}
 	host := authority[strings.LastIndexByte(authority, '@')+1:]
 	lowScheme, lowHost, plain := strings.ToLower(scheme), strings.ToLower(host), removeDotSegments(path)
-	if lowScheme == scheme && lowHost == host && plain == path {
+	if lowScheme == scheme && lowHost == host && plain == path && !bare {
 		return uri
 	}
 	if strings.HasPrefix(rest, "//") {
@@ -84,6 +86,9 @@ func isUnreserved(c byte) bool {
 
 // removeDotSegments is RFC 3986 section 5.2.4, for paths that begin with a slash and others.
 func removeDotSegments(path string) string {
+	for strings.Contains(path, "//") {
+		path = strings.ReplaceAll(path, "//", "/")
+	}
 	if !strings.Contains(path, "/.") && !strings.HasPrefix(path, ".") {
 		return path
 	}

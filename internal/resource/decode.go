@@ -20,7 +20,8 @@ import (
 // shapes of shapes.go. It goes on after an error, to tell all of them at once.
 type decoder struct {
 	file     string
-	env      func(string) (string, bool)
+	env      func(string) (string, bool) // nil: $ is no variable
+	required func(string) (string, bool) // env for variables without a default; nil: env
 	problems []problem
 }
 
@@ -95,10 +96,14 @@ func (d *decoder) string(n *node) (string, bool) {
 }
 
 func (d *decoder) expand(n *node) (s string, expanded, ok bool) {
-	if n.kind != stringNode || n.final {
+	if n.kind != stringNode || n.final || d.env == nil {
 		return n.text, false, true
 	}
-	s, expanded, err := expand(n.text, d.env)
+	required := d.required
+	if required == nil {
+		required = d.env
+	}
+	s, expanded, err := expand(n.text, d.env, required)
 	if err != nil {
 		hint := "write $$ for a dollar sign"
 		if strings.Contains(err.Error(), "is not set") {
@@ -229,7 +234,7 @@ func (s scope) message(n *node, m protoreflect.Message) {
 	}
 	for i := range m.Descriptor().Oneofs().Len() {
 		o := m.Descriptor().Oneofs().Get(i)
-		if _, ok := set[o.Name()]; !ok && !unknown { // an unknown field may be the one that is missing
+		if _, ok := set[o.Name()]; !ok && !unknown && !o.IsSynthetic() { // an unknown field may be the one that is missing
 			s.failNode(n, fmt.Sprintf("one of %s must be set", list(oneofFields(o, sh))), "")
 		}
 	}

@@ -7,7 +7,8 @@ import (
 
 // expand replaces $VAR, ${VAR} and ${VAR:-default}; $$ is a dollar sign. It reports whether there was anything
 // to replace. A default is used where the variable is unset or empty, as a shell does, and is itself plain text.
-func expand(s string, env func(string) (string, bool)) (out string, expanded bool, err error) {
+// What has no default is looked up in required.
+func expand(s string, env, required func(string) (string, bool)) (out string, expanded bool, err error) {
 	i := strings.IndexByte(s, '$')
 	if i < 0 {
 		return s, false, nil
@@ -29,7 +30,11 @@ func expand(s string, env func(string) (string, bool)) (out string, expanded boo
 			if variable(name) != len(name) || name == "" {
 				return "", false, fmt.Errorf("${%s} names no variable", s[1:end])
 			}
-			value, ok := env(name)
+			lookUp := required
+			if hasDefault {
+				lookUp = env
+			}
+			value, ok := lookUp(name)
 			if hasDefault && value == "" {
 				value, ok = def, true
 			}
@@ -43,7 +48,7 @@ func expand(s string, env func(string) (string, bool)) (out string, expanded boo
 			if n == 0 {
 				return "", false, fmt.Errorf("a $ without a variable's name")
 			}
-			value, ok := env(s[:n])
+			value, ok := required(s[:n])
 			if !ok {
 				return "", false, fmt.Errorf("the environment variable %s is not set", s[:n])
 			}

@@ -31,6 +31,20 @@ type Set struct {
 // All that is wrong is told at once. If [Failed], the objects are what could be read and must not be applied.
 // What Load finds is about single files; objects that do not fit each other are for [Validate] to find.
 func Load(files []File, env func(string) (string, bool)) (Set, []*adminv1.Diagnostic) {
+	return load(files, env, nil)
+}
+
+// LoadOffline is Load where variables that are not set, and have no default, are what standIn returns for them.
+func LoadOffline(files []File, env func(string) (string, bool), standIn func(name string) string) (Set, []*adminv1.Diagnostic) {
+	return load(files, env, func(name string) (string, bool) {
+		if v, ok := env(name); ok {
+			return v, true
+		}
+		return standIn(name), true
+	})
+}
+
+func load(files []File, env, required func(string) (string, bool)) (Set, []*adminv1.Diagnostic) {
 	if env == nil {
 		env = func(string) (string, bool) { return "", false }
 	}
@@ -39,7 +53,7 @@ func Load(files []File, env func(string) (string, bool)) (Set, []*adminv1.Diagno
 	var whole, single *node // the first of their form
 	listeners := map[uint64]int{}
 	for _, f := range files {
-		l := loader{decoder: &decoder{file: f.Name, env: env}, set: &set, listeners: listeners}
+		l := loader{decoder: &decoder{file: f.Name, env: env, required: required}, set: &set, listeners: listeners}
 		docs, problems := parse(f.Data)
 		l.problems = problems
 		for _, doc := range docs {
@@ -349,7 +363,7 @@ const defaultPort = "3000"
 // a target is known are the route's, all others the backend's.
 func (l loader) short(n *node) {
 	const name = "mcp"
-	if !l.mcpFields(n, "port") {
+	if !l.mcpFields(n, "port", "ssePath") {
 		return
 	}
 	port := n.entry("port")
@@ -358,10 +372,13 @@ func (l loader) short(n *node) {
 	}
 	l.object("listener", name, nil, n.mapOf(*port))
 
-	group := n.with()
+	group := n.without("ssePath")
 	route := n.mapOf(
 		entry{"listener", n.pos, n.scalar(stringNode, name)},
 		entry{"backends", n.pos, n.listOf(n.mapOf(entry{"backend", n.pos, n.scalar(stringNode, name)}))})
+	if e := n.entry("ssePath"); e != nil {
+		route = route.with(*e)
+	}
 	for _, level := range []string{"policies", "enforced"} {
 		e := n.entry(level)
 		if e == nil || e.value.kind != mapNode {

@@ -42,6 +42,9 @@ func (v *validator) policies() {
 		v.block(o, "enforced", enforced)
 		v.overruledHere(o, policies, enforced)
 		v.replaced(o, policies)
+		v.ofTwoResources(o, policies, enforced)
+		v.limitKeys(o, "policies", policies)
+		v.limitKeys(o, "enforced", enforced)
 		if o.GetTarget() != nil {
 			v.onTarget(o)
 		}
@@ -50,6 +53,9 @@ func (v *validator) policies() {
 		policies, enforced := Policies(o)
 		v.unverified(o, "policies", policies)
 		v.unverified(o, "enforced", enforced)
+		if o.GetRoute() != nil {
+			v.unnamedResource(o)
+		}
 		v.headerValues(o, "policies", policies)
 		v.headerValues(o, "enforced", enforced)
 	}
@@ -155,12 +161,18 @@ func (v *validator) audienceIsTarget(o *adminv1.Object) bool {
 		origin = "http://" + transport.GetHost()
 	}
 	for _, route := range routes {
-		found, ok := effective(v.chains.above(o, route), kindField("jwtAuth"))
-		if !ok {
+		var providers []*policyv1.JwtProvider
+		if found, ok := effective(v.chains.above(o, route), kindField("mcpAuthentication")); ok { // its token is the one that goes on
+			auth, _ := found.message.Interface().(*policyv1.McpAuthentication)
+			providers = auth.GetProviders()
+		} else if found, ok := effective(v.chains.above(o, route), kindField("jwtAuth")); ok {
+			jwt, _ := found.message.Interface().(*policyv1.JwtAuth)
+			providers = jwt.GetProviders()
+		}
+		if len(providers) == 0 {
 			return false
 		}
-		jwt, _ := found.message.Interface().(*policyv1.JwtAuth)
-		for _, p := range jwt.GetProviders() {
+		for _, p := range providers {
 			if len(p.GetAudiences()) == 0 || slices.ContainsFunc(p.GetAudiences(), func(a string) bool {
 				return strings.TrimSuffix(a, "/") != origin && a != origin+transport.GetPath()
 			}) {
@@ -284,7 +296,9 @@ func unenforced(p *policyv1.Policies) []*policy.FieldError {
 }
 
 // fills says which kinds give a variable its value.
-var fills = map[string][]string{"jwt": {"jwtAuth", "mcpAuthentication"}, "scopes": {"jwtAuth", "mcpAuthentication"}, "apiKey": {"apiKey"}}
+var fills = map[string][]string{
+	"jwt": {"jwtAuth", "mcpAuthentication"}, "scopes": {"jwtAuth", "mcpAuthentication"}, "apiKey": {"apiKey"}, "basicAuth": {"basicAuth"},
+}
 
 // unverified warns of rules that read what no policy on the way verifies: they see an empty map.
 func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Policies) {
@@ -304,7 +318,7 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 // unfilled warns of an expression, which is called what, that reads what no policy on the way verifies: it sees an
 // empty map.
 func (v *validator) unfilled(o *adminv1.Object, field, what, expression string) {
-	for _, variable := range []string{"jwt", "scopes", "apiKey"} {
+	for _, variable := range []string{"jwt", "scopes", "apiKey", "basicAuth"} {
 		if !v.reads(expression, variable) {
 			continue
 		}

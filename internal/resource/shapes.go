@@ -3,6 +3,7 @@ package resource
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
 	"regexp"
@@ -57,6 +58,7 @@ func init() {
 		policyPackage + "AzureClientSecret":     {alias: map[string]string{"tenant_id": "tenantId", "client_id": "clientId", "client_secret": "clientSecret"}},
 		policyPackage + "AzureWorkloadIdentity": {alias: map[string]string{"tenant_id": "tenantId", "client_id": "clientId"}},
 		adminPackage + "Concurrency":            {rewrite: short("max")},
+		policyPackage + "BasicAuth":             {rewrite: htpasswd, refuse: map[string]string{"location": "RFC 7617 fixes it: the Authorization header"}},
 		policyPackage + "KeyAuth":               {rewrite: keyAuth, also: []string{"value", "file", "secret", "env", "location"}},
 		policyPackage + "LocatedCredential":     {rewrite: locatedCredential, also: []string{"key", "value", "file", "secret", "env"}},
 		policyPackage + "Location":              {refuse: map[string]string{"expression": "name a header, queryParameter or cookie"}},
@@ -104,6 +106,7 @@ func init() {
 			"url": "use host, which may be a URL",
 		}},
 	}
+	maps.Copy(shapes, testShapes())
 }
 
 const (
@@ -274,6 +277,26 @@ func regexGuard(d *decoder, n *node) *node {
 		return nil
 	}
 	return n.without("deny").with(entry{"action", e.pos, n.scalar(stringNode, "reject")}, entry{"rules", e.pos, e.value})
+}
+
+// htpasswd: hashes are full of $, which is no variable there, unless the string begins with it. Who writes $$ all the same
+// means one.
+func htpasswd(d *decoder, n *node) *node {
+	e := n.entry("htpasswd")
+	if e == nil {
+		return n
+	}
+	literal := func(v *node) *node {
+		if v.kind != stringNode || strings.HasPrefix(v.text, "$") {
+			return v
+		}
+		return v.scalar(stringNode, strings.ReplaceAll(v.text, "$$", "$"))
+	}
+	value := literal(e.value)
+	if v := e.value.entry("value"); v != nil {
+		value = value.without("value").with(entry{"value", v.pos, literal(v.value)})
+	}
+	return n.without("htpasswd").with(entry{"htpasswd", e.pos, value})
 }
 
 var jwtProviderFields = []string{"issuer", "audiences", "jwks", "jwtValidationOptions"}

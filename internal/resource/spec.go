@@ -83,6 +83,9 @@ func (v *validator) port(o *adminv1.Object, field string, port uint32) {
 func (v *validator) route(o *adminv1.Object, r *adminv1.Route) {
 	v.reference(o, "listener", "listener", r.GetListener())
 	v.hostnames(o, r.GetHostnames())
+	if p := r.GetSsePath(); p != "" && p != "off" && (!strings.HasPrefix(p, "/") || p == "/" || strings.ContainsAny(p, "?#% \t\r\n")) {
+		v.fail(o, "ssePath", fmt.Sprintf("%q is no end of a path", p), "write ssePath: /sse, or off")
+	}
 	for i, m := range r.GetMatches() {
 		v.match(o, index("matches", i), m)
 	}

@@ -113,7 +113,8 @@ func TestSessionOnAnyProxy(t *testing.T) {
 	}
 }
 
-// A session with a stdio child lives on one proxy; the others say so, and never start a second child.
+// A session with a stdio child lives on one proxy; the others have it answer, and when it is lost they say so and never start a second
+// child.
 func TestOwnedSession(t *testing.T) {
 	child := mcptest.Stdio("serve")
 	f := newFleet(t, 2, "private-network,stdio=*")
@@ -128,9 +129,15 @@ func TestOwnedSession(t *testing.T) {
 	if got := s.call(t, f.url(0), "echo", `{"text":"hi"}`); !strings.Contains(got.body, `"hi"`) {
 		t.Fatalf("on its own proxy: %d %s", got.status, got.body)
 	}
+	for i := range 4 {
+		if got := s.call(t, f.url(i%2), "count", `{}`); !strings.Contains(got.body, fmt.Sprintf(`"text":"%d"`, i+1)) {
+			t.Errorf("call %d, on proxy %d: %d %s", i, i%2, got.status, got.body)
+		}
+	}
+	f.proxies[0].kill(syscall.SIGKILL)
 	got := s.call(t, f.url(1), "echo", `{"text":"hi"}`)
-	if got.status != 503 || !strings.Contains(got.body, "-32603") || !strings.Contains(got.body, "p0") {
-		t.Errorf("on another proxy: %d %s; want 503 and -32603 naming the owner", got.status, got.body)
+	if got.status != 502 && got.status != 503 || !strings.Contains(got.body, "-32603") || !strings.Contains(got.body, "p0") { // 502: it was on its way
+		t.Errorf("after its proxy was killed: %d %s; want 502 or 503, and -32603 naming the owner", got.status, got.body)
 	}
 }
 

@@ -19,8 +19,6 @@ import (
 	"github.com/go-jose/go-jose/v4/jwt"
 
 	"github.com/sluicegate/sluice/internal/mcptest"
-	"github.com/sluicegate/sluice/internal/policy"
-	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
 
 // The five examples of the page that Sluice makes true, with nothing replaced but commands and hosts.
@@ -242,10 +240,6 @@ func TestSeedInheritance(t *testing.T) {
 }
 
 func TestSeedLLM(t *testing.T) {
-	if len(policy.Unenforced(&policyv1.Policies{Ai: &policyv1.Ai{}})) > 0 {
-		testSeedLLMIsRefused(t)
-		return
-	}
 	bothEras(t, func(t *testing.T, version string) {
 		o := mcptest.Options{TLS: true, Stateless: version == "2026-07-28"}
 		production, sandbox := mcptest.NewServer(t, o), mcptest.NewServer(t, o)
@@ -277,24 +271,6 @@ func TestSeedLLM(t *testing.T) {
 			t.Errorf("explain does not name the guard's place:\n%s", out)
 		}
 	})
-}
-
-// testSeedLLMIsRefused: what no proxy enforces is refused at its line, and nothing of the file is taken.
-func testSeedLLMIsRefused(t *testing.T) {
-	file := filepath.Join("../resource/testdata/seeds", "older-llm.yaml")
-	dir := t.TempDir()
-	plane := start(t, nil, "controlplane", "--data-dir", dir, "--admin-addr", "127.0.0.1:0", "--xds-addr", "127.0.0.1:0", "--ops-addr", "127.0.0.1:0")
-	a := newAdmin(t, plane, dir)
-	if _, stderr, code := a.run("validate", "-f", file); code != 0 {
-		t.Errorf("validate: exit %d\n%s", code, stderr)
-	}
-	_, stderr, code := a.run("apply", "-f", file)
-	if code != 2 || !strings.Contains(stderr, "older-llm.yaml:12:") || !strings.Contains(stderr, "ai") {
-		t.Errorf("apply: exit %d\n%s\nwant 2, and `ai` at its line as not yet enforced", code, stderr)
-	}
-	if out := a.must("get", "-o", "json"); strings.Contains(out, "sandbox-llm") {
-		t.Errorf("a refused file left something behind:\n%s", out)
-	}
 }
 
 // signer makes tokens and the key set that verifies them.

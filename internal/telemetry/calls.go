@@ -37,6 +37,8 @@ type Call struct {
 	Principal string
 	// Source is the client's address.
 	Source string
+	// Owner is the proxy that the call was forwarded to, and Peer the one that forwarded it here.
+	Owner, Peer string
 	// Verdict is `allow` or `deny`; Rule is the one that decided.
 	Verdict, Rule string
 	// Status is the answer's; Upstream that of the target, 0 if it was not asked.
@@ -208,7 +210,7 @@ func appendCall(b []byte, c *Call) []byte {
 	b = append(b, `","msg":"call"`...)
 	for _, f := range [...]struct{ key, value string }{
 		{"tenant", c.Tenant}, {"route", c.Route}, {"backend", c.Backend}, {"target", c.Target}, {"method", c.Method}, {"name", c.Name},
-		{"principal", c.Principal}, {"source", c.Source}, {"verdict", c.Verdict}, {"rule", c.Rule}, {"outcome", c.Outcome}, {"err", c.Err},
+		{"principal", c.Principal}, {"source", c.Source}, {"owner", c.Owner}, {"peer", c.Peer}, {"verdict", c.Verdict}, {"rule", c.Rule}, {"outcome", c.Outcome}, {"err", c.Err},
 	} {
 		if f.value != "" {
 			b = append(b, ',', '"')

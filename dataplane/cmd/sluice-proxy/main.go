@@ -39,6 +39,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.StringVar(&cfg.JoinToken, "join-token", "", "`token` of sluice token create --type join, or @FILE with it; for the first start")
 	flags.StringVar(&cfg.DataDir, "data-dir", "", "`directory` of the identity and the last good configuration (required)")
 	flags.StringVar(&cfg.OpsAddr, "ops-addr", "127.0.0.1:7072", "`address` of the operations port, off for none")
+	flags.StringVar(&cfg.PeersAddr, "peers-addr", "", "`address` for other proxies of the group, which forward what lives here, off for none; if empty, the next port at the host of ops-addr")
 	flags.StringVar(&cfg.Bind, "bind", "127.0.0.1", "`host` part of every listener")
 	flags.StringVar(&cfg.Name, "name", "", "`name` to join under; if empty, the host's")
 	flags.StringVar(&cfg.DiskKeyFile, "disk-key-file", "", "`file` with the key that seals the last good configuration; if empty, proxy.key in the data directory")

@@ -798,10 +798,12 @@ type Route struct {
 	Listener  string   `protobuf:"bytes,1,opt,name=listener,proto3" json:"listener,omitempty"`
 	Hostnames []string `protobuf:"bytes,2,rep,name=hostnames,proto3" json:"hostnames,omitempty"`
 	// Any of them. If empty: every request.
-	Matches       []*RouteMatch   `protobuf:"bytes,3,rep,name=matches,proto3" json:"matches,omitempty"`
-	Backends      []*RouteBackend `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
-	Policies      *v1.Policies    `protobuf:"bytes,5,opt,name=policies,proto3" json:"policies,omitempty"`
-	Enforced      *v1.Policies    `protobuf:"bytes,6,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	Matches  []*RouteMatch   `protobuf:"bytes,3,rep,name=matches,proto3" json:"matches,omitempty"`
+	Backends []*RouteBackend `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
+	Policies *v1.Policies    `protobuf:"bytes,5,opt,name=policies,proto3" json:"policies,omitempty"`
+	Enforced *v1.Policies    `protobuf:"bytes,6,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	// Clients of the HTTP+SSE transport (2024-11-05) are served on paths of the route that end so. If empty: `/sse`. `off`: not at all.
+	SsePath       string `protobuf:"bytes,7,opt,name=sse_path,json=ssePath,proto3" json:"sse_path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -876,6 +878,13 @@ func (x *Route) GetEnforced() *v1.Policies {
 		return x.Enforced
 	}
 	return nil
+}
+
+func (x *Route) GetSsePath() string {
+	if x != nil {
+		return x.SsePath
+	}
+	return ""
 }
 
 type RouteMatch struct {
@@ -1822,14 +1831,15 @@ const file_sluice_admin_v1_resource_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x03key\x120\n" +
 	"\x04root\x18\x03 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x04root\x12\x1f\n" +
 	"\vmin_version\x18\x04 \x01(\tR\n" +
-	"minVersion\"\xa3\x02\n" +
+	"minVersion\"\xbe\x02\n" +
 	"\x05Route\x12\x1a\n" +
 	"\blistener\x18\x01 \x01(\tR\blistener\x12\x1c\n" +
 	"\thostnames\x18\x02 \x03(\tR\thostnames\x125\n" +
 	"\amatches\x18\x03 \x03(\v2\x1b.sluice.admin.v1.RouteMatchR\amatches\x129\n" +
 	"\bbackends\x18\x04 \x03(\v2\x1d.sluice.admin.v1.RouteBackendR\bbackends\x126\n" +
 	"\bpolicies\x18\x05 \x01(\v2\x1a.sluice.policy.v1.PoliciesR\bpolicies\x126\n" +
-	"\benforced\x18\x06 \x01(\v2\x1a.sluice.policy.v1.PoliciesR\benforced\"t\n" +
+	"\benforced\x18\x06 \x01(\v2\x1a.sluice.policy.v1.PoliciesR\benforced\x12\x19\n" +
+	"\bsse_path\x18\a \x01(\tR\assePath\"t\n" +
 	"\n" +
 	"RouteMatch\x12.\n" +
 	"\x04path\x18\x01 \x01(\v2\x1a.sluice.admin.v1.PathMatchR\x04path\x126\n" +

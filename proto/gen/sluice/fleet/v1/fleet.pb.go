@@ -206,7 +206,12 @@ type ReportRequest struct {
 	Tenants   []*TenantReport `protobuf:"bytes,5,rep,name=tenants,proto3" json:"tenants,omitempty"`
 	Targets   []*TargetReport `protobuf:"bytes,6,rep,name=targets,proto3" json:"targets,omitempty"`
 	// Units that keep an older form or answer 503.
-	Units         []*UnitReport `protobuf:"bytes,7,rep,name=units,proto3" json:"units,omitempty"`
+	Units []*UnitReport `protobuf:"bytes,7,rep,name=units,proto3" json:"units,omitempty"`
+	// Where other proxies of the group reach this one. An unspecified host is replaced by the one that the report came from.
+	// Empty: they cannot.
+	PeersAddr string `protobuf:"bytes,8,opt,name=peers_addr,json=peersAddr,proto3" json:"peers_addr,omitempty"`
+	// As the last response said it; empty: none was taken yet.
+	PeersVersion  string `protobuf:"bytes,9,opt,name=peers_version,json=peersVersion,proto3" json:"peers_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -288,6 +293,20 @@ func (x *ReportRequest) GetUnits() []*UnitReport {
 		return x.Units
 	}
 	return nil
+}
+
+func (x *ReportRequest) GetPeersAddr() string {
+	if x != nil {
+		return x.PeersAddr
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetPeersVersion() string {
+	if x != nil {
+		return x.PeersVersion
+	}
+	return ""
 }
 
 type TenantReport struct {
@@ -485,7 +504,10 @@ func (x *UnitReport) GetUnserved() bool {
 type ReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// When to report next. If unset: 10 s.
-	Interval      *durationpb.Duration `protobuf:"bytes,1,opt,name=interval,proto3" json:"interval,omitempty"`
+	Interval *durationpb.Duration `protobuf:"bytes,1,opt,name=interval,proto3" json:"interval,omitempty"`
+	// The other proxies of the group that can be reached. Left out where peers_version is that of the request.
+	Peers         []*Peer `protobuf:"bytes,2,rep,name=peers,proto3" json:"peers,omitempty"`
+	PeersVersion  string  `protobuf:"bytes,3,opt,name=peers_version,json=peersVersion,proto3" json:"peers_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -527,6 +549,73 @@ func (x *ReportResponse) GetInterval() *durationpb.Duration {
 	return nil
 }
 
+func (x *ReportResponse) GetPeers() []*Peer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetPeersVersion() string {
+	if x != nil {
+		return x.PeersVersion
+	}
+	return ""
+}
+
+// Peer is a proxy of the same group.
+type Peer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proxy         string                 `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peer) Reset() {
+	*x = Peer{}
+	mi := &file_sluice_fleet_v1_fleet_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peer) ProtoMessage() {}
+
+func (x *Peer) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_fleet_v1_fleet_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peer.ProtoReflect.Descriptor instead.
+func (*Peer) Descriptor() ([]byte, []int) {
+	return file_sluice_fleet_v1_fleet_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Peer) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *Peer) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 var File_sluice_fleet_v1_fleet_proto protoreflect.FileDescriptor
 
 const file_sluice_fleet_v1_fleet_proto_rawDesc = "" +
@@ -541,7 +630,7 @@ const file_sluice_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x13CertificateResponse\x12\"\n" +
 	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x12\x1a\n" +
-	"\bidentity\x18\x03 \x01(\tR\bidentity\"\xb4\x02\n" +
+	"\bidentity\x18\x03 \x01(\tR\bidentity\"\xf8\x02\n" +
 	"\rReportRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x124\n" +
 	"\astarted\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x1c\n" +
@@ -549,7 +638,10 @@ const file_sluice_fleet_v1_fleet_proto_rawDesc = "" +
 	"\x03ops\x18\x04 \x01(\tR\x03ops\x127\n" +
 	"\atenants\x18\x05 \x03(\v2\x1d.sluice.fleet.v1.TenantReportR\atenants\x127\n" +
 	"\atargets\x18\x06 \x03(\v2\x1d.sluice.fleet.v1.TargetReportR\atargets\x121\n" +
-	"\x05units\x18\a \x03(\v2\x1b.sluice.fleet.v1.UnitReportR\x05units\"X\n" +
+	"\x05units\x18\a \x03(\v2\x1b.sluice.fleet.v1.UnitReportR\x05units\x12\x1d\n" +
+	"\n" +
+	"peers_addr\x18\b \x01(\tR\tpeersAddr\x12#\n" +
+	"\rpeers_version\x18\t \x01(\tR\fpeersVersion\"X\n" +
 	"\fTenantReport\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
@@ -563,9 +655,14 @@ const file_sluice_fleet_v1_fleet_proto_rawDesc = "" +
 	"UnitReport\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1a\n" +
-	"\bunserved\x18\x03 \x01(\bR\bunserved\"G\n" +
+	"\bunserved\x18\x03 \x01(\bR\bunserved\"\x99\x01\n" +
 	"\x0eReportResponse\x125\n" +
-	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\binterval2\xec\x01\n" +
+	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\binterval\x12+\n" +
+	"\x05peers\x18\x02 \x03(\v2\x15.sluice.fleet.v1.PeerR\x05peers\x12#\n" +
+	"\rpeers_version\x18\x03 \x01(\tR\fpeersVersion\"6\n" +
+	"\x04Peer\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress2\xec\x01\n" +
 	"\x05Fleet\x12J\n" +
 	"\x04Join\x12\x1c.sluice.fleet.v1.JoinRequest\x1a$.sluice.fleet.v1.CertificateResponse\x12L\n" +
 	"\x05Renew\x12\x1d.sluice.fleet.v1.RenewRequest\x1a$.sluice.fleet.v1.CertificateResponse\x12I\n" +
@@ -583,7 +680,7 @@ func file_sluice_fleet_v1_fleet_proto_rawDescGZIP() []byte {
 	return file_sluice_fleet_v1_fleet_proto_rawDescData
 }
 
-var file_sluice_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_sluice_fleet_v1_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_sluice_fleet_v1_fleet_proto_goTypes = []any{
 	(*JoinRequest)(nil),           // 0: sluice.fleet.v1.JoinRequest
 	(*RenewRequest)(nil),          // 1: sluice.fleet.v1.RenewRequest
@@ -593,26 +690,28 @@ var file_sluice_fleet_v1_fleet_proto_goTypes = []any{
 	(*TargetReport)(nil),          // 5: sluice.fleet.v1.TargetReport
 	(*UnitReport)(nil),            // 6: sluice.fleet.v1.UnitReport
 	(*ReportResponse)(nil),        // 7: sluice.fleet.v1.ReportResponse
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 9: google.protobuf.Duration
+	(*Peer)(nil),                  // 8: sluice.fleet.v1.Peer
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
 }
 var file_sluice_fleet_v1_fleet_proto_depIdxs = []int32{
-	8, // 0: sluice.fleet.v1.ReportRequest.started:type_name -> google.protobuf.Timestamp
-	4, // 1: sluice.fleet.v1.ReportRequest.tenants:type_name -> sluice.fleet.v1.TenantReport
-	5, // 2: sluice.fleet.v1.ReportRequest.targets:type_name -> sluice.fleet.v1.TargetReport
-	6, // 3: sluice.fleet.v1.ReportRequest.units:type_name -> sluice.fleet.v1.UnitReport
-	9, // 4: sluice.fleet.v1.ReportResponse.interval:type_name -> google.protobuf.Duration
-	0, // 5: sluice.fleet.v1.Fleet.Join:input_type -> sluice.fleet.v1.JoinRequest
-	1, // 6: sluice.fleet.v1.Fleet.Renew:input_type -> sluice.fleet.v1.RenewRequest
-	3, // 7: sluice.fleet.v1.Fleet.Report:input_type -> sluice.fleet.v1.ReportRequest
-	2, // 8: sluice.fleet.v1.Fleet.Join:output_type -> sluice.fleet.v1.CertificateResponse
-	2, // 9: sluice.fleet.v1.Fleet.Renew:output_type -> sluice.fleet.v1.CertificateResponse
-	7, // 10: sluice.fleet.v1.Fleet.Report:output_type -> sluice.fleet.v1.ReportResponse
-	8, // [8:11] is the sub-list for method output_type
-	5, // [5:8] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	9,  // 0: sluice.fleet.v1.ReportRequest.started:type_name -> google.protobuf.Timestamp
+	4,  // 1: sluice.fleet.v1.ReportRequest.tenants:type_name -> sluice.fleet.v1.TenantReport
+	5,  // 2: sluice.fleet.v1.ReportRequest.targets:type_name -> sluice.fleet.v1.TargetReport
+	6,  // 3: sluice.fleet.v1.ReportRequest.units:type_name -> sluice.fleet.v1.UnitReport
+	10, // 4: sluice.fleet.v1.ReportResponse.interval:type_name -> google.protobuf.Duration
+	8,  // 5: sluice.fleet.v1.ReportResponse.peers:type_name -> sluice.fleet.v1.Peer
+	0,  // 6: sluice.fleet.v1.Fleet.Join:input_type -> sluice.fleet.v1.JoinRequest
+	1,  // 7: sluice.fleet.v1.Fleet.Renew:input_type -> sluice.fleet.v1.RenewRequest
+	3,  // 8: sluice.fleet.v1.Fleet.Report:input_type -> sluice.fleet.v1.ReportRequest
+	2,  // 9: sluice.fleet.v1.Fleet.Join:output_type -> sluice.fleet.v1.CertificateResponse
+	2,  // 10: sluice.fleet.v1.Fleet.Renew:output_type -> sluice.fleet.v1.CertificateResponse
+	7,  // 11: sluice.fleet.v1.Fleet.Report:output_type -> sluice.fleet.v1.ReportResponse
+	9,  // [9:12] is the sub-list for method output_type
+	6,  // [6:9] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_sluice_fleet_v1_fleet_proto_init() }
@@ -626,7 +725,7 @@ func file_sluice_fleet_v1_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_fleet_v1_fleet_proto_rawDesc), len(file_sluice_fleet_v1_fleet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -3616,6 +3616,7 @@ type Jwks struct {
 	//	*Jwks_Inline
 	//	*Jwks_File
 	//	*Jwks_Url
+	//	*Jwks_Issuer
 	Source        isJwks_Source `protobuf_oneof:"source"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3685,6 +3686,15 @@ func (x *Jwks) GetUrl() string {
 	return ""
 }
 
+func (x *Jwks) GetIssuer() string {
+	if x != nil {
+		if x, ok := x.Source.(*Jwks_Issuer); ok {
+			return x.Issuer
+		}
+	}
+	return ""
+}
+
 type isJwks_Source interface {
 	isJwks_Source()
 }
@@ -3704,11 +3714,18 @@ type Jwks_Url struct {
 	Url string `protobuf:"bytes,3,opt,name=url,proto3,oneof"`
 }
 
+type Jwks_Issuer struct {
+	// Of the authorization server whose metadata (RFC 8414, or OpenID Connect Discovery) names the URL.
+	Issuer string `protobuf:"bytes,4,opt,name=issuer,proto3,oneof"`
+}
+
 func (*Jwks_Inline) isJwks_Source() {}
 
 func (*Jwks_File) isJwks_Source() {}
 
 func (*Jwks_Url) isJwks_Source() {}
+
+func (*Jwks_Issuer) isJwks_Source() {}
 
 type ApiKeyAuth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4497,11 +4514,12 @@ const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x1c\n" +
 	"\taudiences\x18\x02 \x03(\tR\taudiences\x12*\n" +
 	"\x04jwks\x18\x03 \x01(\v2\x16.sluice.policy.v1.JwksR\x04jwks\x12'\n" +
-	"\x0frequired_claims\x18\x04 \x03(\tR\x0erequiredClaims\"T\n" +
+	"\x0frequired_claims\x18\x04 \x03(\tR\x0erequiredClaims\"n\n" +
 	"\x04Jwks\x12\x18\n" +
 	"\x06inline\x18\x01 \x01(\tH\x00R\x06inline\x12\x14\n" +
 	"\x04file\x18\x02 \x01(\tH\x00R\x04file\x12\x12\n" +
-	"\x03url\x18\x03 \x01(\tH\x00R\x03urlB\b\n" +
+	"\x03url\x18\x03 \x01(\tH\x00R\x03url\x12\x18\n" +
+	"\x06issuer\x18\x04 \x01(\tH\x00R\x06issuerB\b\n" +
 	"\x06source\"\xa6\x01\n" +
 	"\n" +
 	"ApiKeyAuth\x122\n" +
@@ -4802,6 +4820,7 @@ func file_sluice_policy_v1_policy_proto_init() {
 		(*Jwks_Inline)(nil),
 		(*Jwks_File)(nil),
 		(*Jwks_Url)(nil),
+		(*Jwks_Issuer)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -708,8 +708,10 @@ type Route struct {
 	Backends []*WeightedBackend `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
 	// Resource name of the EffectivePolicy with the kinds that act before a target is known. May be empty.
 	EffectivePolicy string `protobuf:"bytes,5,opt,name=effective_policy,json=effectivePolicy,proto3" json:"effective_policy,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// End of the paths on which clients of HTTP+SSE (2024-11-05) are served. Empty: none are.
+	SsePath       string `protobuf:"bytes,6,opt,name=sse_path,json=ssePath,proto3" json:"sse_path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
@@ -773,6 +775,13 @@ func (x *Route) GetBackends() []*WeightedBackend {
 func (x *Route) GetEffectivePolicy() string {
 	if x != nil {
 		return x.EffectivePolicy
+	}
+	return ""
+}
+
+func (x *Route) GetSsePath() string {
+	if x != nil {
+		return x.SsePath
 	}
 	return ""
 }
@@ -1594,7 +1603,9 @@ type EffectivePolicy struct {
 	// Each must admit, beside `policies.mcp_authorization`; outermost level first.
 	EnforcedAuthorization []*EnforcedAuthorization `protobuf:"bytes,2,rep,name=enforced_authorization,json=enforcedAuthorization,proto3" json:"enforced_authorization,omitempty"`
 	// Where each kind came from, by JSON name, e.g. `mcpAuthorization: backend/tools`: for the log line.
-	From          map[string]string `protobuf:"bytes,3,rep,name=from,proto3" json:"from,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	From map[string]string `protobuf:"bytes,3,rep,name=from,proto3" json:"from,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Kinds in `policies` that a level enforces, by JSON name, in order.
+	Enforced      []string `protobuf:"bytes,4,rep,name=enforced,proto3" json:"enforced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1646,6 +1657,13 @@ func (x *EffectivePolicy) GetEnforcedAuthorization() []*EnforcedAuthorization {
 func (x *EffectivePolicy) GetFrom() map[string]string {
 	if x != nil {
 		return x.From
+	}
+	return nil
+}
+
+func (x *EffectivePolicy) GetEnforced() []string {
+	if x != nil {
+		return x.Enforced
 	}
 	return nil
 }
@@ -1706,7 +1724,8 @@ func (x *EnforcedAuthorization) GetAuthorization() *v1.McpAuthorization {
 // Jwks is `<tenant>/jwks/<hash of url>`.
 type Jwks struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Url   string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// Where the control plane found it; `issuer:` and an issuer's identifier where that led to the URL.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	// RFC 7517 JSON. Empty: not fetched yet.
 	Keys          []byte `protobuf:"bytes,2,opt,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1937,13 +1956,14 @@ const file_sluice_xds_v1_xds_proto_rawDesc = "" +
 	"\x03key\x18\x02 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x03key\x120\n" +
 	"\x04root\x18\x03 \x01(\v2\x1c.sluice.policy.v1.CredentialR\x04root\x12\x1f\n" +
 	"\vmin_version\x18\x04 \x01(\tR\n" +
-	"minVersion\"\xdd\x01\n" +
+	"minVersion\"\xf8\x01\n" +
 	"\x05Route\x12\x1a\n" +
 	"\blistener\x18\x01 \x01(\tR\blistener\x12\x1c\n" +
 	"\thostnames\x18\x02 \x03(\tR\thostnames\x123\n" +
 	"\amatches\x18\x03 \x03(\v2\x19.sluice.xds.v1.RouteMatchR\amatches\x12:\n" +
 	"\bbackends\x18\x04 \x03(\v2\x1e.sluice.xds.v1.WeightedBackendR\bbackends\x12)\n" +
-	"\x10effective_policy\x18\x05 \x01(\tR\x0feffectivePolicy\"\x9d\x01\n" +
+	"\x10effective_policy\x18\x05 \x01(\tR\x0feffectivePolicy\x12\x19\n" +
+	"\bsse_path\x18\x06 \x01(\tR\assePath\"\x9d\x01\n" +
 	"\n" +
 	"RouteMatch\x12\x16\n" +
 	"\x05exact\x18\x01 \x01(\tH\x00R\x05exact\x12!\n" +
@@ -2016,11 +2036,12 @@ const file_sluice_xds_v1_xds_proto_rawDesc = "" +
 	"\aBinding\x12\x14\n" +
 	"\x05route\x18\x01 \x01(\tR\x05route\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12)\n" +
-	"\x10effective_policy\x18\x03 \x01(\tR\x0feffectivePolicy\"\x9d\x02\n" +
+	"\x10effective_policy\x18\x03 \x01(\tR\x0feffectivePolicy\"\xb9\x02\n" +
 	"\x0fEffectivePolicy\x126\n" +
 	"\bpolicies\x18\x01 \x01(\v2\x1a.sluice.policy.v1.PoliciesR\bpolicies\x12[\n" +
 	"\x16enforced_authorization\x18\x02 \x03(\v2$.sluice.xds.v1.EnforcedAuthorizationR\x15enforcedAuthorization\x12<\n" +
-	"\x04from\x18\x03 \x03(\v2(.sluice.xds.v1.EffectivePolicy.FromEntryR\x04from\x1a7\n" +
+	"\x04from\x18\x03 \x03(\v2(.sluice.xds.v1.EffectivePolicy.FromEntryR\x04from\x12\x1a\n" +
+	"\benforced\x18\x04 \x03(\tR\benforced\x1a7\n" +
 	"\tFromEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"w\n" +

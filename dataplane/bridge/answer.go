@@ -1,0 +1,172 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+)
+
+func isStream(resp *upstream.Response) bool { return mediaType(resp) == "text/event-stream" }
+
+func mediaType(resp *upstream.Response) string {
+	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	return strings.ToLower(strings.TrimSpace(kind))
+}
+
+// readJSON reads the one JSON-RPC message that an answer is, and closes it. Of an answer that is something else it reads nothing and
+// returns nil.
+func (b *Bridge) readJSON(resp *upstream.Response) (*mcp.Message, error) {
+	if mediaType(resp) != "application/json" {
+		return nil, nil
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, int64(b.maxBytes())+1))
+	if err != nil {
+		return nil, err
+	}
+	msg, err := mcp.Scan(body, b.cfg.Limits)
+	if err == nil && msg.Kind != mcp.Response {
+		err = fmt.Errorf("the answer is a %v", msg.Kind)
+	}
+	if err != nil && resp.Status >= 300 { // an error page in JSON
+		resp.Body = io.NopCloser(bytes.NewReader(body))
+		return nil, nil
+	}
+	return &msg, err
+}
+
+// jsonResponse is one message; what else the target's head says of it stays.
+func jsonResponse(status int, body []byte, from http.Header) *upstream.Response {
+	h := from.Clone()
+	if h == nil {
+		h = http.Header{}
+	}
+	h.Del("Content-Length")
+	h["Content-Type"] = []string{"application/json"}
+	return &upstream.Response{Status: status, Header: h, Body: io.NopCloser(bytes.NewReader(body)), Length: int64(len(body))}
+}
+
+func result(id, raw []byte) *upstream.Response {
+	return jsonResponse(http.StatusOK, mcp.AppendResult(nil, id, raw), nil)
+}
+
+func refuse(status int, id []byte, code int, message string) *upstream.Response {
+	return jsonResponse(status, mcp.AppendError(nil, id, code, message, nil), nil)
+}
+
+func accepted() *upstream.Response {
+	return &upstream.Response{Status: http.StatusAccepted, Header: http.Header{}, Body: http.NoBody}
+}
+
+func streamHeader(from http.Header) http.Header {
+	h := from.Clone()
+	if h == nil {
+		h = http.Header{}
+	}
+	h.Del("Content-Length")
+	h["Content-Type"], h["Cache-Control"] = []string{"text/event-stream"}, []string{"no-cache"}
+	return h
+}
+
+// An eventPipe is an event stream that is written here and read by the multiplexer. Writing waits for the reader; when he leaves,
+// it fails.
+type eventPipe struct {
+	mu     sync.Mutex // guards what is below
+	events *mcp.EventWriter
+	w      *io.PipeWriter
+	stop   func() bool
+}
+
+// pipe returns both ends. The reader sees why ctx ended.
+func (b *Bridge) pipe(ctx context.Context) (io.ReadCloser, *eventPipe) {
+	r, w := io.Pipe()
+	p := &eventPipe{w: w, events: mcp.NewEventWriter(w, func() error { return nil })}
+	p.stop = context.AfterFunc(ctx, func() { _ = r.CloseWithError(context.Cause(ctx)) })
+	return r, p
+}
+
+func (p *eventPipe) message(raw []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.events.Message(raw)
+}
+
+// finish ends the stream: well, if err is nil.
+func (p *eventPipe) finish(err error) {
+	p.stop()
+	_ = p.w.CloseWithError(err) // never fails
+}
+
+func errorMessage(msg *mcp.Message) string {
+	var e struct{ Message string }
+	_ = json.Unmarshal(msg.Error.Of(msg.Body), &e)
+	return string(clip([]byte(e.Message)))
+}
+
+// clip keeps what strangers say short.
+func clip(b []byte) []byte {
+	if len(b) > 200 {
+		return append(bytes.ToValidUTF8(b[:200:200], nil), "…"...)
+	}
+	return b
+}
+
+// withoutForeignSchemas leaves out output schemas that the session era does not have: any but those of objects.
+func withoutForeignSchemas(result []byte, lim mcp.Limits) ([]byte, error) {
+	if !bytes.Contains(result, []byte("outputSchema")) {
+		return result, nil
+	}
+	var tools []byte
+	err := mcp.Members(result, lim, []string{"tools"}, func(name, value []byte) error {
+		if string(name) == "tools" {
+			tools = value
+		}
+		return nil
+	})
+	if err != nil || tools == nil {
+		return result, err
+	}
+	out, changed := []byte{'['}, false
+	err = mcp.Elements(tools, lim, func(tool []byte) error {
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		if !hasForeignSchema(tool, lim) {
+			out = append(out, tool...)
+			return nil
+		}
+		changed = true
+		var err error
+		out, err = mcp.Strip(out, tool, lim, "outputSchema")
+		return err
+	})
+	if err != nil || !changed {
+		return result, err
+	}
+	at := bytes.Index(result, tools)
+	return append(append(append([]byte{}, result[:at]...), append(out, ']')...), result[at+len(tools):]...), nil
+}
+
+func hasForeignSchema(tool []byte, lim mcp.Limits) (foreign bool) {
+	_ = mcp.Members(tool, lim, nil, func(name, value []byte) error {
+		if string(name) != "outputSchema" {
+			return nil
+		}
+		foreign = true
+		return mcp.Members(value, lim, nil, func(name, value []byte) error {
+			if string(name) == "type" {
+				foreign = string(value) != `"object"`
+			}
+			return nil
+		})
+	})
+	return foreign
+}

@@ -1,0 +1,52 @@
+// Package bridge gives a target that lacks an era of the protocol a face of that era.
+//
+// A face is an [upstream.Transport] for one caller: what is sent to it is of the caller's era, and so is what it answers; the
+// target gets messages of its own. See docs/decisions/0004-bridging-the-eras.md.
+package bridge
+
+import (
+	"log/slog"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+)
+
+// Config of a [Bridge].
+type Config struct {
+	// Transport reaches a target in its own era, e.g. upstream.Manager.Transport.
+	Transport func(*snapshot.Target) upstream.Transport
+	// Log gets what no answer tells. If nil, nothing is logged.
+	Log *slog.Logger
+	// Limits of messages. The zero value means mcp's.
+	Limits mcp.Limits
+}
+
+// Bridge holds what faces share, and what outlives a request. It is safe for concurrent use.
+type Bridge struct {
+	cfg Config
+	log *slog.Logger
+
+	soft    softStates
+	servers *recent[serverKey, *server]
+	params  *recent[paramsKey, map[string]mcp.ParamHeaders]
+	flights singleflight.Group
+}
+
+// New returns a bridge that has opened nothing yet.
+func New(cfg Config) *Bridge {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Bridge{cfg: cfg, log: cfg.Log, soft: softStates{states: map[softKey]*softState{}},
+		servers: newRecent[serverKey, *server](1 << 14), params: newRecent[paramsKey, map[string]mcp.ParamHeaders](1 << 14)}
+}
+
+func (b *Bridge) maxBytes() int {
+	if b.cfg.Limits.Bytes > 0 {
+		return b.cfg.Limits.Bytes
+	}
+	return 16 << 20
+}

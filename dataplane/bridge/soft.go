@@ -1,0 +1,241 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/session"
+)
+
+// A client of the session era and its session at one stateless target: what lives nowhere but here.
+type softKey struct {
+	nonce  session.Nonce
+	target string
+}
+
+type softState struct {
+	level    string
+	uris     map[string]bool
+	changed  chan struct{} // closed when uris change; nil: nobody waits
+	open     map[string]context.CancelCauseFunc
+	asking   map[string]*question
+	standing int
+	expires  time.Time
+}
+
+// idle reports whether nothing of it would be missed.
+func (s *softState) idle() bool {
+	return s.level == "" && len(s.uris) == 0 && len(s.open) == 0 && len(s.asking) == 0 && s.standing == 0
+}
+
+// softStates are those of all sessions. One that holds nothing is forgotten.
+type softStates struct {
+	mu     sync.Mutex // guards what is below
+	states map[softKey]*softState
+	swept  time.Time
+}
+
+// A question is a request to the client that waits for its response.
+type question struct {
+	id     []byte            // raw
+	answer chan *mcp.Message // holds one
+}
+
+const (
+	maxSubscriptions = 1000 // of a session at one target
+	sweepEvery       = time.Minute
+)
+
+func (s *softStates) stateLocked(key softKey, expires time.Time) *softState {
+	if now := time.Now(); now.Sub(s.swept) > sweepEvery {
+		s.swept = now
+		for k, st := range s.states {
+			if now.After(st.expires) && len(st.open) == 0 && st.standing == 0 {
+				delete(s.states, k)
+			}
+		}
+	}
+	st := s.states[key]
+	if st == nil {
+		st = &softState{expires: expires}
+		s.states[key] = st
+	}
+	return st
+}
+
+func (s *softStates) settleLocked(key softKey) {
+	if st := s.states[key]; st != nil && st.idle() {
+		delete(s.states, key)
+	}
+}
+
+func (s *softStates) level(key softKey) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.states[key]; st != nil {
+		return st.level
+	}
+	return ""
+}
+
+func (s *softStates) setLevel(key softKey, level string, expires time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stateLocked(key, expires).level = level
+}
+
+// subscribe adds or removes a resource; false if there are too many.
+func (s *softStates) subscribe(key softKey, uri string, on bool, expires time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stateLocked(key, expires)
+	defer s.settleLocked(key)
+	if on == st.uris[uri] {
+		return true
+	}
+	if on && len(st.uris) >= maxSubscriptions {
+		return false
+	}
+	if st.uris == nil {
+		st.uris = map[string]bool{}
+	}
+	if on {
+		st.uris[uri] = true
+	} else {
+		delete(st.uris, uri)
+	}
+	if st.changed != nil {
+		close(st.changed)
+		st.changed = nil
+	}
+	return true
+}
+
+// subscriptions returns the resources of now, and a channel that is closed when they change.
+func (s *softStates) subscriptions(key softKey) (uris []string, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.states[key]
+	if st == nil {
+		return nil, nil
+	}
+	for uri := range st.uris {
+		uris = append(uris, uri)
+	}
+	if st.changed == nil {
+		st.changed = make(chan struct{})
+	}
+	return uris, st.changed
+}
+
+// stand notes that a standing stream is open, until the function that it returns is called.
+func (s *softStates) stand(key softKey, expires time.Time) (leave func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stateLocked(key, expires).standing++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if st := s.states[key]; st != nil {
+			st.standing--
+		}
+		s.settleLocked(key)
+	}
+}
+
+// begin notes that a request is open, so that it can be cancelled, until the function that it returns is called.
+func (s *softStates) begin(key softKey, id []byte, cancel context.CancelCauseFunc, expires time.Time) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stateLocked(key, expires)
+	if st.open == nil {
+		st.open = map[string]context.CancelCauseFunc{}
+	}
+	st.open[string(id)] = cancel
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if st := s.states[key]; st != nil {
+			delete(st.open, string(id))
+		}
+		s.settleLocked(key)
+	}
+}
+
+// cancel ends an open request. An id that names none is ignored, as the protocol has it.
+func (s *softStates) cancel(key softKey, id []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.states[key]; st != nil {
+		if cancel := st.open[string(id)]; cancel != nil {
+			cancel(errCancelled)
+		}
+	}
+}
+
+// ask makes a question with an id that no other of the session has.
+func (s *softStates) ask(key softKey, expires time.Time) *question {
+	q := &question{id: strconv.AppendQuote(nil, newID()), answer: make(chan *mcp.Message, 1)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stateLocked(key, expires)
+	if st.asking == nil {
+		st.asking = map[string]*question{}
+	}
+	st.asking[string(q.id)] = q
+	return q
+}
+
+func (s *softStates) withdraw(key softKey, q *question) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st := s.states[key]; st != nil {
+		delete(st.asking, string(q.id))
+	}
+	s.settleLocked(key)
+}
+
+// answer brings a client's response to the call that asked; false if none did.
+func (s *softStates) answer(key softKey, m *mcp.Message) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.states[key]
+	if st == nil {
+		return false
+	}
+	q := st.asking[string(m.RawID())]
+	if q == nil {
+		return false
+	}
+	delete(st.asking, string(q.id))
+	own := *m
+	own.Body = bytes.Clone(m.Body)
+	q.answer <- &own
+	return true
+}
+
+// end forgets a session, and cancels what it has open.
+func (s *softStates) end(key softKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.states[key]
+	if st == nil {
+		return
+	}
+	for _, cancel := range st.open {
+		cancel(errCancelled)
+	}
+	st.level, st.uris = "", nil
+	if st.changed != nil {
+		close(st.changed)
+		st.changed = nil
+	}
+	s.settleLocked(key)
+}
+
+func newID() string { return "sluice-" + rand.Text() }

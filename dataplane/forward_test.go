@@ -1,0 +1,292 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"github.com/sluicegate/sluice/dataplane/peers"
+	"github.com/sluicegate/sluice/internal/mcptest"
+	"github.com/sluicegate/sluice/internal/mtls"
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
+)
+
+// group is several proxies that serve one world, behind a balancer that gives each request to the next one.
+type group struct {
+	proxies []*testProxy
+	between []*peerPort
+	URL     string // of the balancer
+}
+
+// peerPort is a proxy's port for others.
+type peerPort struct {
+	*peers.Peers
+	addr string
+	stop func()
+}
+
+// authority signs the identities of a test's proxies.
+type authority struct{ ca *mtls.CA }
+
+func newAuthority(t testing.TB) authority {
+	t.Helper()
+	ca, err := mtls.OpenCA(t.TempDir(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return authority{ca}
+}
+
+func (a authority) identity(t testing.TB, groupName, proxy string) *mtls.Identity {
+	t.Helper()
+	i, err := mtls.NewIdentity(t.Context(), "", func(_ context.Context, csr []byte) (mtls.Certificates, error) {
+		return a.ca.Sign(mtls.Request{CSR: csr, ID: mtls.ID{Group: groupName, Proxy: proxy}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func newGroup(t testing.TB, w *world, n int) *group {
+	t.Helper()
+	g, a := &group{}, newAuthority(t)
+	addresses := map[string]string{}
+	for i := range n {
+		id := fmt.Sprintf("proxy-%d", i+1)
+		p := w.startAs(t, id, "127.0.0.1:0")
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port := &peerPort{addr: l.Addr().String(), Peers: peers.New(peers.Config{Identity: a.identity(t, "edge", id), Handler: p.handler, Log: slog.New(slog.DiscardHandler)})}
+		p.parts.Peers = port.Peers
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = port.Serve(ctx, l)
+		}()
+		port.stop = func() {
+			cancel()
+			_ = l.Close()
+			<-done
+			port.Close()
+		}
+		t.Cleanup(port.stop)
+		addresses[id] = port.addr
+		g.proxies, g.between = append(g.proxies, p), append(g.between, port)
+	}
+	for _, port := range g.between {
+		port.Set(addresses)
+	}
+	var turn atomic.Uint64
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		g.proxies[turn.Add(1)%uint64(n)].handler(testPort).ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() {
+		front.CloseClientConnections()
+		front.Close()
+	})
+	g.URL = front.URL + "/mcp"
+	return g
+}
+
+// Every request to the other proxy: sessions whose parts live on one of them work all the same, what targets ask included.
+func TestRoundRobin(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	for name, target := range map[string]*xdsv1.Target{
+		"stdio":   {Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}},
+		"sse":     {Transport: &xdsv1.Target_Sse{Sse: endpointOf(mcptest.NewServer(t, mcptest.Options{SSE: true}).URL)}},
+		"bridged": {Transport: &xdsv1.Target_Mcp{Mcp: endpointOf(statelessOnly(t))}},
+		"http":    {Transport: &xdsv1.Target_Mcp{Mcp: endpointOf(mcptest.NewServer(t, mcptest.Options{}).URL)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := behind()
+			target.Name, target.Backend = "it", "default/backend/tools"
+			w.targets = append(w.targets, target)
+			g := newGroup(t, w, 2)
+			cli := mcptest.Connect(t, g.URL, mcptest.ClientOptions{Version: "2025-11-25"})
+			for range 3 {
+				for tool, want := range map[string]string{"elicit": "Hello, Ada!", "sample": "model: Paris", "roots": "file:///work"} {
+					if got := cli.Call(t, tool, nil); got != want {
+						t.Errorf("%s = %q, want %q", tool, got, want)
+					}
+				}
+			}
+			params := &mcp.CallToolParams{Name: "progress", Arguments: map[string]any{"n": 3}}
+			params.SetProgressToken("p")
+			if _, err := cli.CallTool(t.Context(), params); err != nil {
+				t.Fatal(err)
+			}
+			cli.Await(t, "notifications/progress", 3)
+			if err := cli.Subscribe(t.Context(), &mcp.SubscribeParams{URI: "test://watched"}); err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "an update", func() bool {
+				cli.Call(t, "touch", nil)
+				for _, n := range cli.Notifications() {
+					if n.Method == "notifications/resources/updated" {
+						return true
+					}
+				}
+				return false
+			})
+			ctx, cancel := context.WithCancel(t.Context())
+			over := make(chan error, 1)
+			go func() {
+				long := &mcp.CallToolParams{Name: "progress", Arguments: map[string]any{"n": 10_000, "ms": 100}}
+				long.SetProgressToken("long")
+				_, err := cli.CallTool(ctx, long)
+				over <- err
+			}()
+			cli.Await(t, "notifications/progress", 5)
+			cancel() // sends notifications/cancelled, to the other proxy
+			<-over
+			if got := cli.Call(t, "echo", map[string]any{"text": "on"}); got != "on" {
+				t.Errorf("after a cancel: %q", got)
+			}
+		})
+	}
+}
+
+// The owner knows the client as if he had come himself: by his own credentials and his own address. What a peer says beside does not
+// count.
+func TestForwardedCaller(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	w := behind()
+	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
+		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	w.routePolicy = &policyv1.Policies{ApiKey: &policyv1.ApiKeyAuth{Mode: policyv1.JwtAuth_MODE_STRICT, Keys: []*policyv1.ApiKey{
+		{Key: &policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "default/secret/ada"}}},
+		{Key: &policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "default/secret/bob"}}},
+	}}}
+	w.secrets = map[string]string{"ada": "key-of-ada", "bob": "key-of-bob"}
+	w.policies["it"] = &policyv1.Policies{McpAuthorization: &policyv1.McpAuthorization{Rules: []*policyv1.AuthorizationRule{
+		{Rule: &policyv1.AuthorizationRule_Allow{Allow: `source.address == "127.0.0.1" && !("sluice-forwarded-source" in request.headers)`}}}}}
+	g := newGroup(t, w, 2)
+	ada := []string{"Authorization", "Bearer key-of-ada"}
+	session := g.proxies[0].initialize(t, "2025-11-25", ada...)
+	call := `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"text":"hi"}}}`
+	other := g.proxies[1]
+	if a := other.post(t, session, call, ada...); a.status != 200 || !strings.Contains(a.body, `"hi"`) {
+		t.Errorf("through the other proxy: %d %s", a.status, a.body)
+	}
+	if a := other.post(t, session, call, append(ada, "Sluice-Forwarded-Source", "10.9.9.9:1", "Sluice-Forwarded-Port", "1")...); a.status != 200 {
+		t.Errorf("headers of the inside, from outside: %d %s", a.status, a.body)
+	}
+	for _, key := range []string{"key-of-bob", "none"} {
+		if a := other.post(t, session, call, "Authorization", "Bearer "+key); a.status == 200 {
+			t.Errorf("another caller in ada's session: %d %s", a.status, a.body)
+		}
+	}
+	waitFor(t, "both lines", func() bool {
+		return strings.Contains(other.lines.String(), `"owner":"proxy-1"`) && strings.Contains(g.proxies[0].lines.String(), `"peer":"proxy-2"`)
+	})
+}
+
+// Only proxies of the group come in on the port for peers, and each is who its certificate says.
+func TestPeersPort(t *testing.T) {
+	w := behind(mcptest.NewServer(t, mcptest.Options{}).URL)
+	g := newGroup(t, w, 2)
+	a := newAuthority(t) // of another fleet
+	for name, id := range map[string]*mtls.Identity{"another fleet": a.identity(t, "edge", "proxy-2"), "another fleet's group": a.identity(t, "core", "proxy-9")} {
+		stranger := peers.New(peers.Config{Identity: id, Handler: w.start(t).handler})
+		stranger.Set(map[string]string{"proxy-1": g.between[0].addr})
+		r := httptest.NewRequest(http.MethodPost, "/mcp", nil)
+		if err := stranger.Forward(httptest.NewRecorder(), r, testPort, "proxy-1", []byte("{}")); err == nil {
+			t.Errorf("%s was let in", name)
+		}
+	}
+	// The address of proxy-1 is that of proxy-2: the certificate decides.
+	g.between[0].Set(map[string]string{"proxy-3": g.between[1].addr})
+	r := httptest.NewRequest(http.MethodPost, "/mcp", nil)
+	if err := g.between[0].Forward(httptest.NewRecorder(), r, testPort, "proxy-3", []byte("{}")); err == nil || !strings.Contains(err.Error(), "not proxy proxy-3") {
+		t.Errorf("a proxy that is another: %v", err)
+	}
+	resp, err := http.Get("http://" + g.between[1].addr + "/mcp")
+	if err == nil {
+		_ = resp.Body.Close()
+		if resp.StatusCode == 200 {
+			t.Error("plain HTTP was served")
+		}
+	}
+}
+
+// A request is forwarded once, and one whose owner is lost ends in an error that says so; nothing is run in its stead.
+func TestOwnerLost(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	w := behind()
+	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
+		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	g := newGroup(t, w, 2)
+	session := g.proxies[0].initialize(t, "2025-11-25")
+	call := func(name, args string) string {
+		return `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"` + name + `","arguments":` + args + `}}`
+	}
+	started := make(chan answer, 1)
+	go func() {
+		defer func() { _ = recover() }()
+		req, _ := http.NewRequest(http.MethodPost, g.proxies[1].URL, strings.NewReader(call("slow", `{"ms":30000}`)))
+		req.Header = http.Header{"Accept": {"application/json, text/event-stream"}, "Content-Type": {"application/json"}, "Mcp-Session-Id": {session}}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			started <- answer{status: -1}
+			return
+		}
+		defer resp.Body.Close()
+		body := make([]byte, 4096)
+		n, _ := resp.Body.Read(body)
+		started <- answer{status: resp.StatusCode, body: string(body[:n])}
+	}()
+	waitFor(t, "the call at the child", func() bool {
+		return len(g.proxies[0].post(t, session, call("count", `{}`)).body) > 0
+	})
+	before := g.proxies[0].post(t, session, call("count", `{}`)).body
+	g.between[0].stop()
+	select {
+	case a := <-started:
+		if a.status == 200 && strings.Contains(a.body, `"done"`) {
+			t.Errorf("a call whose owner is gone came to an end: %d %s", a.status, a.body)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the client still waits for an owner that is gone")
+	}
+	a := g.proxies[1].post(t, session, call("count", `{}`))
+	if a.status != 503 && a.status != 502 || !strings.Contains(a.body, "-32603") || !strings.Contains(a.body, "proxy-1") || !strings.Contains(a.body, `"id":7`) {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if after := g.proxies[0].post(t, session, call("count", `{}`)).body; after == before {
+		t.Errorf("the counter stands still: %s", after)
+	} else if got, want := countOf(t, after), countOf(t, before)+1; got != want {
+		t.Errorf("the target was called %d times, want %d", got, want)
+	}
+	// Both take the other for the owner: that ends after one step.
+	g2 := newGroup(t, w, 2)
+	g2.proxies[0].parts.ProxyID = "proxy-9"
+	session = g2.proxies[1].initialize(t, "2025-11-25")
+	g2.between[0].Set(map[string]string{"proxy-2": g2.between[1].addr})
+	g2.proxies[1].parts.ProxyID = "proxy-8"
+	if a := g2.proxies[0].post(t, session, call("count", `{}`)); a.status != 503 || !strings.Contains(a.body, "try again") {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
+func countOf(t *testing.T, body string) (n int) {
+	t.Helper()
+	at := strings.Index(body, `"text":"`)
+	if _, err := fmt.Sscanf(body[at+len(`"text":"`):], "%d", &n); at < 0 || err != nil {
+		t.Fatalf("no count in %s: %v", body, err)
+	}
+	return n
+}

@@ -1,0 +1,178 @@
+package peers
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+)
+
+// What a proxy tells the next of a request. They mean something on the port for peers alone; clients cannot set them anywhere else.
+const (
+	headerPort   = "Sluice-Forwarded-Port"   // that the client came to
+	headerSource = "Sluice-Forwarded-Source" // the client's address and port
+	headerTLS    = "Sluice-Forwarded-Tls"    // `1` if the client spoke TLS
+)
+
+// hop are headers of one connection (RFC 9110 §7.6.1), which HTTP/2 has not.
+var hop = []string{"Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Expect"}
+
+type forwardedKey struct{}
+
+// From returns the proxy that forwarded a request here; "" if the client came itself.
+func From(ctx context.Context) string {
+	id, _ := ctx.Value(forwardedKey{}).(string)
+	return id
+}
+
+// Elsewhere is an error: the request is for another proxy, which is to be asked instead.
+type Elsewhere struct{ Owner string }
+
+func (e *Elsewhere) Error() string { return "proxy " + e.Owner + " has what the request is about" }
+
+// ErrLost says that the owner cannot be reached, or left without an answer. Whether it has processed the request is not known if Sent.
+type ErrLost struct {
+	Owner string
+	Sent  bool
+	Err   error
+}
+
+func (e *ErrLost) Error() string { return fmt.Sprintf("forward to proxy %s: %v", e.Owner, e.Err) }
+func (e *ErrLost) Unwrap() error { return e.Err }
+
+// Forward has a request answered by its owner. body is what was read of it already, all of it. An error has not been answered yet,
+// and is an [*ErrLost]; an answer that breaks off ends the connection.
+func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, owner string, body []byte) error {
+	c, err := p.find(r.Context(), owner)
+	if err != nil {
+		return &ErrLost{Owner: owner, Err: err}
+	}
+	var sent atomic.Bool
+	out := (&http.Request{
+		Method: r.Method,
+		URL:    &url.URL{Scheme: "https", Host: c.address, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery},
+		Host:   r.Host,
+		Header: r.Header.Clone(),
+		Body:   &noted{Reader: bytes.NewReader(body), sent: &sent},
+		GetBody: func() (io.ReadCloser, error) { // for a connection that was closed before anything was sent
+			return &noted{Reader: bytes.NewReader(body), sent: &sent}, nil
+		},
+		ContentLength: int64(len(body)),
+	}).WithContext(r.Context())
+	if len(body) == 0 {
+		out.Body, out.GetBody = http.NoBody, nil
+	}
+	for name := range out.Header {
+		if strings.HasPrefix(name, "Sluice-") {
+			delete(out.Header, name)
+		}
+	}
+	for _, name := range hop {
+		delete(out.Header, name)
+	}
+	out.Header[headerPort] = []string{strconv.Itoa(int(port))}
+	out.Header[headerSource] = []string{r.RemoteAddr}
+	if r.TLS != nil {
+		out.Header[headerTLS] = []string{"1"}
+	}
+	resp, err := c.rt.RoundTrip(out)
+	if err != nil {
+		return &ErrLost{Owner: owner, Sent: sent.Load(), Err: err}
+	}
+	defer resp.Body.Close()
+	h := w.Header()
+	clear(h) // the owner says all that there is to say
+	for name, values := range resp.Header {
+		if !strings.HasPrefix(name, "Sluice-") {
+			h[name] = values
+		}
+	}
+	w.WriteHeader(resp.StatusCode)
+	if err := pass(w, resp.Body); err != nil && r.Context().Err() == nil {
+		p.cfg.Log.Warn("a forwarded answer broke off", "owner", owner, "err", err)
+		panic(http.ErrAbortHandler) // the client must not take it for a whole one
+	}
+	return nil
+}
+
+// noted notes that a body was begun to be sent.
+type noted struct {
+	io.Reader
+	sent *atomic.Bool
+}
+
+func (n *noted) Read(p []byte) (int, error) {
+	n.sent.Store(true)
+	return n.Reader.Read(p)
+}
+
+func (n *noted) Close() error { return nil }
+
+// pass copies and flushes piece by piece: it may be an event stream.
+func pass(w http.ResponseWriter, body io.Reader) error {
+	flush := func() error {
+		if err := http.NewResponseController(w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			return err
+		}
+		return nil
+	}
+	if strings.HasPrefix(w.Header().Get("Content-Type"), "text/event-stream") { // on which nothing may happen for long
+		if err := flush(); err != nil {
+			return err
+		}
+	}
+	buf := make([]byte, 8<<10)
+	for {
+		n, err := body.Read(buf)
+		if n > 0 {
+			if _, err := w.Write(buf[:n]); err != nil {
+				return err
+			}
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// receive serves what a peer forwards.
+func (p *Peers) receive(w http.ResponseWriter, r *http.Request) {
+	peer, err := p.admitted(r.Context(), r.TLS)
+	if err != nil {
+		p.cfg.Log.Warn("peer refused", "err", err)
+		http.Error(w, "not a proxy of this group", http.StatusForbidden)
+		return
+	}
+	port, err := strconv.ParseUint(r.Header.Get(headerPort), 10, 16)
+	source, addrErr := netip.ParseAddrPort(r.Header.Get(headerSource))
+	if err != nil || addrErr != nil {
+		http.Error(w, "not a forwarded request", http.StatusBadRequest)
+		return
+	}
+	in := r.WithContext(context.WithValue(r.Context(), forwardedKey{}, peer))
+	in.RemoteAddr = source.String()
+	// The connection's certificate is the peer's. The client's own, if it showed one, is not taken on a peer's word.
+	in.TLS = nil
+	if r.Header.Get(headerTLS) == "1" {
+		in.TLS = &tls.ConnectionState{}
+	}
+	in.Header = r.Header.Clone()
+	for _, name := range []string{headerPort, headerSource, headerTLS} {
+		delete(in.Header, name)
+	}
+	p.cfg.Handler(uint16(port)).ServeHTTP(w, in)
+}

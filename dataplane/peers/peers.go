@@ -1,0 +1,220 @@
+// Package peers brings requests to the proxy of the group that owns what they are about: a session with a child, a call that waits
+// for its client.
+//
+// A request is forwarded whole and once, over mTLS between proxies of one group. Its owner serves it as if the client had come
+// itself: it authenticates the client anew, by the credentials in the request, and takes nothing from the peer but where the client
+// came from. So a proxy that was broken into gains no caller whose credentials it does not hold.
+package peers
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/internal/mtls"
+)
+
+// Config of a [Peers].
+type Config struct {
+	// Identity is this proxy's, which its peers know it by. Required.
+	Identity *mtls.Identity
+	// Handler serves a forwarded request as the port that the client came to.
+	Handler func(port uint16) http.Handler
+	// Refresh asks the control plane for the peers of now, without waiting: see [Peers.Set]. If nil, they come when they come.
+	Refresh func()
+	// Wait is how long a peer that is not known yet is waited for, and a connection to one that is. If zero, 900 ms: a client is told
+	// within a second.
+	Wait time.Duration
+	// If nil, nothing is logged.
+	Log *slog.Logger
+}
+
+// Peers are the other proxies of the group. It is safe for concurrent use.
+type Peers struct {
+	cfg Config
+
+	mu      sync.Mutex // guards what is below
+	known   map[string]known
+	clients map[string]*client
+	changed chan struct{} // closed and replaced by Set
+	closed  bool
+}
+
+// known is a proxy of the group.
+type known struct {
+	address string
+	missing time.Time // since when the control plane does not name it; zero: it does
+}
+
+// missingKept is how long a proxy is kept that the control plane does not name any more: after its restart it knows those alone that
+// have reported since.
+const missingKept = time.Minute
+
+// client is how to reach one peer.
+type client struct {
+	address string
+	rt      *http.Transport
+}
+
+// New returns one that knows no peer yet.
+func New(cfg Config) *Peers {
+	cfg.Wait = cmp.Or(cfg.Wait, 900*time.Millisecond)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Peers{cfg: cfg, known: map[string]known{}, clients: map[string]*client{}, changed: make(chan struct{})}
+}
+
+// Set replaces what is known of the group: each proxy's address.
+func (p *Peers) Set(addresses map[string]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	now := make(map[string]known, len(addresses))
+	for id, address := range addresses {
+		now[id] = known{address: address}
+	}
+	for id, was := range p.known {
+		if _, there := now[id]; there {
+			continue
+		}
+		if was.missing.IsZero() {
+			was.missing = time.Now()
+		}
+		if time.Since(was.missing) < missingKept {
+			now[id] = was
+		}
+	}
+	p.known = now
+	for id, c := range p.clients {
+		if p.known[id].address != c.address {
+			c.rt.CloseIdleConnections() // what is under way goes on
+			delete(p.clients, id)
+		}
+	}
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// Known lists the proxies of now.
+func (p *Peers) Known() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Sorted(maps.Keys(p.known))
+}
+
+// ErrUnknown says that the control plane names no such proxy, or none that can be reached.
+var ErrUnknown = errors.New("no such proxy in the group")
+
+// find returns the way to a peer, and waits a little for one that is not known yet.
+func (p *Peers) find(ctx context.Context, id string) (*client, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Wait)
+	defer cancel()
+	for asked := false; ; asked = true {
+		p.mu.Lock()
+		c, changed := p.clientLocked(id), p.changed
+		p.mu.Unlock()
+		if c != nil {
+			return c, nil
+		}
+		if !asked && p.cfg.Refresh != nil {
+			p.cfg.Refresh()
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("proxy %s: %w", id, ErrUnknown)
+		}
+	}
+}
+
+func (p *Peers) clientLocked(id string) *client {
+	at, ok := p.known[id]
+	if !ok || p.closed {
+		return nil
+	}
+	address := at.address
+	if c := p.clients[id]; c != nil {
+		return c
+	}
+	dialer := &net.Dialer{Timeout: p.cfg.Wait}
+	c := &client{address: address, rt: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", address)
+		},
+		TLSClientConfig:     p.cfg.Identity.PeerClientConfig(id),
+		TLSHandshakeTimeout: p.cfg.Wait,
+		ForceAttemptHTTP2:   true,
+		MaxIdleConns:        64,
+		IdleConnTimeout:     time.Minute,
+		DisableCompression:  true, // bytes pass as they are
+	}}
+	p.clients[id] = c
+	return c
+}
+
+// Serve takes requests of peers until ctx ends.
+func (p *Peers) Serve(ctx context.Context, l net.Listener) error {
+	server := &http.Server{
+		Handler:           http.HandlerFunc(p.receive),
+		TLSConfig:         p.cfg.Identity.PeerServerConfig(),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    128 << 10, // the client's, which were bounded there, and ours
+		ErrorLog:          slog.NewLogLogger(p.cfg.Log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if server.Shutdown(closing) != nil {
+			_ = server.Close() // streams that do not end
+		}
+	})
+	defer stop()
+	err := server.ServeTLS(l, "", "")
+	if errors.Is(err, http.ErrServerClosed) {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// Close ends connections to peers.
+func (p *Peers) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for id, c := range p.clients {
+		c.rt.CloseIdleConnections()
+		delete(p.clients, id)
+	}
+}
+
+// admitted reports whether a peer with a good certificate is one of the group as the control plane knows it now: a proxy that was
+// taken out of the fleet keeps its certificate for days. Without a control plane, certificates are all there is.
+func (p *Peers) admitted(ctx context.Context, state *tls.ConnectionState) (string, error) {
+	peer, err := mtls.PeerOf(*state)
+	if err != nil {
+		return "", err
+	}
+	p.mu.Lock()
+	_, known := p.known[peer.ID.Proxy]
+	none := len(p.known) == 0
+	p.mu.Unlock()
+	if !known && !none {
+		if _, err := p.find(ctx, peer.ID.Proxy); err != nil {
+			return "", err
+		}
+	}
+	return peer.ID.Proxy, nil
+}

@@ -1,0 +1,146 @@
+package upstream
+
+import (
+	"container/list"
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+)
+
+// turns bounds the calls of a target that run at a time, whatever snapshots and routes they come through. Who waits is
+// served in the order in which they came.
+type turns struct {
+	mu      sync.Mutex // guards what is below
+	running int
+	waiting list.List // of *turn
+}
+
+type turn struct {
+	most int
+	come chan struct{} // closed when it has
+}
+
+// take takes a turn of at most most that run, and waits for it up to a time; else ErrFull.
+func (s *turns) take(ctx context.Context, most int, wait time.Duration) error {
+	s.mu.Lock()
+	if s.running < most && s.waiting.Len() == 0 {
+		s.running++
+		s.mu.Unlock()
+		return nil
+	}
+	if wait <= 0 {
+		s.mu.Unlock()
+		return ErrFull
+	}
+	own := &turn{most, make(chan struct{})}
+	place := s.waiting.PushBack(own)
+	s.mu.Unlock()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	err := ErrFull
+	select {
+	case <-own.come:
+		return nil
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-timer.C:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-own.come: // just now
+		return nil
+	default:
+		s.waiting.Remove(place)
+		s.callLocked() // who stood behind it may have a wider bound
+		return err
+	}
+}
+
+// give ends a turn.
+func (s *turns) give() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running--
+	s.callLocked()
+}
+
+// callLocked lets run whose turn it is.
+func (s *turns) callLocked() {
+	for first := s.waiting.Front(); first != nil; first = s.waiting.Front() {
+		own := first.Value.(*turn)
+		if s.running >= own.most {
+			return
+		}
+		s.running++
+		s.waiting.Remove(first)
+		close(own.come)
+	}
+}
+
+func (s *turns) idle() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.running == 0 && s.waiting.Len() == 0
+}
+
+// inTurn is a transport whose calls take turns, each to the end of its answer.
+type inTurn struct {
+	Transport
+	t     *snapshot.Target
+	turns *turns
+}
+
+// Do waits for the turn of a call, and then makes it.
+func (l *inTurn) Do(ctx context.Context, r *Request) (*Response, error) {
+	if !takesTurn(r) {
+		return l.Transport.Do(ctx, r)
+	}
+	c := l.t.Config.GetConcurrency()
+	if err := l.turns.take(ctx, int(c.GetMax()), c.GetWait().AsDuration()); err != nil {
+		return nil, named(l.t, &Error{Op: "wait", Err: err})
+	}
+	res, err := l.Transport.Do(ctx, r)
+	if err != nil {
+		l.turns.give()
+		return nil, err
+	}
+	if _, whole := res.Body.(*wholeBody); whole || res.Body == http.NoBody {
+		l.turns.give() // the target has no more to do
+		return res, nil
+	}
+	res.Body = &turnBody{ReadCloser: res.Body, give: sync.OnceFunc(l.turns.give)}
+	return res, nil
+}
+
+// takesTurn reports whether a request is a call. What a call may itself wait for is none, for it would never come: answers
+// to the target's own questions and notifications. Nor is what stays open: event streams and subscriptions.
+func takesTurn(r *Request) bool {
+	m := r.Call.Method
+	return r.Method == http.MethodPost && m != "" && m != "subscriptions/listen" && !strings.HasPrefix(m, "notifications/")
+}
+
+// turnBody ends a turn with the answer.
+type turnBody struct {
+	io.ReadCloser
+	give func()
+}
+
+func (b *turnBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.give()
+	}
+	return n, err
+}
+
+func (b *turnBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.give()
+	return err
+}
