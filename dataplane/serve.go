@@ -145,13 +145,13 @@ func (x *exchange) serve() error {
 	if x.principal, err = x.route.Policy.Authenticate(x.r); err != nil {
 		return err
 	}
-	if x.overSSE() {
-		return x.serveSSE()
-	}
 	if place, err := agent.Find(x.route, x.r.URL, x.steadily); err != nil {
 		return &httpError{http.StatusNotFound, err.Error()}
 	} else if place != nil {
 		return x.serveAgent(place)
+	}
+	if x.overSSE() {
+		return x.serveSSE()
 	}
 	if err := x.read("application/json", "text/event-stream"); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/mux"
+	"github.com/sluicegate/sluice/internal/guard"
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
@@ -29,12 +30,11 @@ var protocolHeaders = []string{"A2a-Version", "A2a-Extensions", "X-A2a-Extension
 // anything has been written, else not yet: it is a [*mux.Error] or an [*mcp.Error].
 func Serve(m *mux.Mux, w http.ResponseWriter, x *mux.Request, at *Place) error {
 	x.Record.Target = at.Agent.Name
+	m.Adopt(x, policy.Agent, "")
 	if at.Card {
-		m.Adopt(x, policy.Agent, "")
 		return serveCard(w, x, at)
 	}
 	if x.HTTP.Method != http.MethodPost {
-		m.Adopt(x, policy.Agent, "")
 		e := x.Fail(http.StatusMethodNotAllowed, mcp.CodeInvalidRequest, "an A2A agent is asked by POST; its card is at %s%s", at.URL(x.HTTP), wellKnown[0])
 		e.Allow = http.MethodPost
 		return e
@@ -45,6 +45,9 @@ func Serve(m *mux.Mux, w http.ResponseWriter, x *mux.Request, at *Place) error {
 	err := c.check()
 	if err == nil && ambiguous != nil {
 		err = x.Fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "%s", ambiguous.Message)
+	}
+	if err == nil {
+		err = c.Take(c.agent) // before rules: a refusal must not cost less than a call
 	}
 	if err == nil {
 		err = c.admit(doubtful)
@@ -66,6 +69,9 @@ type call struct {
 	begun bool // the answer has
 	// understood is set by the first message of the agent's that is one of JSON-RPC.
 	understood bool
+	// trail is what the agent has said in a stream, for what is split over several events.
+	trail guard.Trail
+	said  uint64 // messages
 }
 
 // check refuses what is no request of A2A.

@@ -12,6 +12,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/mux"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/guard"
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
@@ -29,13 +30,14 @@ var toClient = append([]string{"Content-Type", "Retry-After", "Cache-Control", "
 // forward sends the request on, byte for byte, and brings back the answer as it comes. If the client leaves, so does the
 // request.
 func (c *call) forward(w http.ResponseWriter) error {
-	ctx := c.HTTP.Context()
-	body, err := c.guardRequest(ctx, c.Message.Body)
+	ctx, done := c.Bound(c.agent)
+	defer done()
+	body, err := c.Guard(ctx, c.agent, policy.ToTarget, c.Message.Body)
 	if err != nil {
 		return err
 	}
 	resp, err := c.Exchange(ctx, c.agent, &upstream.Request{
-		Method: http.MethodPost, Header: c.header(), Body: body, Call: c.Call(c.agent, policy.Agent, c.Record.Name),
+		Method: http.MethodPost, Header: c.header(), Body: body, Call: c.Call(c.agent, policy.Agent, c.Record.Name), Safe: safe(c.Message.Method),
 	})
 	if err != nil {
 		return err
@@ -153,7 +155,7 @@ func (c *call) relayEvents(ctx context.Context, w http.ResponseWriter, resp *ups
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
-		case ctx.Err() != nil:
+		case c.HTTP.Context().Err() != nil:
 			return nil // the client left, and takes the agent's stream with it
 		case errors.Is(err, mcp.ErrEventTooLarge):
 			return c.endStream(out, c.invalid("an event of its stream has more than %d bytes", c.Limits().Bytes))
@@ -200,14 +202,53 @@ func (c *call) received(ctx context.Context, body []byte) ([]byte, error) {
 		edits.Replace(msg.Result, card)
 		body = edits.Apply(nil, body)
 	}
-	return c.guardResponse(ctx, body)
+	if body, err = c.Guard(ctx, c.agent, policy.ToClient, body); err != nil {
+		return nil, err
+	}
+	return c.joined(body)
 }
 
-// guardRequest is where a whole message on its way to the agent meets the policies that look at its text.
-func (c *call) guardRequest(_ context.Context, body []byte) ([]byte, error) { return body, nil }
+// joined looks for what this message of a stream completes of those before it, which have left: an agent's text comes in pieces,
+// and each is shown as it comes. What is found is taken out of this one, or ends the stream.
+func (c *call) joined(body []byte) ([]byte, error) {
+	filters := c.agent.Policy.Filters(policy.ToClient)
+	if len(filters) == 0 {
+		return body, nil
+	}
+	n := c.said
+	c.said++
+	splits, err := c.trail.Add(filters, n, body, guard.AgentSaid)
+	if err != nil {
+		return nil, c.invalid("its answer: %v", err)
+	}
+	var extra []guard.Extra
+	for _, s := range splits {
+		switch {
+		case s.Finding != nil:
+			return nil, c.Found(c.agent, s.Finding)
+		case s.Message == n:
+			extra = append(extra, s.Extra)
+		}
+	}
+	if extra == nil {
+		return body, nil
+	}
+	out, _, err := guard.Apply(nil, body, guard.Agent, extra...)
+	if err != nil {
+		return nil, c.invalid("its answer: %v", err)
+	}
+	return out, nil
+}
 
-// guardResponse is where a whole message on its way to the client does.
-func (c *call) guardResponse(_ context.Context, body []byte) ([]byte, error) { return body, nil }
+// safe reports whether an agent may see a request of the method twice.
+func safe(method string) bool {
+	switch method {
+	case "tasks/get", "tasks/pushNotificationConfig/get", "tasks/pushNotificationConfig/list", "agent/getAuthenticatedExtendedCard",
+		"GetTask", "ListTasks", "GetTaskPushNotificationConfig", "ListTaskPushNotificationConfigs", "GetExtendedAgentCard":
+		return true
+	}
+	return false
+}
 
 // invalid says that the agent's answer cannot be one. What is wrong is for the log: it may quote the agent.
 func (c *call) invalid(format string, args ...any) error {

@@ -8,6 +8,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/guard"
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
@@ -30,6 +31,40 @@ func (x *Request) Exchange(ctx context.Context, t *snapshot.Target, r *upstream.
 // Within bounds what one target may take for an answer that nobody waits for longer.
 func (x *Request) Within(ctx context.Context, t *snapshot.Target) (context.Context, context.CancelFunc) {
 	return x.mux.fanOut(ctx, t)
+}
+
+// Take takes the tokens that the request costs at a target.
+func (x *Request) Take(t *snapshot.Target) error { return x.take(t, x.item.kind, x.item.own) }
+
+// Bound is how long a call at a target may take until the end of its answer; the client's leaving ends it too.
+func (x *Request) Bound(t *snapshot.Target) (context.Context, context.CancelFunc) {
+	ctx := x.HTTP.Context()
+	if d := deadline(t); d > 0 {
+		return context.WithTimeoutCause(ctx, d, upstream.ErrTimeout)
+	}
+	return context.WithCancel(ctx)
+}
+
+// Guard lets guards see a whole message of A2A.
+func (x *Request) Guard(ctx context.Context, t *snapshot.Target, d policy.Direction, message []byte) ([]byte, error) {
+	if !t.Policy.Guards(d) {
+		return message, nil
+	}
+	code := mcp.CodeInvalidParams
+	if d == policy.ToClient {
+		code = mcp.CodeInternal
+	}
+	call := x.call(t, x.item.kind, x.item.own)
+	out, note, err := t.Policy.Guard(ctx, &call, d, message, guard.Agent)
+	if x.noteUndecided(note); err != nil {
+		return nil, x.guarded(err, code)
+	}
+	return out, nil
+}
+
+// Found is the refusal for what one of a target's filters found in several messages together.
+func (x *Request) Found(t *snapshot.Target, f *guard.Finding) error {
+	return x.guarded(t.Policy.Found(f), mcp.CodeInternal)
 }
 
 // Call is what policies may know of a call about one item of a target.
