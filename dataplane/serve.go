@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/sluicegate/sluice/dataplane/agent"
 	"github.com/sluicegate/sluice/dataplane/listener"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/mux"
@@ -143,10 +145,15 @@ func (x *exchange) serve() error {
 	if x.principal, err = x.route.Policy.Authenticate(x.r); err != nil {
 		return err
 	}
+	if place, err := agent.Find(x.route, x.r.URL, x.steadily); err != nil {
+		return &httpError{http.StatusNotFound, err.Error()}
+	} else if place != nil {
+		return x.serveAgent(place)
+	}
 	if x.overSSE() {
 		return x.serveSSE()
 	}
-	if err := x.read(); err != nil {
+	if err := x.read("application/json", "text/event-stream"); err != nil {
 		return err
 	}
 	verdict, err := mcp.Classify(mcp.Exchange{HTTPMethod: x.r.Method, Header: x.r.Header, Message: x.message, Batch: x.batch})
@@ -194,6 +201,18 @@ func (x *exchange) forward(owner string) error {
 }
 
 var errForeignHost = &httpError{http.StatusForbidden, "the Host header is no name of this listener: a page of another site may have sent the request"}
+
+// serveAgent goes on with a request whose target speaks A2A.
+func (x *exchange) serveAgent(at *agent.Place) error {
+	x.backend = at.Backend
+	if err := x.read(); err != nil {
+		return err
+	}
+	return agent.Serve(x.proxy.mux, &x.w, &mux.Request{
+		HTTP: x.r, Start: x.started, Port: x.port, Route: x.route, Backend: x.backend, Principal: x.principal,
+		Message: x.message, Batch: x.batch, Record: &x.record,
+	}, at)
+}
 
 // hostAllowed checks Host where no listener or route names the hosts it serves: on a loopback address only loopback
 // names can be meant, and any other is a page that rebinds its own name to this machine.
@@ -245,16 +264,18 @@ func (x *exchange) metadata(index *snapshot.Index, path string) (answered bool, 
 	return true, nil
 }
 
-// read takes the body of a POST apart.
-func (x *exchange) read() error {
+// read takes the body of a POST apart, whose sender must take all of answers for one.
+func (x *exchange) read(answers ...string) error {
 	if x.r.Method != http.MethodPost {
 		return nil
 	}
 	if kind, _, _ := strings.Cut(x.r.Header.Get("Content-Type"), ";"); !strings.EqualFold(strings.TrimSpace(kind), "application/json") {
 		return &httpError{http.StatusUnsupportedMediaType, "a POST needs Content-Type: application/json"}
 	}
-	if !mcp.Accepts(x.r.Header, "application/json") || !mcp.Accepts(x.r.Header, "text/event-stream") {
-		return &mcp.Error{Status: http.StatusNotAcceptable, Code: mcp.CodeInvalidRequest, Message: "Accept must list application/json and text/event-stream"}
+	for _, kind := range answers {
+		if !mcp.Accepts(x.r.Header, kind) {
+			return &mcp.Error{Status: http.StatusNotAcceptable, Code: mcp.CodeInvalidRequest, Message: "Accept must list " + strings.Join(answers, " and ")}
+		}
 	}
 	// The server has no read timeout, which would end event streams; a body that never comes must end all the same.
 	control := http.NewResponseController(x.w.ResponseWriter)
@@ -319,7 +340,7 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 		return nil, scope, &httpError{http.StatusServiceUnavailable, "the route has no backend"}
 	}
 	if v.Action == mcp.Call || v.Action == mcp.Initialize {
-		x.backend = x.choose(v)
+		x.backend = x.choose(v.Era == mcp.Stateless)
 		scope.Backend = x.backend.Resource
 		return nil, scope, nil
 	}
@@ -344,10 +365,23 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 	return nil, scope, &mcp.Error{Status: http.StatusNotFound, Code: -32001, ID: id, Message: "Session not found"}
 }
 
-// choose spreads new sessions by weight. Requests that stand alone must find the backend where the same caller's
-// cursors and subscriptions are, so who calls decides.
-func (x *exchange) choose(v mcp.Verdict) *snapshot.Backend {
+// choose picks the backend of a new session or of a request that stands alone. One of agents alone has nothing to say in MCP.
+func (x *exchange) choose(steadily bool) *snapshot.Backend {
 	backends := x.route.Backends
+	if ofAgents := func(b *snapshot.Backend) bool { return len(b.Targets) == 0 && len(b.Agents) > 0 }; slices.ContainsFunc(backends, ofAgents) {
+		backends = slices.DeleteFunc(slices.Clone(backends), ofAgents) // one is left, or Find had refused
+	}
+	return x.among(backends, steadily)
+}
+
+// steadily picks the backend of an agent: the same caller's tasks are where they began.
+func (x *exchange) steadily(backends []*snapshot.Backend) *snapshot.Backend {
+	return x.among(backends, true)
+}
+
+// among spreads new sessions by weight. Requests that stand alone must find the backend where the same caller's
+// cursors and subscriptions are, so who calls decides.
+func (x *exchange) among(backends []*snapshot.Backend, steadily bool) *snapshot.Backend {
 	if len(backends) == 1 {
 		return backends[0]
 	}
@@ -360,7 +394,7 @@ func (x *exchange) choose(v mcp.Verdict) *snapshot.Backend {
 		total, weight = uint64(len(backends)), func(*snapshot.Backend) uint64 { return 1 }
 	}
 	at := rand.Uint64N(total)
-	if v.Era == mcp.Stateless {
+	if steadily {
 		who, _, _ := net.SplitHostPort(x.r.RemoteAddr)
 		if x.principal != nil {
 			who = x.principal.ID

@@ -40,6 +40,7 @@ var allowed = map[string][]string{
 	"dataplane/upstream": {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp"},
 	"dataplane/bridge":   {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
 	"dataplane/mux":      {"internal/guard", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream", "dataplane/bridge"},
+	"dataplane/agent":    {"internal/guard", "internal/policy", "dataplane/snapshot", "dataplane/mcp", "dataplane/upstream", "dataplane/mux"},
 	"dataplane":          {"internal/policy", "internal/telemetry", "dataplane/*"},
 
 	"cli/demo":       {},

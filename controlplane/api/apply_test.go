@@ -302,7 +302,6 @@ func TestConcernedObjectsAreEnough(t *testing.T) {
 	}{
 		"good":             {target(func(s *adminv1.Target) { s.Description = "d" }), true, false},
 		"bad rule":         {target(func(s *adminv1.Target) { s.Policies = rule("mcp.tool.name = 1") }), true, true},
-		"not enforced yet": {target(func(s *adminv1.Target) { s.Policies = &policyv1.Policies{A2A: &policyv1.A2A{}} }), true, true},
 		"a secret": {target(func(s *adminv1.Target) {
 			s.Policies = key(&policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "s"}})
 		}), true, false},
@@ -331,7 +330,7 @@ func TestConcernedObjectsAreEnough(t *testing.T) {
 				slices.Sort(texts)
 				return texts
 			}
-			full := resource.Validate(after(view, change), resource.Context{Apply: true})
+			full := resource.Validate(after(view, change), resource.Context{})
 			full = append(full, resource.Flips(after(view, Change{}), after(view, change))...)
 			if diff := cmp.Diff(texts(full), texts(validate(view, change))); diff != "" {
 				t.Errorf("diagnostics (-all +concerned):\n%s", diff)

@@ -17,7 +17,7 @@ func validate(view *View, c Change) []*adminv1.Diagnostic {
 	if !few {
 		objects = after(view, c)
 	}
-	found := resource.Validate(objects, resource.Context{Apply: true, Partial: view.Name == tenant.Platform, Platform: view.Platform.GetPlatform()})
+	found := resource.Validate(objects, resource.Context{Partial: view.Name == tenant.Platform, Platform: view.Platform.GetPlatform()})
 	for _, o := range c.Put {
 		for path, credential := range resource.Credentials(o) {
 			if fp := credential.GetSealed(); fp != "" && c.Sealed[fp] == nil && view.Sealed[fp] == 0 {

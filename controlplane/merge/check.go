@@ -22,7 +22,7 @@ import (
 // Check builds what proxies build from these inputs, with internal/policy, and reports what does not build at the
 // object, level and place that it came from. Files and variables of proxies cannot be read here and are not checked; nor
 // are secrets, if Inputs.Secrets is nil. Credentials may still be inline. It expects objects that passed
-// resource.Validate, whose findings (references, kinds that are not enforced yet) it does not repeat.
+// resource.Validate, whose findings (references) it does not repeat.
 func Check(in Inputs) []*adminv1.Diagnostic {
 	unknown := in.Secrets == nil
 	in = withoutInline(in)
@@ -245,14 +245,7 @@ func (c *checker) chain(name string, ch chain) {
 		panic(fmt.Sprintf("unmarshal what was marshalled: %v", err))
 	}
 	served := config.GetEffectivePolicy()
-	later := map[string]bool{}
-	for _, e := range policy.Unenforced(served.GetPolicies()) {
-		later[e.Error()] = true
-	}
 	for _, e := range policy.FieldErrors(c.compile(ch.class, served)) {
-		if later[e.Error()] {
-			continue
-		}
 		if strings.HasPrefix(e.Field, "enforced.") {
 			c.enforced(ch, e)
 			continue

@@ -244,7 +244,7 @@ func assembleTarget(owner *Owner, u *unit) (*Target, place, bool) {
 	resource := f.binding.GetTarget()
 	t := &Target{
 		Name: resource[strings.LastIndexByte(resource, '/')+1:], Resource: resource, Tenant: owner, binding: u.name,
-		Config: f.config, Policy: f.policy, Digest: f.digest, Refused: refused,
+		Config: f.config, Policy: f.policy, Digest: f.digest, Refused: refused, Agent: f.agent,
 	}
 	backend := f.config.GetBackend()
 	if backend == "" { // `<tenant>/target/<backend>/<target>`
@@ -305,7 +305,7 @@ func assembleRoute(tenant *Tenant, t *tenant, u *unit, listeners map[string]*Lis
 			Prefix: xdsv1.Backend_PREFIX_MODE_CONDITIONAL, Failure: xdsv1.Backend_FAILURE_MODE_FAIL_CLOSED,
 		}
 		if g := t.groups[place{u.name, weighted.GetBackend()}]; g != nil {
-			b.Targets = g.targets
+			b.Targets, b.Agents = split(g.targets)
 		}
 		if backend := t.units[weighted.GetBackend()]; backend != nil {
 			if form, ok := backend.form.(*backendForm); ok {
@@ -317,6 +317,22 @@ func assembleRoute(tenant *Tenant, t *tenant, u *unit, listeners map[string]*Lis
 		r.Backends = append(r.Backends, b)
 	}
 	return r
+}
+
+// split takes agents out of a group: what speaks MCP never meets them.
+func split(targets []*Target) (servers, agents []*Target) {
+	isAgent := func(t *Target) bool { return t.Agent }
+	if !slices.ContainsFunc(targets, isAgent) { // nearly always
+		return targets, nil
+	}
+	for _, t := range targets {
+		if t.Agent {
+			agents = append(agents, t)
+		} else {
+			servers = append(servers, t)
+		}
+	}
+	return servers, agents
 }
 
 func refusedError(u *unit) error {

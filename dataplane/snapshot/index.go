@@ -116,7 +116,8 @@ func (r *Route) Named() bool {
 	return len(r.Listener.Hostnames) > 0 || !slices.Contains(r.hostnames, "")
 }
 
-// Backend is one MCP endpoint as reached through one route: the policies of its targets depend on the route.
+// Backend is one MCP endpoint as reached through one route, and the A2A agents beside it: the policies of its targets
+// depend on the route.
 type Backend struct {
 	// Name is the backend's own; Resource the full resource name.
 	Name, Resource string
@@ -127,11 +128,11 @@ type Backend struct {
 	// Prefix and Failure are never UNSPECIFIED.
 	Prefix  xdsv1.Backend_PrefixMode
 	Failure xdsv1.Backend_FailureMode
-	// Targets in order. A refused one stands among them.
-	Targets []*Target
+	// Targets are the MCP servers, Agents the A2A agents, each in order. A refused one stands among them.
+	Targets, Agents []*Target
 }
 
-// Target is one MCP server as reached through one route.
+// Target is one MCP server or A2A agent as reached through one route.
 type Target struct {
 	// Name is the target's own, as prefixes and rules see it. Resource is the full resource name, which several
 	// Targets share when several routes reach one server.
@@ -143,6 +144,8 @@ type Target struct {
 	Policy *policy.Target
 	// Refused, if not nil, says why the target cannot be served: answer 503.
 	Refused error
+	// Agent says that it speaks A2A and not MCP. Unknown, and false, for one of which nothing could be read.
+	Agent bool
 	// Digest changes when anything that the target was compiled from changes: its configuration, policies,
 	// secrets, files. The same Digest on two routes or in two revisions is the same thing.
 	Digest string
@@ -272,9 +275,11 @@ func (ix *Index) Targets() iter.Seq[*Target] {
 		for _, tenant := range ix.tenants {
 			for _, r := range tenant.routes {
 				for _, b := range r.Backends {
-					for _, t := range b.Targets {
-						if !yield(t) {
-							return
+					for _, targets := range [...][]*Target{b.Targets, b.Agents} {
+						for _, t := range targets {
+							if !yield(t) {
+								return
+							}
 						}
 					}
 				}

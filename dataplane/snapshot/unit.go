@@ -75,6 +75,7 @@ type (
 		config  *xdsv1.Target
 		policy  *policy.Target
 		digest  string
+		agent   bool // the target is an A2A agent, by its transport or by the a2a policy
 	}
 )
 
@@ -316,7 +317,7 @@ func (b *builder) binding(bind *xdsv1.Binding) *targetForm {
 		transport = policy.SSE
 		b.http("sse", c.Sse)
 	case *xdsv1.Target_A2A:
-		transport = policy.A2A
+		transport, f.agent = policy.A2A, true
 		b.http("a2a", c.A2A)
 	case *xdsv1.Target_Stdio:
 		transport = policy.Stdio
@@ -332,6 +333,9 @@ func (b *builder) binding(bind *xdsv1.Binding) *targetForm {
 	effective, ok := b.effectivePolicy(bind.GetEffectivePolicy())
 	if !ok {
 		return f
+	}
+	if effective.GetPolicies().GetA2A() != nil && policy.Applies("a2a", transport) {
+		f.agent = true
 	}
 	var err error
 	resolver := b.resolver()

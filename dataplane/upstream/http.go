@@ -110,8 +110,15 @@ func tlsConfig(cfg *xdsv1.HttpTransport, p *policy.Target) *tls.Config {
 
 func wantsHTTP2(c *tls.Config) bool { return c != nil && slices.Contains(c.NextProtos, "h2") }
 
-// Do sends a request to the target's own URL.
+// Do sends a request to the target's own URL, or to the path of its host that r names.
 func (e *endpoint) Do(ctx context.Context, r *Request) (*Response, error) {
+	if r.Path != "" {
+		to, err := e.base.Parse(r.Path)
+		if err != nil || to.Host != e.base.Host || to.Scheme != e.base.Scheme {
+			return nil, e.error(&Error{Op: "address", Err: errors.New("the path leads to another host")})
+		}
+		return e.send(ctx, r, to, requestLine(to.RequestURI(), e.host))
+	}
 	return e.send(ctx, r, &e.base, e.lines)
 }
 

@@ -138,6 +138,8 @@ func (m *Manager) bindLocked(t *snapshot.Target) *binding {
 	switch c := t.Config.GetTransport().(type) {
 	case *xdsv1.Target_Mcp:
 		tr = newEndpoint(t, c.Mcp, r.wire, h)
+	case *xdsv1.Target_A2A:
+		tr = newEndpoint(t, c.A2A, r.wire, h)
 	case *xdsv1.Target_Sse:
 		tr = &owned{t: t, s: r.sessions, http: newEndpoint(t, c.Sse, r.wire, h), health: h, timeout: timeout}
 	default:
@@ -174,6 +176,8 @@ func identity(t *snapshot.Target) string {
 	switch c := t.Config.GetTransport().(type) {
 	case *xdsv1.Target_Mcp:
 		endpoint("mcp", c.Mcp)
+	case *xdsv1.Target_A2A:
+		endpoint("a2a", c.A2A)
 	case *xdsv1.Target_Sse:
 		endpoint("sse", c.Sse)
 		field(c.Sse.GetPath())
@@ -210,6 +214,9 @@ func (m *Manager) openLocked(t *snapshot.Target) *resources {
 	switch c := t.Config.GetTransport().(type) {
 	case *xdsv1.Target_Mcp:
 		r.wire = dial(c.Mcp)
+		return r
+	case *xdsv1.Target_A2A:
+		r.wire = dial(c.A2A)
 		return r
 	case *xdsv1.Target_Sse:
 		r.wire = dial(c.Sse)

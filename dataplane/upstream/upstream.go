@@ -25,6 +25,9 @@ type Transport interface {
 // Request is one request of the streamable HTTP transport.
 type Request struct {
 	Method string // POST, GET or DELETE
+	// Path, with a query, is asked for at the target's host instead of the target's own path: an agent's card stands
+	// beside its endpoint. If empty, the target's own. HTTP targets alone have others.
+	Path string
 	// Header is what goes to the target beside what the target's policies and the transport add. It belongs to the
 	// transport from here on, which may change it. Framing and hop-by-hop fields in it are not sent.
 	Header http.Header

@@ -293,6 +293,18 @@ var Agent = func() *Shape {
 	return envelope(of, of)
 }()
 
+// AgentSaid is where a message of an agent's stream holds what it says: what a reader joins with what the one before it said.
+var AgentSaid = func() *Shape {
+	of := recursive(func(self *Shape) *Shape {
+		m := members{"text": free}
+		for _, other := range []string{"metadata", "data", "error"} {
+			m[other] = none
+		}
+		return &Shape{rest: self, members: m}
+	})
+	return &Shape{rest: none, members: members{"result": of}}
+}()
+
 // said are what a notification says to people, apart from who says it.
 var said = map[string]*Shape{
 	"notifications/progress": {rest: none, members: members{"params": {rest: none, members: members{"message": free}}}},

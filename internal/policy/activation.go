@@ -54,11 +54,11 @@ func (a *activation) release() {
 // has(mcp.tool) known.
 var unknown = types.NewUnknown(0, types.NewAttributeTrail("mcp"))
 
-// ResolveName finds the roots. Objects (mcp, request, source) are the activation itself, of which the fields
+// ResolveName finds the roots. Objects (mcp, a2a, request, source) are the activation itself, of which the fields
 // in env.go pick their values.
 func (a *activation) ResolveName(name string) (any, bool) {
 	switch name {
-	case "mcp", "request", "source", workName:
+	case "mcp", "a2a", "request", "source", workName:
 		return a, true
 	case "jwt":
 		if a.trial != nil && a.trial.anyClaims(a.call.Principal) {
@@ -121,7 +121,48 @@ func basicUser(p *Principal) ref.Val {
 	return types.NewStringInterfaceMap(types.DefaultTypeAdapter, map[string]any{"username": p.Username})
 }
 
+// ofServer and ofAgent tell apart whom a call is for: what MCP servers have, agents have not, and the other way round.
+func (a *activation) ofServer() bool { return a.call.Kind != Agent }
+func (a *activation) ofAgent() bool  { return a.call.Kind == Agent }
+
+const (
+	errOfAgent  = unreadable("mcp.method, and the call is for an A2A agent; ask has(mcp.method) first")
+	errOfServer = unreadable("a2a, and the call is for an MCP server; ask has(a2a.method) first")
+	errNoSkill  = unreadable("a2a.skill, and the caller names none; ask has(a2a.skill) first")
+)
+
+// getAgentMethod is unknown on a card, whose skills can be called by several methods.
+func (a *activation) getAgentMethod() (any, error) {
+	switch {
+	case !a.ofAgent():
+		return nil, errOfServer
+	case a.list:
+		return unknown, nil
+	}
+	return once(&a.method, a.call.Method), nil
+}
+
+func (a *activation) getSkill() (any, error) {
+	switch {
+	case !a.ofAgent():
+		return nil, errOfServer
+	case a.call.Name == "":
+		return nil, errNoSkill
+	}
+	return a.getName()
+}
+
+func (a *activation) getAgent() (any, error) {
+	if !a.ofAgent() {
+		return nil, errOfServer
+	}
+	return a.getTarget()
+}
+
 func (a *activation) getMethod() (any, error) {
+	if a.ofAgent() {
+		return nil, errOfAgent
+	}
 	if a.list {
 		// A tool has one use. The others can be read, subscribed to, completed: a list does not know which.
 		if a.call.Kind != Tool {

@@ -15,13 +15,14 @@ const (
 	Resource                 // mcp.resource, whose name is the URI
 	Template                 // mcp.resource, whose name is the URI template
 	Task                     // mcp.task, whose name is the task's id
+	Agent                    // a2a, a call of an agent; the name is the skill's id, "" where the caller names none
 )
 
 // A Call is what rules may read about one request, or about one item of a list.
 type Call struct {
 	Principal *Principal // nil: anonymous
 	Tenant    string
-	Method    string        // MCP method; not read by AdmitList
+	Method    string        // MCP method, of an agent A2A method; not read by AdmitList
 	Target    string        // the target's own name
 	HTTP      *http.Request // request.*, source.*; nil: reading them is an error
 	Start     time.Time     // request.startTime; zero: now

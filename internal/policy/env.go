@@ -29,6 +29,8 @@ const (
 	varScopes
 	varTime
 	varBasicAuth
+	varAgentMethod
+	varSkill
 )
 
 // varCaller is what depends on who calls, from where and when.
@@ -38,6 +40,7 @@ const varCaller = varJWT | varAPIKey | varBasicAuth | varScopes | varSource | va
 var roots = map[string]variable{
 	"jwt": varJWT, "apiKey": varAPIKey, "basicAuth": varBasicAuth, "scopes": varScopes, "source": varSource, "request": varRequest, "tenant": varTenant,
 	"mcp.method": varMethod, "mcp.tool.arguments": varArguments, "mcp.tool.annotations": varAnnotations,
+	"a2a.method": varAgentMethod, "a2a.skill": varSkill,
 }
 
 // A field of an object that rules read.
@@ -50,15 +53,20 @@ type field struct {
 
 var anyMap = cel.MapType(cel.StringType, cel.DynType)
 
-// objects are the types of mcp, request and source. Objects, not maps: a field that does not exist is an
+// objects are the types of mcp, a2a, request and source. Objects, not maps: a field that does not exist is an
 // error when a rule is compiled, and the path of what a rule reads stands in its syntax tree.
 var objects = map[string]map[string]field{
 	"sluice.mcp": {
-		"method":   {cel.StringType, varMethod, (*activation).getMethod, nil},
+		"method":   {cel.StringType, varMethod, (*activation).getMethod, (*activation).ofServer},
 		"tool":     object("sluice.tool", "mcp.tool", Tool),
 		"prompt":   object("sluice.item", "mcp.prompt", Prompt),
 		"resource": object("sluice.item", "mcp.resource", Resource, Template),
 		"task":     object("sluice.item", "mcp.task", Task),
+	},
+	"sluice.a2a": {
+		"method": {cel.StringType, varAgentMethod, (*activation).getAgentMethod, (*activation).ofAgent},
+		"skill":  {cel.StringType, varSkill, (*activation).getSkill, func(a *activation) bool { return a.ofAgent() && a.call.Name != "" }},
+		"target": {cel.StringType, varName, (*activation).getAgent, (*activation).ofAgent},
 	},
 	"sluice.tool": {
 		"name":        {cel.StringType, varName, (*activation).getName, nil},
@@ -191,6 +199,7 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 			return cel.CustomTypeProvider(newProvider(e.CELTypeProvider()))(e)
 		},
 		cel.Variable("mcp", cel.ObjectType("sluice.mcp")),
+		cel.Variable("a2a", cel.ObjectType("sluice.a2a")),
 		cel.Variable("request", cel.ObjectType("sluice.request")),
 		cel.Variable("source", cel.ObjectType("sluice.source")),
 		cel.Variable("jwt", anyMap),

@@ -100,19 +100,6 @@ func Applies(kind string, t Transport) bool {
 
 func applies(kind string, t Transport) bool { return t == anyTransport || Applies(kind, t) }
 
-// Unenforced finds what p sets that no proxy enforces yet: apply refuses it rather than accept it and do
-// nothing. Fields are `policies.KIND`.
-func Unenforced(p *policyv1.Policies) []FieldError {
-	var errs []FieldError
-	refuse := func(field string) {
-		errs = append(errs, FieldError{"policies." + field, "is not enforced by this version yet, and would do nothing; remove it"})
-	}
-	if p.GetA2A() != nil {
-		refuse("a2a")
-	}
-	return errs
-}
-
 func isSet(p *policyv1.Policies, k KindInfo) bool {
 	if p == nil {
 		return false

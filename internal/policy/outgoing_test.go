@@ -172,7 +172,6 @@ func TestRefusedAtCompile(t *testing.T) {
 		{`{"backendAuth":{"passthrough":{},"env":"T"}}`, Stdio, "policies.backendAuth.passthrough", "stdio child"},
 		{`{"backendAuth":{"passthrough":{}}}`, Stdio, "policies.backendAuth.passthrough", "stdio child"},
 		{`{"backendAuth":{"key":{"credentials":[{"credential":{"value":"a"},"location":{"cookie":{"name":"k"}}}]},"env":"T"}}`, Stdio, "policies.backendAuth.key.location", "HTTP request"},
-		{`{"a2a":{}}`, HTTP, "policies.a2a", "not enforced"},
 	} {
 		_, err := CompileTarget(parse(t, tt.policies), tt.transport, testResolver)
 		found := FieldErrors(err)

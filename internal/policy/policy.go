@@ -167,8 +167,7 @@ func CompileRoute(p *xdsv1.EffectivePolicy, r Resolver) (*Route, error) {
 }
 
 // CompileTarget builds the target-phase kinds of p for a target reached by t. A kind that means nothing on
-// t (see [Applies]) is left out, for it was inherited. A kind that is not enforced yet is an error. A nil p
-// is a policy with no kinds, which admits everything.
+// t (see [Applies]) is left out, for it was inherited. A nil p is a policy with no kinds, which admits everything.
 func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, error) {
 	var errs problems
 	policies := p.GetPolicies()
@@ -219,9 +218,6 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 	if a := policies.GetAi(); a != nil {
 		target.ai = compileAi(a, r, "policies.ai", &errs)
 	}
-	for _, e := range Unenforced(policies) {
-		errs.add(e.Field, "%s", e.Reason)
-	}
 	if err := errs.err(); err != nil {
 		return nil, err
 	}
@@ -230,7 +226,7 @@ func CompileTarget(p *xdsv1.EffectivePolicy, t Transport, r Resolver) (*Target, 
 }
 
 // Check finds what is wrong with the policies of one level by themselves: whatever the transport of the
-// targets below, and whatever other levels say. Kinds that are not enforced yet are checked for their shape.
+// targets below, and whatever other levels say.
 func Check(p *policyv1.Policies, r Resolver) error {
 	effective := &xdsv1.EffectivePolicy{Policies: proto.CloneOf(p)}
 	_, routeErr := CompileRoute(effective, r)
@@ -238,9 +234,6 @@ func Check(p *policyv1.Policies, r Resolver) error {
 	var errs problems
 	if p.GetMcpAuthentication() != nil && p.GetJwtAuth() != nil {
 		errs.add("policies.mcpAuthentication", "stands beside jwtAuth at the same level, and both verify the same tokens; mcpAuthentication alone does it")
-	}
-	if effective.Policies != nil {
-		effective.Policies.A2A = nil
 	}
 	_, targetErr := CompileTarget(effective, anyTransport, r)
 	return errors.Join(routeErr, targetErr, errs.err())

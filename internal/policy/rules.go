@@ -114,11 +114,11 @@ func oneLine(s string) string {
 
 func hint(message string) string {
 	if strings.Contains(message, "undeclared reference") {
-		return "; variables are jwt, apiKey, basicAuth, scopes, source, request, tenant, mcp"
+		return "; variables are jwt, apiKey, basicAuth, scopes, source, request, tenant, mcp, a2a"
 	}
 	if strings.Contains(message, "undefined field") {
 		return "; mcp has method, tool.{name,target,arguments,annotations}, and {prompt,resource,task}.{name,target}; " +
-			"request has method, scheme, host, path, pathAndQuery, uri, headers, startTime; source has address, port, certificate, " +
+			"a2a has method, skill, target; request has method, scheme, host, path, pathAndQuery, uri, headers, startTime; source has address, port, certificate, " +
 			"spiffeId, subjectAltNames, issuer, subject, subjectCn"
 	}
 	return ""

@@ -28,7 +28,7 @@ func testEnv(name string) (string, bool) {
 }
 
 // TestGolden loads and validates the *.yaml files of each archive together. Its comment may hold the words
-// `apply`, `partial` and `offline`, which set the Context. `objects` is what they mean, `diagnostics` what is said.
+// `partial` and `offline`, which set the Context. `objects` is what they mean, `diagnostics` what is said.
 func TestGolden(t *testing.T) {
 	archives, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(archives) == 0 {
@@ -47,7 +47,7 @@ func TestGolden(t *testing.T) {
 				}
 			}
 			words := strings.Fields(string(archive.Comment))
-			objects, diagnostics := outcome(files, Context{Apply: slices.Contains(words, "apply"), Partial: slices.Contains(words, "partial"), Offline: slices.Contains(words, "offline")})
+			objects, diagnostics := outcome(files, Context{Partial: slices.Contains(words, "partial"), Offline: slices.Contains(words, "offline")})
 			golden(t, path, archive, map[string]string{"objects": objects, "diagnostics": diagnostics})
 		})
 	}

@@ -72,13 +72,6 @@ func (v *validator) block(o *adminv1.Object, block string, p *policyv1.Policies)
 		meaningless[e.Field] = true
 		v.fail(o, at(e.Field), e.Reason, "")
 	}
-	for _, e := range policy.Unenforced(p) {
-		severity := severityNote
-		if v.Apply {
-			severity = severityError
-		}
-		v.tell(severity, o, at(e.Field), e.Reason, "")
-	}
 	// A credential of the form {secret: name} or {sealed: …} is not known here; what it is checked for
 	// happens where its value is.
 	for _, e := range v.check(p) {
@@ -271,7 +264,7 @@ func (v *validator) authOnTarget(o *adminv1.Object, p policyAt, transport policy
 	auth, _ := p.message.Interface().(*policyv1.BackendAuth)
 	policies := &policyv1.Policies{BackendAuth: auth}
 	known := map[string]bool{}
-	for _, e := range append(v.check(policies), unenforced(policies)...) {
+	for _, e := range v.check(policies) {
 		known[e.Error()] = true
 	}
 	_, err := policy.CompileTarget(&xdsv1.EffectivePolicy{Policies: policies}, transport, policy.Resolver{})
@@ -285,14 +278,6 @@ func (v *validator) authOnTarget(o *adminv1.Object, p policyAt, transport policy
 			v.fail(o, "", fmt.Sprintf("backendAuth of %s does not work on this %s target: %s %s", describe(p), transport, at, e.Reason), "or give the target a backendAuth of its own")
 		}
 	}
-}
-
-func unenforced(p *policyv1.Policies) []*policy.FieldError {
-	var out []*policy.FieldError
-	for _, e := range policy.Unenforced(p) {
-		out = append(out, &e)
-	}
-	return out
 }
 
 // fills says which kinds give a variable its value.

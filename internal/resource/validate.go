@@ -14,8 +14,6 @@ import (
 
 // Context is what Validate must know beside the objects.
 type Context struct {
-	// Apply makes a policy kind that is not yet enforced an error; else it is a note.
-	Apply bool
 	// Partial says that the objects are not all of the tenant's: a reference to none of them may be good, and
 	// what only the whole can tell is not checked.
 	Partial bool

@@ -23,8 +23,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // servers see it, or refused by validate with a reason and its place; or the kind is inherited where it means nothing,
 // which validate says, and then the target works as if it were not there. There is no fourth.
 //
-// It walks the registry: a kind without a probe fails. Kinds that [policy.Unenforced] names are cells of their own, as are
-// eras that a target does not speak. The outcome is testdata/table.golden; go test -run TestTable -update rewrites it.
+// It walks the registry: a kind without a probe fails. Eras that a target does not speak are cells of their own. The outcome is testdata/table.golden; go test -run TestTable -update rewrites it.
 func TestTable(t *testing.T) {
 	table := newTable(t)
 	for _, k := range policy.Kinds() {
@@ -112,7 +111,6 @@ func newTable(t *testing.T) *table {
 		case got.says("hi"):
 		case strings.Contains(says, "does not speak"):
 			w.unknown[c] = says
-		case c.kind == "a2a" && w.unenforced("a2a"):
 		default:
 			t.Fatalf("%s without a policy: %d %s", c.name(), got.status, got.body)
 		}
@@ -129,15 +127,6 @@ func reasonOf(a answer) string {
 	return strings.ReplaceAll(found[1], `\"`, `"`)
 }
 
-// unenforced asks validate what [policy.Unenforced] says of a kind.
-func (w *table) unenforced(kind string) bool {
-	pr := w.probes[kind]
-	out := w.validate(w.t, policy.AtRoute, column{"mcp", tableEras[0]}, kind, pr.policy("mcp"), pr)
-	return strings.Contains(out, notEnforced)
-}
-
-const notEnforced = "is not enforced by this version yet"
-
 // walk fills the cells of one kind.
 func (w *table) walk(t *testing.T, k policy.KindInfo, pr probe) {
 	live := map[policy.Level][]column{}
@@ -150,8 +139,6 @@ func (w *table) walk(t *testing.T, k policy.KindInfo, pr probe) {
 				switch {
 				case outcome != "":
 					w.note(k, level, c, outcome)
-				case kind == "a2a" && w.unenforced("a2a"):
-					w.note(k, level, c, "not enforced yet")
 				case w.unknown[c] != "" && !pr.agents:
 					w.note(k, level, c, "era not spoken: "+w.unknown[c])
 				default:
@@ -179,14 +166,11 @@ func (w *table) erasOf(kind string) []string {
 // refusal is what validate says of a cell that is to be nothing but that, else "".
 func (w *table) refusal(t *testing.T, level policy.Level, c column, k policy.KindInfo, pr probe) string {
 	out := w.validate(t, level, c, k.Name, pr.policy(c.transport()), pr)
-	var notes string
 	for line := range strings.Lines(out) {
 		found := regexp.MustCompile(`^cell\.yaml:\d+:\d+: (note: |warning: )?(.*)$`).FindStringSubmatch(strings.TrimSpace(line))
 		switch {
 		case found == nil:
 			t.Errorf("%s at %v on %s: validate says something without a place: %s", k.Name, level, c.kind, line)
-		case strings.Contains(found[2], notEnforced):
-			notes = "not enforced yet"
 		case found[1] == "":
 			if !strings.Contains(found[2], k.Name) {
 				t.Errorf("%s at %v on %s is refused without being named: %s", k.Name, level, c.kind, line)
@@ -194,7 +178,7 @@ func (w *table) refusal(t *testing.T, level policy.Level, c column, k policy.Kin
 			return "refused: " + found[2]
 		}
 	}
-	return notes
+	return ""
 }
 
 // notApplicable tells whether validate says that a kind is inherited by a target on which it means nothing.

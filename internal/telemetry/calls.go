@@ -31,7 +31,7 @@ type Call struct {
 
 	Tenant, Route, Backend, Target string
 	Revision                       int64
-	// Method is MCP's, e.g. `tools/call`; HTTP's for what is none. Name is that of the tool, prompt or URI.
+	// Method is MCP's or A2A's, e.g. `tools/call`; HTTP's for what is none. Name is that of the tool, prompt, URI or skill.
 	Method, Name string
 	// Principal is for people: [policy.Principal.Name].
 	Principal string
@@ -194,6 +194,10 @@ func knownMethod(m string) string {
 		"resources/list", "resources/read", "resources/templates/list", "resources/subscribe", "resources/unsubscribe",
 		"subscriptions/listen", "completion/complete", "logging/setLevel", "tasks/get", "tasks/update", "tasks/cancel", "tasks/list", "tasks/result",
 		"notifications/initialized", "notifications/cancelled", "notifications/progress", "notifications/roots/list_changed",
+		"message/send", "message/stream", "tasks/resubscribe", "agent/getAuthenticatedExtendedCard", // A2A 0.3
+		"tasks/pushNotificationConfig/set", "tasks/pushNotificationConfig/get", "tasks/pushNotificationConfig/list", "tasks/pushNotificationConfig/delete",
+		"SendMessage", "SendStreamingMessage", "GetTask", "ListTasks", "CancelTask", "SubscribeToTask", "GetExtendedAgentCard", // A2A 1.0
+		"CreateTaskPushNotificationConfig", "GetTaskPushNotificationConfig", "ListTaskPushNotificationConfigs", "DeleteTaskPushNotificationConfig",
 		"GET", "DELETE", "OPTIONS", "":
 		return m
 	}
