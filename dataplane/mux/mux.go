@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
-	"github.com/sluicegate/sluice/dataplane/bridge"
+	"github.com/sluicegate/sluice/dataplane/bridge/oldclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -43,16 +43,16 @@ type Mux struct {
 	cfg Config
 	log *slog.Logger
 
-	bridge   *bridge.Bridge
-	graves   session.Tombstones
-	soft     *lru[softKey, session.Target]
-	eras     *lru[eraKey, eras]
-	pages    *lru[pageKey, *page]
-	catalogs *lru[catalogKey, *catalog]
-	changed  *lru[changeKey, *atomic.Uint64]
-	reported *lru[string, struct{}]
-	flights  singleflight.Group
-	streams  streams
+	oldclients *oldclient.Bridge
+	graves     session.Tombstones
+	soft       *lru[softKey, session.Target]
+	eras       *lru[eraKey, eras]
+	pages      *lru[pageKey, *page]
+	catalogs   *lru[catalogKey, *catalog]
+	changed    *lru[changeKey, *atomic.Uint64]
+	reported   *lru[string, struct{}]
+	flights    singleflight.Group
+	streams    streams
 }
 
 // New returns a Mux that remembers nothing yet.
@@ -70,7 +70,7 @@ func New(cfg Config) *Mux {
 	if m.log == nil {
 		m.log = slog.Default()
 	}
-	m.bridge = bridge.New(bridge.Config{Transport: cfg.Transport, Log: m.log, Limits: cfg.Limits})
+	m.oldclients = oldclient.New(oldclient.Config{Transport: cfg.Transport, Log: m.log, Limits: cfg.Limits})
 	if m.cfg.Draining == nil {
 		m.cfg.Draining = func(context.Context) <-chan struct{} { return nil }
 	}

@@ -12,7 +12,7 @@ import (
 	"net/textproto"
 	"strings"
 
-	"github.com/sluicegate/sluice/dataplane/bridge"
+	"github.com/sluicegate/sluice/dataplane/bridge/oldclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -132,7 +132,7 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.
 // transport reaches a target in the client's era: through a bridge, where the leg is of the other one.
 func (x *Request) transport(t *snapshot.Target, leg session.Target) upstream.Transport {
 	if bridged(leg) && !x.stateless() {
-		return x.mux.bridge.Sessions(t, bridge.Client{Session: x.Session, Principal: x.Scope.Principal})
+		return x.mux.oldclients.Sessions(t, oldclient.Client{Session: x.Session, Principal: x.Scope.Principal})
 	}
 	return x.mux.cfg.Transport(t)
 }
