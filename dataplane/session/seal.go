@@ -45,6 +45,7 @@ const (
 	kindCursor  kind = 'C'
 	kindRequest kind = 'R'
 	kindEvent   kind = 'E'
+	kindCall    kind = 'P'
 )
 
 // strict refuses a second spelling of the same bytes: trailing bits must be zero, and newlines are no part of an id.

@@ -57,6 +57,7 @@ func init() {
 		policyPackage + "AzureClientSecret":     {alias: map[string]string{"tenant_id": "tenantId", "client_id": "clientId", "client_secret": "clientSecret"}},
 		policyPackage + "AzureWorkloadIdentity": {alias: map[string]string{"tenant_id": "tenantId", "client_id": "clientId"}},
 		adminPackage + "Concurrency":            {rewrite: short("max")},
+		adminPackage + "SessionScope":           {rewrite: short("share")},
 		policyPackage + "KeyAuth":               {rewrite: keyAuth, also: []string{"value", "file", "secret", "env", "location"}},
 		policyPackage + "LocatedCredential":     {rewrite: locatedCredential, also: []string{"key", "value", "file", "secret", "env"}},
 		policyPackage + "Location":              {refuse: map[string]string{"expression": "name a header, queryParameter or cookie"}},
