@@ -25,7 +25,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/sluicegate/sluice/dataplane/bridge"
 	"github.com/sluicegate/sluice/dataplane/listener"
+	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
 	"github.com/sluicegate/sluice/dataplane/xds"
@@ -142,6 +144,7 @@ type process struct {
 	calls     *telemetry.Calls
 	store     *snapshot.Store
 	upstreams *upstream.Manager
+	bridge    *bridge.Bridge
 	listeners *listener.Manager
 	client    *xds.Client
 
@@ -152,8 +155,10 @@ type process struct {
 type proxyParts struct {
 	Store     *snapshot.Store
 	Upstreams *upstream.Manager
-	Calls     *telemetry.Calls
-	Log       *slog.Logger
+	// Bridge is closed before Upstreams. If nil, the multiplexer has its own.
+	Bridge *bridge.Bridge
+	Calls  *telemetry.Calls
+	Log    *slog.Logger
 	// ProxyID names this proxy in sessions that live here.
 	ProxyID string
 	// Loopback is true if listeners are bound to a loopback address.
@@ -183,7 +188,7 @@ func (p *process) run(ctx context.Context) error {
 		p.notReady("stopping")
 		p.listeners.Close()
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		err = p.upstreams.Close(closing)
+		err = errors.Join(p.bridge.Close(closing), p.upstreams.Close(closing))
 		cancel()
 	}
 	stop()
@@ -216,6 +221,9 @@ func (p *process) start(ctx context.Context) (err error) {
 	}
 	p.calls = telemetry.NewCalls(p.registry, lines)
 	p.upstreams = upstream.New(upstream.Config{Log: p.cfg.Log})
+	p.bridge = bridge.New(bridge.Config{
+		Transport: p.upstreams.Transport, ProxyID: p.identity.ID().Proxy, Log: p.cfg.Log, Limits: mcp.Limits{Bytes: maxBody},
+	})
 	var handler func(port uint16) http.Handler
 	p.listeners = listener.New(listener.Config{
 		Host: p.cfg.Bind, Drain: p.cfg.Drain, Log: p.cfg.Log,
@@ -225,7 +233,7 @@ func (p *process) start(ctx context.Context) (err error) {
 	p.store = snapshot.New(snapshot.Config{Bind: p.listeners.Bind, Disk: disk, MaxStale: p.cfg.MaxStale, Log: p.cfg.Log})
 	p.store.Subscribe(p.follow)
 	handler = p.cfg.handlers(proxyParts{
-		Store: p.store, Upstreams: p.upstreams, Calls: p.calls, Log: p.cfg.Log,
+		Store: p.store, Upstreams: p.upstreams, Bridge: p.bridge, Calls: p.calls, Log: p.cfg.Log,
 		ProxyID: p.identity.ID().Proxy, Loopback: loopback(p.cfg.Bind),
 	})
 	p.client = xds.New(xds.Config{

@@ -58,6 +58,8 @@ func newProxy(parts proxyParts) *proxy {
 	}
 	p.mux = mux.New(mux.Config{
 		Transport: parts.Upstreams.Transport,
+		Bridge:    parts.Bridge,
+		Found:     parts.Upstreams.Found,
 		ProxyID:   parts.ProxyID,
 		Log:       p.log,
 		Limits:    mcp.Limits{Bytes: maxBody},

@@ -35,7 +35,8 @@ var allowed = map[string][]string{
 	"dataplane/xds":      {"internal/telemetry", "dataplane/snapshot"},
 	"dataplane/listener": {"internal/policy", "internal/telemetry", "dataplane/snapshot"},
 	"dataplane/upstream": {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp"},
-	"dataplane/mux":      {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
+	"dataplane/bridge":   {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
+	"dataplane/mux":      {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream", "dataplane/bridge"},
 	"dataplane":          {"internal/policy", "internal/telemetry", "dataplane/*"},
 
 	"cli/demo": {},

@@ -159,7 +159,7 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	h := make(http.Header, 8)
 	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
 	x.pass(t, h)
-	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Call: x.call(t, policy.None, "")}, session.Target{})
+	resp, err := x.exchange(ctx, t, x.mux.cfg.Transport(t), &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Call: x.call(t, policy.None, "")}, session.Target{})
 	if err != nil {
 		return session.Target{}, hs, err
 	}
@@ -180,6 +180,7 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 		return session.Target{}, hs, x.fail(http.StatusBadGateway, mcp.CodeInternal,
 			"target %q answered initialize with protocol version %q, which has no sessions that this proxy knows", t.Name, version)
 	}
+	x.foundSessions(t, version)
 	return session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: string(version), Place: place(t)}, hs, nil
 }
 

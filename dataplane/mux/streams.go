@@ -184,7 +184,7 @@ func (x *Request) get(ctx context.Context, t *snapshot.Target, leg session.Targe
 	if lastID != "" {
 		h[mcp.HeaderLastEventID] = []string{lastID}
 	}
-	return x.exchange(ctx, t, &upstream.Request{Method: http.MethodGet, Header: h, Call: x.call(t, policy.None, "")}, leg)
+	return x.exchange(ctx, t, x.mux.cfg.Transport(t), &upstream.Request{Method: http.MethodGet, Header: h, Call: x.call(t, policy.None, "")}, leg)
 }
 
 // headWait is how long the merged stream waits for its targets before it answers: many send their head only with
