@@ -177,6 +177,12 @@ func (k *call) readWhole(resp *upstream.Response) {
 		k.push(item{msg: m, resp: resp})
 		return
 	}
+	if unknown := mcp.Methods(k.method).Routing == mcp.Unknown; unknown && resp.Status >= 400 && resp.Status < 500 && resp.Status != http.StatusTooManyRequests {
+		// No revision has the method, and the target refuses it in its own way.
+		m, _ := mcp.Scan(mcp.AppendError(nil, k.id, mcp.CodeMethodNotFound, "Method not found: "+k.method, nil), mcp.Limits{})
+		k.push(item{msg: m, resp: resp})
+		return
+	}
 	if resp.Status < 300 { // a success without a response is none that a client could read
 		k.push(item{err: &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: errNoAnswer}})
 		return
@@ -318,9 +324,11 @@ func (k *call) serve(ctx context.Context, rd *round) (*upstream.Response, error)
 			head = nil
 			late.Reset(firstWait)
 		case ev.late:
-			return k.stream(ctx, rd, nil, leave), nil
+			return k.stream(ctx, rd, nil, false, leave), nil
 		case ev.note != nil:
-			return k.stream(ctx, rd, ev.note, leave), nil
+			return k.stream(ctx, rd, ev.note, false, leave), nil
+		case ev.final != nil && ev.streamed:
+			return k.stream(ctx, rd, ev.final, true, leave), nil
 		case ev.final != nil:
 			leave()
 			resp := answered(ev.status, ev.final)
@@ -343,10 +351,12 @@ type event struct {
 	final  []byte // the response to this round
 	status int
 	header http.Header
-	page   *upstream.Response
-	err    error
-	began  bool // nothing yet, but the target's event stream has begun
-	late   bool // nothing yet, and it is late
+	// streamed: the target gave the response in an event stream, and it is a result. The client gets it in that form.
+	streamed bool
+	page     *upstream.Response
+	err      error
+	began    bool // nothing yet, but the target's event stream has begun
+	late     bool // nothing yet, and it is late
 }
 
 // next waits for something that the client is to see, or for one of limit and head.
@@ -472,7 +482,7 @@ func (rd *round) note(k *call, m *mcp.Message) []byte {
 
 // finish makes the response to this round of the target's to the call.
 func (k *call) finish(rd *round, m *mcp.Message, resp *upstream.Response) event {
-	ev := event{status: http.StatusOK}
+	ev := event{status: http.StatusOK, streamed: resp == nil && m.Result.Present()}
 	if resp != nil {
 		ev.status, ev.header = resp.Status, resp.Header
 	}
@@ -547,12 +557,16 @@ func (k *call) release() {
 	s.leave()
 }
 
-// stream begins an event stream to the client. first is its first message; nil: there is none yet.
-func (k *call) stream(ctx context.Context, rd *round, first []byte, leave func() bool) *upstream.Response {
+// stream begins an event stream to the client. first is its first message, and with final its last; nil: there is none
+// yet.
+func (k *call) stream(ctx context.Context, rd *round, first []byte, final bool, leave func() bool) *upstream.Response {
 	body := &callBody{k: k, ctx: ctx, rd: rd, leave: leave}
 	body.w = mcp.NewEventWriter(&body.buf, nil)
 	if first != nil {
 		_ = body.w.Message(first)
+	}
+	if body.done = final; final {
+		leave()
 	}
 	return &upstream.Response{Status: http.StatusOK, Header: http.Header{"Content-Type": {streamType}}, Body: body}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/upstream"
@@ -20,8 +21,14 @@ func (f *stateless) discover(ctx context.Context, r *upstream.Request, m *mcp.Me
 		return resp, err
 	}
 	defer p.leave()
-	result := append([]byte(`{"resultType":"complete","supportedVersions":["`), mcp.V20260728...)
-	result = append(append(result, `"],"capabilities":`...), capabilities(p.says.capabilities)...)
+	// Beside the bridge, every client of sessions reaches the target as it is.
+	result := []byte(`{"resultType":"complete","supportedVersions":["` + mcp.V20260728 + `"`)
+	for _, r := range slices.Backward(mcp.Revisions()) {
+		if r.HasSessions() {
+			result = mcp.AppendString(append(result, ','), string(r))
+		}
+	}
+	result = append(append(result, `],"capabilities":`...), capabilities(p.says.capabilities)...)
 	if text, ok := mcp.Unquote(p.says.instructions); ok && len(text) > 0 {
 		result = append(append(result, `,"instructions":`...), p.says.instructions...)
 	}

@@ -164,7 +164,9 @@ func (s *peer) failure(msg *mcp.Message, status int, id []byte) (int, []byte) {
 		status = http.StatusNotFound
 	case mcp.CodeResourceNotFound:
 		s.recode(&e, msg, mcp.CodeInvalidParams)
-	case mcp.CodeHeaderMismatch, mcp.CodeMissingCapability, mcp.CodeUnsupportedVersion, mcp.CodeURLElicitation:
+	case mcp.CodeMissingCapability:
+		status = http.StatusBadRequest
+	case mcp.CodeHeaderMismatch, mcp.CodeUnsupportedVersion, mcp.CodeURLElicitation:
 		// They would tell the client about its own request, or name versions that it does not talk to.
 		s.recode(&e, msg, mcp.CodeInternal)
 	}
