@@ -73,13 +73,8 @@ func (c *client) refuses(method string, params []byte) (code int, text string, o
 func question(m *mcp.Message) ([]byte, error) {
 	params := m.Params.Of(m.Body)
 	out := mcp.AppendString([]byte(`{"method":`), m.Method)
-	if !object(params) {
-		if m.Method != "roots/list" {
-			params = []byte("{}")
-		} else {
-			return append(out, '}'), nil
-		}
-		return append(append(append(out, `,"params":`...), params...), '}'), nil
+	if !object(params) { // there are clients that cannot do without
+		return append(out, `,"params":{}}`...), nil
 	}
 	stripped, err := withoutTask(params)
 	if err != nil {
