@@ -49,7 +49,8 @@ type call struct {
 type state uint8
 
 const (
-	running state = iota
+	waiting state = iota // for its turn
+	running
 	parked
 	over
 )
@@ -113,16 +114,20 @@ func (k *call) register(id []byte) (own []byte) {
 
 // takeTurn waits until no other call of the session runs, where requests of the target could not be told apart else.
 func (k *call) takeTurn(ctx context.Context) error {
-	if k.p.turn == nil || k.turn || !asking(k.method) {
-		return nil
+	if k.p.serial.Load() && asking(k.method) {
+		select {
+		case k.p.turn <- struct{}{}:
+			k.turn = true
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	select {
-	case k.p.turn <- struct{}{}:
-		k.turn = true
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.state == waiting {
+		k.state = running
 	}
+	return nil
 }
 
 func (k *call) giveTurn() {
@@ -513,7 +518,7 @@ func (k *call) finish(rd *round, m *mcp.Message, resp *upstream.Response) event 
 // abandon cancels the call, if it still serves the given round: in 2026-07-28 a client that leaves has cancelled.
 func (k *call) abandon(round uint64) {
 	k.mu.Lock()
-	if k.state != running || k.round != round {
+	if k.state != running && k.state != waiting || k.round != round {
 		k.mu.Unlock()
 		return
 	}

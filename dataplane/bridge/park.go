@@ -169,7 +169,7 @@ func (k *call) wake(round uint64) bool {
 	if k.state != parked || k.round != round {
 		return false
 	}
-	k.state = running
+	k.state = waiting
 	k.timer.Stop()
 	k.unpark()
 	return true

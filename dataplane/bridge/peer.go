@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -53,9 +54,10 @@ type peer struct {
 	info    []byte // serverInfo, raw
 	says    server
 
-	// turn is held by the one call that is running, where a request of the target cannot be told to belong to a call.
-	// Nil: calls do not wait for each other.
-	turn chan struct{}
+	// turn is held by the one call that is running where serial is set: there, a request of the target comes by a channel
+	// that all calls share, and can only be told to belong to one if no other runs.
+	turn   chan struct{}
+	serial atomic.Bool
 
 	stream stream
 
@@ -95,7 +97,7 @@ func (f *failure) answer() (*upstream.Response, error) {
 func newPeer(f *stateless, r *upstream.Request, k key, c *client) *peer {
 	s := &peer{
 		b: f.b, t: f.t, tr: f.tr, key: k, header: r.Header.Clone(), who: r.Call,
-		ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]int{},
+		turn: make(chan struct{}, 1), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]int{},
 	}
 	s.client = *c
 	s.client.caps, s.client.info = bytes.Clone(c.caps), bytes.Clone(c.info)
@@ -108,9 +110,7 @@ func newPeer(f *stateless, r *upstream.Request, k key, c *client) *peer {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.idle = time.AfterFunc(f.b.cfg.Idle, s.reap)
 	s.stream.opened = make(chan struct{})
-	if s.tr.Owned() && c.asked() {
-		s.turn = make(chan struct{}, 1)
-	}
+	s.serial.Store(s.tr.Owned() && c.asked())
 	return s
 }
 

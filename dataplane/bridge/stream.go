@@ -141,7 +141,12 @@ func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]
 func (s *peer) heard(m *mcp.Message) {
 	switch m.Kind {
 	case mcp.Request:
-		if k := s.meant(); k != nil && m.Method != "ping" {
+		if m.Method == "ping" {
+			s.outside(m)
+			return
+		}
+		s.serial.Store(s.client.asked()) // over HTTP too, as it turns out
+		if k := s.meant(); k != nil {
 			k.asked(m)
 			return
 		}
