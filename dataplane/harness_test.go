@@ -20,7 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/sluicegate/sluice/dataplane/bridge"
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
 	"github.com/sluicegate/sluice/internal/telemetry"
@@ -140,7 +140,7 @@ func (w *world) startAs(t testing.TB, id, addr string) *testProxy {
 	p := &testProxy{store: snapshot.New(snapshot.Config{Log: log}), lines: &lockedBuffer{}}
 	upstreams := upstream.New(upstream.Config{Log: log})
 	calls := telemetry.NewCalls(telemetry.NewRegistry(), p.lines)
-	bridged := bridge.New(bridge.Config{Transport: upstreams.Transport, ProxyID: id, Log: log})
+	bridged := newclient.New(newclient.Config{Transport: upstreams.Transport, ProxyID: id, Log: log})
 	p.proxy = newProxy(proxyParts{Store: p.store, Upstreams: upstreams, Bridge: bridged, Calls: calls, Log: log, ProxyID: id, Loopback: true})
 	p.apply(t, w)
 	server := httptest.NewUnstartedServer(p.handler(testPort))

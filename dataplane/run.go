@@ -25,7 +25,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
-	"github.com/sluicegate/sluice/dataplane/bridge"
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/listener"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -144,7 +144,7 @@ type process struct {
 	calls     *telemetry.Calls
 	store     *snapshot.Store
 	upstreams *upstream.Manager
-	bridge    *bridge.Bridge
+	bridge    *newclient.Bridge
 	listeners *listener.Manager
 	client    *xds.Client
 
@@ -156,7 +156,7 @@ type proxyParts struct {
 	Store     *snapshot.Store
 	Upstreams *upstream.Manager
 	// Bridge is closed before Upstreams. If nil, the multiplexer has its own.
-	Bridge *bridge.Bridge
+	Bridge *newclient.Bridge
 	Calls  *telemetry.Calls
 	Log    *slog.Logger
 	// ProxyID names this proxy in sessions that live here.
@@ -221,7 +221,7 @@ func (p *process) start(ctx context.Context) (err error) {
 	}
 	p.calls = telemetry.NewCalls(p.registry, lines)
 	p.upstreams = upstream.New(upstream.Config{Log: p.cfg.Log})
-	p.bridge = bridge.New(bridge.Config{
+	p.bridge = newclient.New(newclient.Config{
 		Transport: p.upstreams.Transport, ProxyID: p.identity.ID().Proxy, Log: p.cfg.Log, Limits: mcp.Limits{Bytes: maxBody},
 	})
 	var handler func(port uint16) http.Handler

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/sluicegate/sluice/dataplane/bridge"
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -55,7 +55,7 @@ func (x *Request) face(ctx context.Context, t *snapshot.Target) (upstream.Transp
 	if e.have(mcp.Stateless) {
 		return x.mux.cfg.Transport(t), nil
 	}
-	return x.mux.cfg.Bridge.Stateless(t, bridge.Caller{Codec: x.Codec, Scope: x.Scope}), nil
+	return x.mux.cfg.Bridge.Stateless(t, newclient.Caller{Codec: x.Codec, Scope: x.Scope}), nil
 }
 
 // otherEra names the target and what it does speak. Clients that know both eras fall back on it.

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
-	"github.com/sluicegate/sluice/dataplane/bridge"
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -22,7 +22,7 @@ type Config struct {
 	// Transport reaches a target, e.g. upstream.Manager.Transport.
 	Transport func(*snapshot.Target) upstream.Transport
 	// Bridge makes targets of one era serve clients of the other. If nil, one of its own.
-	Bridge *bridge.Bridge
+	Bridge *newclient.Bridge
 	// Found is told what a target was found to speak, newest first. May be nil.
 	Found func(*snapshot.Target, []string)
 	// ProxyID names this proxy in sessions of which a part lives here alone.
@@ -74,7 +74,7 @@ func New(cfg Config) *Mux {
 		m.log = slog.Default()
 	}
 	if m.cfg.Bridge == nil {
-		m.cfg.Bridge = bridge.New(bridge.Config{Transport: cfg.Transport, ProxyID: cfg.ProxyID, Log: m.log, Limits: cfg.Limits})
+		m.cfg.Bridge = newclient.New(newclient.Config{Transport: cfg.Transport, ProxyID: cfg.ProxyID, Log: m.log, Limits: cfg.Limits})
 	}
 	if m.cfg.Found == nil {
 		m.cfg.Found = func(*snapshot.Target, []string) {}

@@ -11,7 +11,7 @@ import (
 	"net/textproto"
 	"strings"
 
-	"github.com/sluicegate/sluice/dataplane/bridge"
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -113,7 +113,7 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 		if cause := context.Cause(ctx); cause != nil && errors.Is(cause, upstream.ErrTimeout) {
 			err = fmt.Errorf("%w: %w", upstream.ErrTimeout, err)
 		}
-		if refused, ok := errors.AsType[*bridge.RefusedError](err); ok {
+		if refused, ok := errors.AsType[*newclient.RefusedError](err); ok {
 			x.Record.Err = err
 			x.contradicted(t)
 			return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused to begin a session: %s", t.Name, refused.Reason)

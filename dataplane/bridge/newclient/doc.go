@@ -1,4 +1,4 @@
-// Package bridge gives a target of one era of MCP the face of the other.
+// Package newclient gives a target of one era of MCP the face of the other.
 //
 //	mux ── client's era ──▶ bridge ── target's era ──▶ upstream
 //
@@ -15,4 +15,4 @@
 // (ask.go) ends the client's request with `input_required`: the call is parked here, and its requestState, sealed, names
 // this proxy (park.go). The client's retry brings the answers, which go to the target, and the same call is read on.
 // subscriptions/listen is fed from the session's own stream (listen.go, stream.go).
-package bridge
+package newclient

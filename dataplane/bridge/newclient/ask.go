@@ -1,4 +1,4 @@
-package bridge
+package newclient
 
 import (
 	"github.com/sluicegate/sluice/dataplane/mcp"
