@@ -61,14 +61,16 @@ func newProxy(parts proxyParts) *proxy {
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	if p.parts.Transport == nil {
-		p.parts.Transport = parts.Upstreams.Transport
+		p.parts.Transport, p.parts.Found = parts.Upstreams.Transport, parts.Upstreams.Found
 	}
 	p.mux = mux.New(mux.Config{
-		Transport: p.parts.Transport,
-		ProxyID:   parts.ProxyID,
-		Log:       p.log,
-		Limits:    mcp.Limits{Bytes: maxBody},
-		Draining:  listener.Draining,
+		Transport:  p.parts.Transport,
+		NewClients: parts.NewClients,
+		Found:      p.parts.Found,
+		ProxyID:    parts.ProxyID,
+		Log:        p.log,
+		Limits:     mcp.Limits{Bytes: maxBody},
+		Draining:   listener.Draining,
 	})
 	parts.Store.Subscribe(func(old, now *snapshot.Index) {
 		p.codecs.Range(func(name, _ any) bool {

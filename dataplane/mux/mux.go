@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/bridge/oldclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
@@ -21,6 +22,10 @@ import (
 type Config struct {
 	// Transport reaches a target, e.g. upstream.Manager.Transport.
 	Transport func(*snapshot.Target) upstream.Transport
+	// NewClients gives targets with sessions a stateless face. If nil, one of its own.
+	NewClients *newclient.Bridge
+	// Found is told what a target was found to speak, newest first. May be nil.
+	Found func(*snapshot.Target, []string)
 	// ProxyID names this proxy in sessions of which a part lives here alone.
 	ProxyID string
 	// Log gets what no answer tells. If nil, slog.Default().
@@ -71,6 +76,12 @@ func New(cfg Config) *Mux {
 		m.log = slog.Default()
 	}
 	m.oldclients = oldclient.New(oldclient.Config{Transport: cfg.Transport, Log: m.log, Limits: cfg.Limits})
+	if m.cfg.NewClients == nil {
+		m.cfg.NewClients = newclient.New(newclient.Config{Transport: cfg.Transport, ProxyID: cfg.ProxyID, Log: m.log, Limits: cfg.Limits})
+	}
+	if m.cfg.Found == nil {
+		m.cfg.Found = func(*snapshot.Target, []string) {}
+	}
 	if m.cfg.Draining == nil {
 		m.cfg.Draining = func(context.Context) <-chan struct{} { return nil }
 	}
