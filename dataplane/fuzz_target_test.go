@@ -102,7 +102,7 @@ func (a *attacker) serve(c *mcptest.Conn, r *http.Request, body []byte) bool {
 	switch {
 	case m.ID == nil:
 		c.Answer(202, "", "")
-	case now.stateless == (m.Method == "initialize"), !now.stateless && m.Method == "server/discover":
+	case now.stateless && m.Method == "initialize", !now.stateless && m.Method == "server/discover":
 		c.Answer(404, "application/json", `{"jsonrpc":"2.0","id":`+string(m.ID)+`,"error":{"code":-32601,"message":"Method not found"}}`)
 	default:
 		c.Answer(200, "application/json", wellAnswered(m.Method, string(m.ID), now.stateless), "Mcp-Session-Id: s")
