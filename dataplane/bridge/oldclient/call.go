@@ -84,6 +84,10 @@ func (c *call) translate(msg *mcp.Message) ([]byte, *input, error) {
 		var e mcp.Edits
 		if msg.ID.Present() {
 			e.Replace(msg.ID, c.m.RawID())
+		} else { // it could not read the request, and there was one alone
+			body := bytes.TrimSpace(msg.Body)
+			e.Insert(body, mcp.Span{End: int32(len(body))}, "id", c.m.RawID())
+			return e.Apply(nil, body), nil, nil
 		}
 		return e.Apply(nil, msg.Body), nil, nil
 	}
