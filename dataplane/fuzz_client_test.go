@@ -241,6 +241,7 @@ type reply struct {
 	body    bytes.Buffer
 	endless bool
 	leave   func()
+	begins  bool // with an event, which is waited for
 	aborted bool // cut off, so that nobody takes what came for a whole answer
 }
 
@@ -259,7 +260,7 @@ func (r *reply) Write(b []byte) (int, error) {
 
 func (r *reply) Flush() {
 	r.WriteHeader(http.StatusOK)
-	if r.endless || bytes.Contains(r.body.Bytes(), []byte(`"method":"elicitation/create"`)) {
+	if r.endless && (!r.begins || r.body.Len() > 0) || bytes.Contains(r.body.Bytes(), []byte(`"method":"elicitation/create"`)) {
 		r.leave()
 	}
 }
@@ -268,7 +269,7 @@ func (r *reply) Flush() {
 func (p *testProxy) serveFuzzed(verb, path string, head http.Header, body []byte) *reply {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	r := &reply{header: http.Header{}, leave: cancel, endless: verb == http.MethodGet || bytes.Contains(body, []byte("subscriptions"))}
+	r := &reply{header: http.Header{}, leave: cancel, begins: path == "/sse", endless: verb == http.MethodGet || bytes.Contains(body, []byte("subscriptions"))}
 	in := httptest.NewRequestWithContext(ctx, verb, "http://127.0.0.1"+path, bytes.NewReader(body))
 	in.Header = head
 	func() {
