@@ -173,12 +173,14 @@ func trapNotFound(t *testing.T) {
 // An event is the same one, whatever its pieces, line ends and comments.
 func trapEvents(t *testing.T) {
 	forms := map[string]func(data string) []string{
-		"LF":              func(d string) []string { return []string{"data: " + d + "\n\n"} },
-		"CRLF":            func(d string) []string { return []string{"data: " + d + "\r\n\r\n"} },
-		"CR":              func(d string) []string { return []string{"data: " + d + "\r\r"} },
-		"byte by byte":    func(d string) []string { return strings.Split("event: message\r\nid: 1\r\ndata: "+d+"\r\n\r\n", "") },
-		"comments":        func(d string) []string { return []string{": hello\n\n:\n: x\ndata: " + d + "\n: in between\n\n:\n"} },
-		"several lines":   func(d string) []string { return []string{"data:" + strings.ReplaceAll(d, ",", "\ndata: ,") + "\n\n"} },
+		"LF":           func(d string) []string { return []string{"data: " + d + "\n\n"} },
+		"CRLF":         func(d string) []string { return []string{"data: " + d + "\r\n\r\n"} },
+		"CR":           func(d string) []string { return []string{"data: " + d + "\r\r"} },
+		"byte by byte": func(d string) []string { return strings.Split("event: message\r\nid: 1\r\ndata: "+d+"\r\n\r\n", "") },
+		"comments":     func(d string) []string { return []string{": hello\n\n:\n: x\ndata: " + d + "\n: in between\n\n:\n"} },
+		"several lines": func(d string) []string {
+			return []string{"data:" + strings.ReplaceAll(d, `,"`, "\ndata: ,\"") + "\n\n"}
+		},
 		"split CRLF":      func(d string) []string { return []string{"data: " + d + "\r", "\n\r", "\n"} },
 		"priming":         func(d string) []string { return []string{"id: 0\nretry: 5\ndata:\n\nid: 1\ndata: " + d + "\n\n"} },
 		"byte order mark": func(d string) []string { return []string{"\ufeffdata: " + d + "\n\n"} },
@@ -319,9 +321,6 @@ func trapChangeMidCall(t *testing.T) {
 	for name, change := range map[string]func(w *world){
 		"denied":  func(w *world) { w.policies["only"] = authorization(deny(`has(mcp.tool) && mcp.tool.name == "elicit"`)) },
 		"removed": func(w *world) { w.targets[0].Name, w.targets[0].Index = "another", 0 },
-		"moved": func(w *world) {
-			w.targets[0].Transport = &xdsv1.Target_Mcp{Mcp: endpointOf(newRaw(t, false, nil).URL)}
-		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			seen := &posts{}
@@ -343,19 +342,30 @@ func trapChangeMidCall(t *testing.T) {
 			}
 		})
 	}
-	t.Run("unchanged", func(t *testing.T) { // what has nothing to do with it
-		w := behind(mcptest.NewServer(t, mcptest.Options{}).URL)
-		p := w.start(t)
-		key, state := p.asked(t)
-		w.policies["only"] = authorization(deny(`has(mcp.tool) && mcp.tool.name == "add"`))
-		p.apply(t, w)
-		if got := p.retry(t, accepted(key), state); textOf(t, got) != "Hello, Ada!" {
-			t.Errorf("%d %s", got.status, got.body)
-		}
-	})
+	// What has nothing to do with the call; and another place, which is for calls to come: this one goes on where it is.
+	elsewhere := newRaw(t, false, nil)
+	for name, change := range map[string]func(w *world){
+		"another tool's policy": func(w *world) { w.policies["only"] = authorization(deny(`has(mcp.tool) && mcp.tool.name == "add"`)) },
+		"moved":                 func(w *world) { w.targets[0].Transport = &xdsv1.Target_Mcp{Mcp: endpointOf(elsewhere.URL)} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			seen := &posts{}
+			w := behind(mcptest.NewServer(t, mcptest.Options{Wrap: seen.wrap}).URL)
+			p := w.start(t)
+			key, state := p.asked(t)
+			change(w)
+			p.apply(t, w)
+			if got := p.retry(t, accepted(key), state); textOf(t, got) != "Hello, Ada!" {
+				t.Errorf("%d %s", got.status, got.body)
+			}
+			if n := len(seen.with(`"tools/call"`)) + elsewhere.counted("tools/call"); n != 1 {
+				t.Errorf("the call ran %d times", n)
+			}
+		})
+	}
 }
 
-// A listen outlives a change of the configuration that leaves it its targets, and hears of what the change shows or hides.
+// A listen hears of what a change of the configuration shows or hides, and goes on; or it ends politely, and the next one goes on.
 func trapChangeMidListen(t *testing.T) {
 	for _, stateless := range []bool{false, true} {
 		srv := mcptest.NewServer(t, mcptest.Options{Stateless: stateless})
@@ -366,7 +376,16 @@ func trapChangeMidListen(t *testing.T) {
 		s.next(t, "notifications/subscriptions/acknowledged")
 		w.policies["only"] = authorization(deny(`has(mcp.tool) && mcp.tool.name == "add"`))
 		p.apply(t, w)
-		s.next(t, "notifications/tools/list_changed")
+		if !stateless { // its session was of another policy, and is over
+			msgs := s.ended(t)
+			if len(msgs) == 0 || msgs[len(msgs)-1]["id"] != "L" || msgs[len(msgs)-1]["result"] == nil {
+				t.Fatalf("the listen ended with %v, want its result", msgs)
+			}
+			s = p.listen(t, `"L"`, `{"toolsListChanged":true,"resourceSubscriptions":["test://watched"]}`)
+			s.next(t, "notifications/subscriptions/acknowledged")
+		} else {
+			s.next(t, "notifications/tools/list_changed")
+		}
 		deadline := waiting(t)
 		for updated := false; !updated; { // the listen follows to the target's new policy in its own time
 			deadline()

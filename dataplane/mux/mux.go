@@ -119,10 +119,12 @@ type Request struct {
 	// Record is filled in for the log line. Not nil.
 	Record *Record
 
-	mux   *Mux
-	item  item         // what is asked for, once that is known
-	taken policy.Taken // tokens of localRateLimit
-	work  *policy.Work // of a list's decisions; nil else
+	mux  *Mux
+	item item // what is asked for, once that is known
+	// responded: the client's stream has the response.
+	responded bool
+	taken     policy.Taken // tokens of localRateLimit
+	work      *policy.Work // of a list's decisions; nil else
 }
 
 // Record is what became of a request, for the log line and the metrics.
