@@ -269,7 +269,7 @@ func (r *reply) Flush() {
 func (p *testProxy) serveFuzzed(verb, path string, head http.Header, body []byte) *reply {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	r := &reply{header: http.Header{}, leave: cancel, begins: path == "/sse", endless: verb == http.MethodGet || bytes.Contains(body, []byte("subscriptions"))}
+	r := &reply{header: http.Header{}, leave: cancel, begins: path == "/sse" && head.Get("Mcp-Session-Id") == "", endless: verb == http.MethodGet || bytes.Contains(body, []byte("subscriptions"))}
 	in := httptest.NewRequestWithContext(ctx, verb, "http://127.0.0.1"+path, bytes.NewReader(body))
 	in.Header = head
 	func() {
@@ -491,7 +491,7 @@ func FuzzClientLeg(f *testing.F) {
 		if verb == http.MethodDelete {
 			w.session, w.older = "", ""
 		}
-		if path == "/sse" && verb == http.MethodGet && r.status == 200 {
+		if path == "/sse" && sent.Get("Mcp-Session-Id") == "" && verb == http.MethodGet && r.status == 200 {
 			if !strings.HasPrefix(r.body.String(), "event: endpoint\ndata: /sse?sessionId=") {
 				t.Errorf("a stream begins with %q", r.body.String())
 			}
