@@ -241,8 +241,8 @@ func trapLargeEvent(t *testing.T) {
 	})
 }
 
-// A tool whose x-mcp-header cannot be honoured is not shown to clients that would have to, nor to those for whom the proxy would;
-// the others keep their bytes.
+// A tool whose x-mcp-header cannot be honoured is not shown to clients that would have to, nor to those for whom the proxy would; the
+// others keep their bytes. The list of the only target, in its own era, passes through whole: that client leaves the tool out itself.
 func trapParamHeader(t *testing.T) {
 	good := []string{
 		`{"name":"plain","inputSchema":{"type":"object"}, "x":1e400}`,
@@ -276,8 +276,9 @@ func trapParamHeader(t *testing.T) {
 				}
 			}
 			for i := range bad {
-				if strings.Contains(got.body, fmt.Sprintf(`b%d"`, i+1)) {
-					t.Errorf("%s, %d targets: the list shows %s", client, n, bad[i])
+				passed := client == "2026-07-28" && n == 1
+				if strings.Contains(got.body, fmt.Sprintf(`b%d"`, i+1)) != passed {
+					t.Errorf("%s, %d targets: the list shows %s: %v", client, n, bad[i], !passed)
 				}
 			}
 		}

@@ -197,6 +197,11 @@ func (x *Request) keeper(t *snapshot.Target, list mcp.List, owned map[string]str
 		if owner, ok := owned[string(name.Value)]; ok && owner != t.Name {
 			return false
 		}
+		if list == mcp.Tools && x.stateless() {
+			if _, err := mcp.ParseParamHeaders(it.InputSchema.Of(it.Raw)); err != nil {
+				return false // no client over HTTP may call it, so none may see it
+			}
+		}
 		if rules && !x.admitList(t, kind, name.String(), it.Annotations.Of(it.Raw)) {
 			return false
 		}

@@ -123,7 +123,7 @@ func (c *call) translate(msg *mcp.Message) ([]byte, *input, error) {
 	}
 	stripped, err := mcp.Strip(nil, raw, c.f.b.cfg.Limits, drop...)
 	if err == nil && c.m.Method == "tools/list" {
-		stripped, err = withoutForeignSchemas(stripped, c.f.b.cfg.Limits)
+		stripped, err = forOldClients(stripped, c.f.b.cfg.Limits)
 	}
 	if err != nil {
 		return nil, nil, err
