@@ -200,8 +200,8 @@ type proxyParts struct {
 	Transport func(*snapshot.Target) upstream.Transport
 	// Found is told what a target speaks. If nil, nobody is.
 	Found func(t *snapshot.Target, versions []string)
-	Calls     *telemetry.Calls
-	Log       *slog.Logger
+	Calls *telemetry.Calls
+	Log   *slog.Logger
 	// ProxyID names this proxy in sessions that live here.
 	ProxyID string
 	// Peers are the other proxies. Nil: none can be asked.
