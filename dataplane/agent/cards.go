@@ -26,6 +26,9 @@ func serveCard(w http.ResponseWriter, x *mux.Request, at *Place) error {
 		e.Allow = "GET, HEAD"
 		return e
 	}
+	if err := x.Take(at.Agent); err != nil {
+		return err
+	}
 	ctx, cancel := x.Within(x.HTTP.Context(), at.Agent)
 	defer cancel()
 	card, err := fetchCard(ctx, x, at)
@@ -138,10 +141,7 @@ func skillFilter(x *mux.Request, t target) func(skill string) bool {
 	if !t.Policy.Authorizes() {
 		return nil
 	}
-	return func(skill string) bool {
-		c := x.Call(t, policy.Agent, skill)
-		return t.Policy.AdmitList(&c).Allowed
-	}
+	return x.Listing(t, policy.Agent)
 }
 
 // tag is the entity tag of what this caller gets.
