@@ -49,8 +49,8 @@ func (a *playedAgent) ask(t *testing.T, body string) Performance {
 	return a.Serve(testPort, r, time.Now())
 }
 
-// textOf are the texts of all parts in an answer or stream, joined.
-func textOf(t *testing.T, body []byte) string {
+// allText are the texts of all parts in an answer or stream, joined.
+func allText(t *testing.T, body []byte) string {
 	t.Helper()
 	var all strings.Builder
 	var read func(v any)
@@ -118,13 +118,13 @@ func TestAgentPieces(t *testing.T) {
 				a := playAgent(t, aiPolicy(t, guards("", masks("hunter2"))))
 				a.contentType, a.answer = "text/event-stream", tt.stream
 				p := a.ask(t, askStream)
-				if got := textOf(t, p.Body); got != tt.mask || p.Status != 200 || strings.Contains(string(p.Body), `"error"`) {
+				if got := allText(t, p.Body); got != tt.mask || p.Status != 200 || strings.Contains(string(p.Body), `"error"`) {
 					t.Errorf("masked: %d %q, want %q in\n%s", p.Status, got, tt.mask, p.Body)
 				}
 				a = playAgent(t, aiPolicy(t, guards("", rejects("hunter2"))))
 				a.contentType, a.answer = "text/event-stream", tt.stream+artifact03("a", "after")
 				p = a.ask(t, askStream)
-				got, refused := textOf(t, p.Body), strings.Contains(string(p.Body), `"error"`)
+				got, refused := allText(t, p.Body), strings.Contains(string(p.Body), `"error"`)
 				if name == "nothing" {
 					if got != tt.reject+"after" || refused {
 						t.Errorf("rejected for nothing: %s", p.Body)
@@ -145,7 +145,7 @@ func TestAgentParts(t *testing.T) {
 	get := `{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"id":"t"}}`
 	a := playAgent(t, aiPolicy(t, guards("", masks("hunter2"))))
 	a.answer = task
-	if p := a.ask(t, get); textOf(t, p.Body) != "the <MASKED><MASKED>" {
+	if p := a.ask(t, get); allText(t, p.Body) != "the <MASKED><MASKED>" {
 		t.Errorf("a task's parts: %s", p.Body)
 	}
 	a = playAgent(t, aiPolicy(t, guards("", rejects("hunter2"))))
@@ -156,7 +156,7 @@ func TestAgentParts(t *testing.T) {
 	send := `{"jsonrpc":"2.0","id":1,"method":"message/send","params":{"message":{"kind":"message","messageId":"m","role":"user","parts":[{"kind":"text","text":"the h\u0075n"},{"kind":"text","text":"ter2"}]}}}`
 	a = playAgent(t, aiPolicy(t, guards(masks("hunter2"), "")))
 	a.answer = `{"jsonrpc":"2.0","id":1,"result":{}}`
-	if a.ask(t, send); len(a.sent) != 1 || textOf(t, a.sent[0].Body) != "the <MASKED><MASKED>" {
+	if a.ask(t, send); len(a.sent) != 1 || allText(t, a.sent[0].Body) != "the <MASKED><MASKED>" {
 		t.Errorf("a message's parts: %s", a.sent)
 	}
 	a = playAgent(t, aiPolicy(t, guards(rejects("hunter2"), "")))

@@ -42,7 +42,7 @@ func call(method string) string {
 	return fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":%q,"params":{}}`, method)
 }
 
-const done = `{"jsonrpc":"2.0","id":1,"result":{"kind":"message","messageId":"m","role":"agent","parts":[]}}`
+const agentSaid = `{"jsonrpc":"2.0","id":1,"result":{"kind":"message","messageId":"m","role":"agent","parts":[]}}`
 
 func answers(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(io.Discard, r.Body)
@@ -51,7 +51,7 @@ func answers(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, `{"url":"http://agent/"}`)
 		return
 	}
-	_, _ = io.WriteString(w, done)
+	_, _ = io.WriteString(w, agentSaid)
 }
 
 // Whatever reaches an agent costs a token: nothing gets around it by its method, by having no id, or by asking for a card.
@@ -95,7 +95,7 @@ func TestAgentConcurrency(t *testing.T) {
 	target, w := scripted(t, `{}`, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "text/event-stream")
-		_, _ = io.WriteString(w, "data: "+done+"\n\n")
+		_, _ = io.WriteString(w, "data: "+agentSaid+"\n\n")
 		_ = http.NewResponseController(w).Flush()
 		<-next
 	})
@@ -146,8 +146,8 @@ func TestAgentTimeouts(t *testing.T) {
 		t.Errorf("no head within its own time: %d %s", a.status, a.body)
 	}
 	<-left
-	_, w = scripted(t, `{"timeout":{"requestTimeout":"0.2s"}}`, handler("data: "+done+"\n\n"))
-	if a := w.start(t).post(t, "", call("message/stream")); a.status != 200 || !strings.HasPrefix(a.body, "data: "+done) || !strings.Contains(a.body, "in time") {
+	_, w = scripted(t, `{"timeout":{"requestTimeout":"0.2s"}}`, handler("data: "+agentSaid+"\n\n"))
+	if a := w.start(t).post(t, "", call("message/stream")); a.status != 200 || !strings.HasPrefix(a.body, "data: "+agentSaid) || !strings.Contains(a.body, "in time") {
 		t.Errorf("a stream that goes on: %d %s", a.status, a.body)
 	}
 	<-left
@@ -225,7 +225,7 @@ func TestAgentOfHungClient(t *testing.T) {
 		_, w := scripted(t, policies, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			w.Header().Set("Content-Type", "text/event-stream")
-			event := []byte("data: " + strings.Replace(done, `"parts":[]`, `"parts":[{"kind":"text","text":"`+strings.Repeat("x", 64<<10)+`"}]`, 1) + "\n\n")
+			event := []byte("data: " + strings.Replace(agentSaid, `"parts":[]`, `"parts":[{"kind":"text","text":"`+strings.Repeat("x", 64<<10)+`"}]`, 1) + "\n\n")
 			for {
 				n, err := w.Write(event)
 				written.Add(int64(n))
