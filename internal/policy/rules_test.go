@@ -353,29 +353,6 @@ func authenticated() *Principal {
 	return &p
 }
 
-func BenchmarkAdmitTenRules(b *testing.B) {
-	target := mustTarget(b, tenRules)
-	c := toolCall("echo", `{"x":1}`)
-	c.Principal = authenticated()
-	b.ReportAllocs()
-	for b.Loop() {
-		if !target.Admit(c).Allowed {
-			b.Fatal("refused")
-		}
-	}
-}
-
-func BenchmarkAdmitArguments(b *testing.B) {
-	target := mustTarget(b, authz(allow("mcp.tool.arguments.path.startsWith('/tmp/')"), deny("mcp.tool.arguments.tags.exists(t, t == 'x')")))
-	c := toolCall("echo", `{"path":"/tmp/a","tags":["a","b"],"n":1}`)
-	b.ReportAllocs()
-	for b.Loop() {
-		if !target.Admit(c).Allowed {
-			b.Fatal("refused")
-		}
-	}
-}
-
 func TestTenRulesAllocateLittle(t *testing.T) {
 	target := mustTarget(t, tenRules)
 	c := toolCall("echo", `{"x":1}`)
