@@ -239,7 +239,9 @@ func TestArgumentsMustBeStrict(t *testing.T) {
 func TestRulesThatDoNotCompile(t *testing.T) {
 	for rule, want := range map[string]string{
 		"":                                    "is empty",
-		"jwt.sub ==":                          "Syntax error",
+		"jwt.sub ==":                          "Syntax error: something is missing at the end, at character 11 of",
+		"jwt.sub = 'a'":                       "Syntax error: `=` is nothing that CEL knows",
+		"jwt.sub == 'a' 'b'":                  "Syntax error: `'b'` cannot stand here, at character 16 of",
 		"jwt.sub == 'a":                       "Syntax error",
 		"nobody.sub == 'x'":                   "variables are jwt, apiKey",
 		"mcp.tol.name == 'x'":                 "undefined field 'tol'",

@@ -45,6 +45,8 @@ func (v *validator) policies() {
 		v.ofTwoResources(o, policies, enforced)
 		v.limitKeys(o, "policies", policies)
 		v.limitKeys(o, "enforced", enforced)
+		v.keySets(o, "policies", policies)
+		v.keySets(o, "enforced", enforced)
 		if o.GetTarget() != nil {
 			v.onTarget(o)
 		}
@@ -83,6 +85,29 @@ func (v *validator) block(o *adminv1.Object, block string, p *policyv1.Policies)
 	if p.GetBackendAuth().GetPassthrough() != nil && !stdio && !v.audienceIsTarget(o) {
 		v.tell(severityWarning, o, block+".backendAuth.passthrough", "sends the client's token to the target, which can use it elsewhere as the client",
 			"use it only where the target is the token's audience, and name its URL in jwtAuth's audiences")
+	}
+}
+
+// keySets notes what cannot be seen offline: whether the control plane gets at the keys that tokens are verified with.
+func (v *validator) keySets(o *adminv1.Object, block string, p *policyv1.Policies) {
+	if !v.Offline {
+		return
+	}
+	note := func(field, source string) {
+		if issuer, ok := policy.SourceIssuer(source); ok {
+			source = "the key set of issuer " + issuer
+		} else if source != "" {
+			source = "the key set " + source
+		}
+		if source != "" {
+			v.tell(severityNote, o, field, fmt.Sprintf("%s is not looked at here", source), "the control plane fetches it, and refuses what is applied if it cannot")
+		}
+	}
+	for i, provider := range p.GetJwtAuth().GetProviders() {
+		note(fmt.Sprintf("%s.jwtAuth.providers[%d].jwks", block, i), policy.JwksSource(provider.GetJwks()))
+	}
+	for i, provider := range p.GetMcpAuthentication().GetProviders() {
+		note(fmt.Sprintf("%s.mcpAuthentication.providers[%d].jwks", block, i), policy.JwksSource(policy.ProviderJwks(provider)))
 	}
 }
 
