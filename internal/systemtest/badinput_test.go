@@ -103,7 +103,7 @@ func TestTroubleOfOneTarget(t *testing.T) {
 		{"well", fmt.Sprintf("mcp: {host: %q}", server.URL), "{}", ""},
 		{"judged", fmt.Sprintf("mcp: {host: %q}", server.URL), fmt.Sprintf("{ai: {promptGuard: {request: [{webhook: {url: %q}}]}}}", judge.URL), "policies.ai.promptGuard.request[0]: the answer is no JSON"},
 		{"unjudged", fmt.Sprintf("mcp: {host: %q}", server.URL), fmt.Sprintf("{ai: {promptGuard: {request: [{webhook: {url: %q, failureMode: failOpen}}]}}}", down.URL), "connection refused"},
-		{"tokenless", fmt.Sprintf("mcp: {host: %q}", server.URL), fmt.Sprintf("{backendAuth: {oauth: {tokenUrl: %q, clientId: c, clientSecret: s}}}", down.URL), "backendAuth"},
+		{"tokenless", fmt.Sprintf("mcp: {host: %q}", server.URL), fmt.Sprintf("{backendAuth: {oauth: {tokenUrl: %q, clientId: c, clientSecret: hush-hush}}}", down.URL), "backendAuth"},
 		{"untrusted", fmt.Sprintf("mcp: {host: %q}", secure.URL), "{}", "certificate"},
 		{"gone", fmt.Sprintf("mcp: {host: %q}", down.URL), "{}", "connection refused"},
 		{"keyless", fmt.Sprintf("mcp: {host: %q}", server.URL), "{backendAuth: {key: {file: /nowhere/key}}}", "/nowhere/key"},
