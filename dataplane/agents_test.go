@@ -349,7 +349,7 @@ func TestAgentHeaders(t *testing.T) {
 	}
 	card := get(t, p.URL+"/.well-known/agent.json", "Authorization", "Bearer client") // the agent has the other name alone
 	if card.status != http.StatusOK || card.header.Get("X-Answer") != "yes" || card.header.Get("Cache-Control") != "private, no-cache" {
-		t.Fatalf("the card: %d %v", card.status, card.header)
+		t.Fatalf("the card: %d %v %s\n%s", card.status, card.header, card.body, p.lines)
 	}
 	if got := get(t, p.URL+"/.well-known/agent.json", "If-None-Match", `"x", `+card.header.Get("Etag")); got.status != http.StatusNotModified || got.body != "" {
 		t.Errorf("the card that the client has: %d %s", got.status, got.body)
@@ -392,7 +392,9 @@ func TestHostileAgents(t *testing.T) {
 		"two results": {write("application/json", `{"jsonrpc":"2.0","id":7,"result":1,"Result":2}`), 502, "no A2A"},
 		"bad JSON":    {write("application/json", `{"jsonrpc":`), 502, "no A2A"},
 		"100 MB":      {endless(`{"jsonrpc":"2.0","id":7,"result":"`, 100), 502, "no A2A"},
-		"a redirect":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere.example/", 307) }, 502, "redirects are not followed"},
+		"a redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://elsewhere.example/", http.StatusTemporaryRedirect)
+		}, 502, "redirects are not followed"},
 		"credentials": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, 502, "refused the proxy's credentials"},
 		"overload":    {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "3"); w.WriteHeader(503) }, 503, "overloaded"},
 		"an error of its": {func(w http.ResponseWriter, _ *http.Request) {
@@ -447,7 +449,12 @@ func TestHostileAgents(t *testing.T) {
 	// One that hangs is left by whoever leaves.
 	left := make(chan struct{})
 	began := make(chan struct{})
-	handler = func(_ http.ResponseWriter, r *http.Request) { close(began); <-r.Context().Done(); close(left) }
+	handler = func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // a server looks whether its client is there once the body is read
+		close(began)
+		<-r.Context().Done()
+		close(left)
+	}
 	ctx, leave := context.WithCancel(t.Context())
 	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, p.URL, strings.NewReader(send))
 	req.Header.Set("Content-Type", "application/json")

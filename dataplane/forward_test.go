@@ -160,6 +160,46 @@ func TestRoundRobin(t *testing.T) {
 	}
 }
 
+// The same for clients without sessions: a call that waits for its client's answers goes on where it waits.
+func TestRoundRobinParked(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	seen := &posts{}
+	for name, target := range map[string]*xdsv1.Target{
+		"stdio": {Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}, ProtocolVersions: []string{"2025-11-25"}},
+		"sse":   {Transport: &xdsv1.Target_Sse{Sse: endpointOf(mcptest.NewServer(t, mcptest.Options{SSE: true}).URL)}, ProtocolVersions: []string{"2025-11-25"}},
+		"http":  {Transport: &xdsv1.Target_Mcp{Mcp: endpointOf(mcptest.NewServer(t, mcptest.Options{Wrap: seen.wrap}).URL)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := behind()
+			target.Name, target.Backend = "it", "default/backend/tools"
+			w.targets = append(w.targets, target)
+			g := newGroup(t, w, 2)
+			cli := mcptest.Connect(t, g.URL, mcptest.ClientOptions{Version: "2026-07-28"})
+			for range 3 {
+				for tool, want := range map[string]string{"elicit": "Hello, Ada!", "sample": "model: Paris", "roots": "file:///work"} {
+					if got := cli.Call(t, tool, nil); got != want {
+						t.Errorf("%s = %q, want %q", tool, got, want)
+					}
+				}
+			}
+			key, state := g.proxies[0].asked(t)
+			calls := len(seen.with(`"tools/call"`))
+			if got := g.proxies[1].retry(t, accepted(key), state); got.status != 200 || textOf(t, got) != "Hello, Ada!" {
+				t.Errorf("%d %s", got.status, got.body)
+			}
+			key, state = g.proxies[0].asked(t)
+			g.between[0].stop()
+			got := g.proxies[1].retry(t, accepted(key), state)
+			if got.status != 503 || !strings.Contains(got.body, "proxy-1") || !strings.Contains(got.body, "-32603") {
+				t.Errorf("the proxy that has the call is gone: %d %s", got.status, got.body)
+			}
+			if n := len(seen.with(`"tools/call"`)) - calls; name == "http" && n != 1 {
+				t.Errorf("the target was called %d times, want the one that waits", n)
+			}
+		})
+	}
+}
+
 // The owner knows the client as if he had come himself: by his own credentials and his own address. What a peer says beside does not
 // count.
 func TestForwardedCaller(t *testing.T) {
@@ -281,6 +321,91 @@ func TestOwnerLost(t *testing.T) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 }
+
+// A machine that dies closes no connection: what waits for it is told all the same.
+func TestOwnerFrozen(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	w := behind()
+	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
+		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	g := newGroup(t, w, 2)
+	wire := newCable(t, g.between[0].addr)
+	g.between[1].Set(map[string]string{"proxy-1": wire.addr})
+	session := g.proxies[0].initialize(t, "2025-11-25")
+	over := make(chan answer, 1)
+	go func() {
+		over <- g.proxies[1].post(t, session, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"slow","arguments":{"ms":600000}}}`)
+	}()
+	waitFor(t, "the forwarded call", func() bool { return wire.carried.Load() > 2<<10 })
+	wire.cut()
+	if a := <-over; a.status != 502 || !strings.Contains(a.body, "proxy-1") || !strings.Contains(a.body, "may have processed") {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
+// cable carries bytes to an address until it is cut; then both ends hear nothing more.
+type cable struct {
+	addr    string
+	carried atomic.Int64
+	broken  chan struct{}
+}
+
+func newCable(t *testing.T, to string) *cable {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cable{addr: l.Addr().String(), broken: make(chan struct{})}
+	carry := func(from, to net.Conn) {
+		buf := make([]byte, 4<<10)
+		for {
+			n, err := from.Read(buf)
+			select {
+			case <-c.broken:
+				return
+			default:
+			}
+			if n > 0 {
+				c.carried.Add(int64(n))
+				_, _ = to.Write(buf[:n])
+			}
+			if err != nil {
+				_ = to.Close()
+				return
+			}
+		}
+	}
+	var ends []net.Conn
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			ends = append(ends, near, far)
+			go carry(near, far)
+			go carry(far, near)
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+		for _, end := range ends {
+			_ = end.Close()
+		}
+	})
+	return c
+}
+
+func (c *cable) cut() { close(c.broken) }
 
 func countOf(t *testing.T, body string) (n int) {
 	t.Helper()

@@ -26,7 +26,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/listener"
+	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
@@ -123,7 +125,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	p := &process{cfg: cfg, started: time.Now(), registry: telemetry.NewRegistry(), ops: ops, between: between, ask: make(chan struct{}, 1)}
+	p := &process{cfg: cfg, started: time.Now(), registry: telemetry.NewRegistry(), ops: ops, between: between, ask: make(chan struct{}, 1), news: make(chan struct{}, 1)}
 	floor := make([]byte, heapFloor)
 	defer runtime.KeepAlive(floor)
 	return p.run(ctx)
@@ -174,14 +176,16 @@ type process struct {
 	ops      net.Listener  // nil: none
 	between  net.Listener  // for other proxies; nil: none
 	ask      chan struct{} // holds one: the control plane is to be asked for peers
+	news     chan struct{} // holds one: there is something to report
 
-	identity  *mtls.Identity
-	calls     *telemetry.Calls
-	store     *snapshot.Store
-	upstreams *upstream.Manager
-	listeners *listener.Manager
-	client    *xds.Client
-	peers     *peers.Peers // nil: none
+	identity   *mtls.Identity
+	calls      *telemetry.Calls
+	store      *snapshot.Store
+	upstreams  *upstream.Manager
+	newClients *newclient.Bridge
+	listeners  *listener.Manager
+	client     *xds.Client
+	peers      *peers.Peers // nil: none
 
 	state atomic.Pointer[string] // why it is not ready; nil: it is
 }
@@ -190,10 +194,14 @@ type process struct {
 type proxyParts struct {
 	Store     *snapshot.Store
 	Upstreams *upstream.Manager
+	// NewClients is closed before Upstreams. If nil, the multiplexer has its own.
+	NewClients *newclient.Bridge
 	// Transport reaches a target. If nil, Upstreams does.
 	Transport func(*snapshot.Target) upstream.Transport
-	Calls     *telemetry.Calls
-	Log       *slog.Logger
+	// Found is told what a target speaks. If nil, nobody is.
+	Found func(t *snapshot.Target, versions []string)
+	Calls *telemetry.Calls
+	Log   *slog.Logger
 	// ProxyID names this proxy in sessions that live here.
 	ProxyID string
 	// Peers are the other proxies. Nil: none can be asked.
@@ -225,7 +233,7 @@ func (p *process) run(ctx context.Context) error {
 		p.notReady("stopping")
 		p.listeners.Close()
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		err = p.upstreams.Close(closing)
+		err = errors.Join(p.newClients.Close(closing), p.upstreams.Close(closing))
 		cancel()
 	}
 	stop()
@@ -258,6 +266,9 @@ func (p *process) start(ctx context.Context) (err error) {
 	}
 	p.calls = telemetry.NewCalls(p.registry, lines)
 	p.upstreams = upstream.New(upstream.Config{Log: p.cfg.Log})
+	p.newClients = newclient.New(newclient.Config{
+		Transport: p.upstreams.Transport, ProxyID: p.identity.ID().Proxy, Log: p.cfg.Log, Limits: mcp.Limits{Bytes: maxBody},
+	})
 	var handler func(port uint16) http.Handler
 	p.listeners = listener.New(listener.Config{
 		Host: p.cfg.Bind, Drain: p.cfg.Drain, Log: p.cfg.Log,
@@ -271,7 +282,7 @@ func (p *process) start(ctx context.Context) (err error) {
 			Handler: func(port uint16) http.Handler { return handler(port) }})
 	}
 	handler = p.cfg.handlers(proxyParts{
-		Store: p.store, Upstreams: p.upstreams, Calls: p.calls, Log: p.cfg.Log, Peers: p.peers,
+		Store: p.store, Upstreams: p.upstreams, Found: p.found, NewClients: p.newClients, Calls: p.calls, Log: p.cfg.Log, Peers: p.peers,
 		ProxyID: p.identity.ID().Proxy, Loopback: loopback(p.cfg.Bind),
 	})
 	p.client = xds.New(xds.Config{
@@ -325,9 +336,18 @@ func (p *process) follow(old, now *snapshot.Index) {
 	}
 }
 
-func (p *process) askForPeers() {
+func (p *process) askForPeers() { nudge(p.ask) }
+
+// found notes what a target speaks, for the next report, which comes soon.
+func (p *process) found(t *snapshot.Target, versions []string) {
+	p.upstreams.Found(t, versions)
+	nudge(p.news)
+}
+
+// nudge makes who waits for the channel go on, now or when he comes to it.
+func nudge(c chan struct{}) {
 	select {
-	case p.ask <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
