@@ -283,10 +283,31 @@ func (v *validator) onTarget(o *adminv1.Object) {
 				v.tell(severityNote, o, "", fmt.Sprintf("%s of %s does not apply here: it means nothing on a %s target", k.Name, describe(p), transport), "")
 			case k.Name == "backendAuth":
 				v.authOnTarget(o, p, transport)
+			case k.Name == "mcpAuthorization":
+				v.deniesOnTarget(o, p, agent)
 			case k.Name == "ai" && agent:
 				v.fillsOnAgent(o, p)
 			}
 		}
+	}
+}
+
+// deniesOnTarget warns of deny rules that refuse all that is asked of a target, since they read what it cannot have.
+func (v *validator) deniesOnTarget(o *adminv1.Object, p policyAt, agent bool) {
+	z, _ := p.message.Interface().(*policyv1.McpAuthorization)
+	for i, rule := range z.GetRules() {
+		if rule.GetDeny() == "" || !policy.DenyFails(rule.GetDeny(), agent) {
+			continue
+		}
+		field, of := index(p.field+".rules", i), ""
+		if p.level != o {
+			field, of = "", fmt.Sprintf("mcpAuthorization.rules[%d] of %s: ", i, describe(p))
+		}
+		if agent {
+			v.tell(severityWarning, o, field, of+"the rule reads what a call of an A2A agent has not: it fails, and a deny that fails refuses", "read a2a.method and a2a.skill, or begin with `has(mcp.tool) &&`")
+			continue
+		}
+		v.tell(severityWarning, o, field, of+"the rule reads a2a, which a call of an MCP server has not: it fails, and a deny that fails refuses", "if only agents are meant, begin with `has(a2a.method) &&`")
 	}
 }
 
@@ -354,7 +375,7 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 		return
 	}
 	for i, rule := range p.GetMcpAuthorization().GetRules() {
-		if policy.DenyRefusesOthers(rule.GetDeny()) {
+		if policy.DenyRefusesOthers(rule.GetDeny()) && transportOf(o) != policy.A2A {
 			v.tell(severityWarning, o, index(block+".mcpAuthorization.rules", i),
 				"the rule reads mcp.tool, which prompts and resources have not: it fails for them, and a deny that fails refuses",
 				"if only tools are meant, begin with `has(mcp.tool) &&`")
