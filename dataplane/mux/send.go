@@ -57,6 +57,7 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 	if t.Refused != nil {
 		return nil, x.refusedConfig(t)
 	}
+	o.body = x.ownTasks(t, o.body)
 	if x.stateless() {
 		if err := x.speaks(ctx, t, mcp.Stateless); err != nil {
 			return nil, err
