@@ -241,6 +241,9 @@ type fetched struct {
 // fetch asks the target for one page. A target without the capability has an empty list.
 func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string, keep keeper) (*fetched, error) {
 	resp, err := x.send(ctx, t, outgoing{body: x.listRequest(list, cursor), method: list.Method(), safe: true})
+	if err != nil && x.knowsNoTasks(list, cursor) {
+		return &fetched{page: &page{result: []byte("{}")}}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -256,7 +259,7 @@ func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, 
 	}
 	msg := f.msg
 	if msg.Error.Present() {
-		if code, _ := errorCode(msg); x.alone() == nil && (code == mcp.CodeMethodNotFound || hasNoTasks(list, cursor, code)) {
+		if code, _ := errorCode(msg); x.alone() == nil && (code == mcp.CodeMethodNotFound || list == mcp.Tasks && cursor == nil && refusesMethod(code)) {
 			f.page = &page{result: []byte("{}")}
 		}
 		return f, nil

@@ -222,13 +222,17 @@ func (x *Request) ownTasks(t *snapshot.Target, body []byte) []byte {
 	return out
 }
 
-// hasNoTasks reports whether a target's error to the first page of a tasks/list says that it has no such list. Servers that
-// do not know a method say so by several codes.
-func hasNoTasks(list mcp.List, cursor *string, code int) bool {
-	if list != mcp.Tasks || cursor != nil {
-		return false
-	}
+// refusesMethod reports whether a code is one by which servers say that they do not know a method that came without
+// parameters: not all say it by the one for that.
+func refusesMethod(code int) bool {
 	return code == mcp.CodeMethodNotFound || code == mcp.CodeInvalidParams || code == mcp.CodeInvalidRequest
+}
+
+// knowsNoTasks reports whether a target among several refused the first page of a tasks/list by its HTTP status: go-sdk's
+// servers answer so, in plain text, to a method that they do not know.
+func (x *Request) knowsNoTasks(list mcp.List, cursor *string) bool {
+	refused := x.Record.Status == http.StatusBadRequest || x.Record.Status == http.StatusMethodNotAllowed
+	return list == mcp.Tasks && cursor == nil && x.alone() == nil && refused
 }
 
 // listensToTasks splits the tasks of a subscriptions/listen by target, less those that are not the caller's. The client keeps
