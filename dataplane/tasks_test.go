@@ -538,11 +538,11 @@ func TestTasksPassThrough(t *testing.T) {
 	}
 }
 
-// What a task resulted in passes the guards as any result does.
+// What a task resulted in passes the guards as any result does. Its id is no text.
 func TestTasksGuarded(t *testing.T) {
 	for _, version := range taskVersions {
 		w, servers, _ := taskFleet(t, version, 0)
-		w.policies["a"] = aiPolicy(t, guards("", masks("work of")))
+		w.policies["a"] = aiPolicy(t, guards("", masks("work of", "task-[0-9]")))
 		p := w.start(t)
 		c := (&taskClient{version: version}).begin(t, p)
 		id := c.call(t, p, "a_work")
