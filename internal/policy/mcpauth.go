@@ -193,7 +193,18 @@ func (m *mcpAuth) metadataURL(r *http.Request) string {
 	if m.resource != nil {
 		return m.resource.Scheme + "://" + m.resource.Host + WellKnownResource + withoutRoot(m.resource.EscapedPath())
 	}
-	u := url.URL{Host: strings.ToLower(r.Host), Path: WellKnownResource + withoutRoot(r.URL.Path)} // escapes what no header may hold
+	return MetadataURL(r)
+}
+
+// MetadataURL is where the sender of r finds the document about the resource that he sent r to, at the host that he named. It holds
+// nothing that a quoted string of a header may not.
+func MetadataURL(r *http.Request) string { return ownURL(r, WellKnownResource+withoutRoot(r.URL.Path)) }
+
+// ResourceURL is the URL by which the sender of r reaches path, at the host that he named.
+func ResourceURL(r *http.Request, path string) string { return ownURL(r, path) }
+
+func ownURL(r *http.Request, path string) string {
+	u := url.URL{Host: strings.ToLower(r.Host), Path: path} // escapes what no header may hold
 	return schemeOf(r) + "://" + strings.ReplaceAll(u.Host, `"`, "%22") + u.EscapedPath()
 }
 

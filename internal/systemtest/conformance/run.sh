@@ -6,6 +6,8 @@
 #   run.sh                 builds Sluice, starts go-sdk's everything-server in both eras behind it, runs all revisions, and
 #                          the newest one in front of the server with sessions, which it cannot do by itself
 #   run.sh URL SPEC        runs one revision against what answers at URL
+#   run.sh client SPEC     the client scenarios that SPEC requires (2025-11-25, 2026-07-28) by go-sdk's everything-client, with a proxy
+#                          before the suite's server; out of reach are the six that look for the server's own URL in `resource`
 #
 # Settings: SCENARIO (one alone), CACHE (tools; default ~/.cache/sluice), OUT (logs and checks; default below CACHE).
 # Needs bash, Go, npm. Exit: 0 as the baseline, 1 worse, 2 could not run.
@@ -40,10 +42,23 @@ run() {
   "$NODE" "$here/summary.mjs" "$out" "$here/baseline/server-$suite_version-$2${3:+-$3}.tsv"
 }
 
+# clients SPEC: the client scenarios.
+clients() {
+  local out="$OUT/client-$1" rc=0 args=(--requirements "$1")
+  rm -rf "$out"; mkdir -p "$out"
+  if [ -n "${SCENARIO:-}" ]; then args=(--scenario "$SCENARIO" --spec-version "$1"); fi
+  CLIENT="$(go_sdk_binary conformance/everything-client "$gosdk_version")"
+  build_sluice
+  (cd "$out" && SLUICE="$SLUICE" CLIENT="$CLIENT" OUT="$out" "$NODE" "$SUITE" client --command "$here/client-through.sh" --timeout 30000 "${args[@]}" >suite.log 2>&1) || rc=$?
+  if [ -n "${SCENARIO:-}" ]; then cat "$out/suite.log"; return "$rc"; fi
+  "$NODE" "$here/summary.mjs" "$out" "$here/baseline/client-$suite_version-$1.tsv"
+}
+
 need_node
 SUITE="$(npm_package "@modelcontextprotocol/conformance@$suite_version")/dist/index.js"
+if [ "${1:-}" = client ] && [ $# -eq 2 ]; then clients "$2"; exit $?; fi
 if [ $# -eq 2 ]; then run "$1" "$2"; exit $?; fi
-[ $# -eq 0 ] || die "want no arguments, or URL SPEC"
+[ $# -eq 0 ] || die "want no arguments, or URL SPEC, or client SPEC"
 
 everything="$(go_sdk_binary conformance/everything-server "$gosdk_version")"
 stateful="$(free_port)" stateless="$(free_port)" front_l="$(free_port)" front_m="$(free_port)"
