@@ -12,7 +12,12 @@ case "$url" in *://*/*) ;; *) path="" ;; esac
 # Under auth/ the server itself is the protected resource, so the proxy is transparent.
 policies="{}"
 case "$scenario" in auth/*) policies="{backendAuth: {passthrough: {unverified: true}}}" ;; esac
-port="$("$NODE" -e 'const s=require("net").createServer();s.listen(0,"127.0.0.1",()=>{console.log(s.address().port);s.close()})')"
+
+# Scenarios run side by side, so a port that is free now may be another's in a moment: each claims one, where no system hands out its own.
+while :; do
+  port=$((20000 + RANDOM % 10000))
+  if mkdir "$OUT/port-$port" 2>/dev/null && ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then break; fi
+done
 cat >"$dir/sluice.yaml" <<YAML
 binds:
 - port: $port
@@ -29,7 +34,7 @@ YAML
 pid=$!
 trap 'kill "$pid" 2>/dev/null || true; wait "$pid" 2>/dev/null || true' EXIT
 for _ in $(seq 1 300); do
-  (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
+  grep -q '^ready ' "$dir/sluice.log" && break
   kill -0 "$pid" 2>/dev/null || { cat "$dir/sluice.log" >&2; exit 1; }
   sleep 0.05
 done
