@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,16 +66,15 @@ func (x *Request) findDocument(ctx context.Context, t *snapshot.Target) ([]byte,
 			named, ok = x.hearChallenge(t, resp.Header.Values("Www-Authenticate"))
 		}
 	}
-	var paths []string
+	paths := []string{policy.WellKnownResource + strings.TrimSuffix(upstream.URL(t).EscapedPath(), "/"), policy.WellKnownResource}
 	if ok {
-		paths = append(paths, named)
-	}
-	own := strings.TrimSuffix(upstream.URL(t).EscapedPath(), "/")
-	if paths = append(paths, policy.WellKnownResource+own); own != "" {
-		paths = append(paths, policy.WellKnownResource)
+		paths = slices.Insert(paths, 0, named)
 	}
 	var tried strings.Builder
-	for _, path := range paths {
+	for i, path := range paths {
+		if slices.Contains(paths[:i], path) {
+			continue
+		}
 		document, why, err := x.readDocument(ctx, t, path)
 		if document != nil || err != nil {
 			return document, err
