@@ -33,7 +33,7 @@ func (v *validator) standsAlone(o *adminv1.Object, p policyAt) {
 	}
 	for _, route := range v.chains.through(o) {
 		if n := len(route.GetRoute().GetBackends()); n > 1 {
-			fail(fmt.Sprintf("needs a route to one backend, and route %q leads to %d: the one says nothing of the other's tokens", route.GetName(), n),
+			fail(fmt.Sprintf("needs a route to one backend, and route %q leads to %d: clients get their tokens for one server", route.GetName(), n),
 				"give the backend a route of its own")
 		}
 		way := append([]*adminv1.Object{route}, v.chains.above(route, route)...)
