@@ -44,5 +44,5 @@ for (const line of lines) {
   for (const failure of row?.failures ?? []) console.log(`      - ${failure}`);
 }
 const sum = (c) => [...got.values()].reduce((n, row) => n + row[c], 0);
-console.log(`${path.basename(baseline, '.tsv')}: ${equal}/${lines.length} scenarios as direct; checks: ${columns.map((c) => `${sum(c)} ${c}`).join(', ')}`);
+console.log(`${path.basename(baseline, '.tsv')}: ${equal}/${lines.length} scenarios as the baseline; checks: ${columns.map((c) => `${sum(c)} ${c}`).join(', ')}`);
 process.exit(worse ? 1 : 0);
