@@ -221,6 +221,40 @@ func TestTransparentMetadata(t *testing.T) {
 	}
 }
 
+// Clients of HTTP+SSE are refused before their stream, which has no place for a 401.
+func TestTransparentSSE(t *testing.T) {
+	for _, stateless := range []bool{false, true} {
+		w := behind(newGuarded(t, mcptest.Options{Stateless: stateless}).URL)
+		w.policies["only"], w.ssePath = unverified(), "/sse"
+		p := w.start(t)
+		url := strings.TrimSuffix(p.URL, "/mcp") + "/sse"
+		got := p.get(t, "/sse", "Accept", "text/event-stream")
+		if want := `Resource_Metadata = "` + strings.TrimSuffix(p.URL, "/mcp") + wellKnown + `/sse"`; got.status != 401 || !strings.Contains(got.header.Get("WWW-Authenticate"), want) {
+			t.Errorf("%d %v, want 401 and %s", got.status, got.header, want)
+		}
+		cli := mcptest.Connect(t, url, mcptest.ClientOptions{SSE: true, Header: http.Header{"Authorization": {"Bearer good-one"}}})
+		if got := cli.Call(t, "header", map[string]any{"name": "Authorization"}); got != "Bearer good-one" {
+			t.Errorf("the target got %q", got)
+		}
+	}
+}
+
+// Behind what terminates TLS, clients are told the URL that they reach it by.
+func TestTransparentResource(t *testing.T) {
+	g := newGuarded(t, mcptest.Options{})
+	w := behind(g.URL)
+	w.policies["only"] = unverified()
+	w.policies["only"].GetBackendAuth().GetPassthrough().Resource = "https://mcp.example.com/github"
+	p := w.start(t)
+	got := p.post(t, "", clientInit)
+	if want := `"https://mcp.example.com` + wellKnown + `/github"`; got.status != 401 || !strings.Contains(got.header.Get("WWW-Authenticate"), want) {
+		t.Errorf("%d %v, want 401 and %s", got.status, got.header, want)
+	}
+	if got := p.get(t, wellKnown+"/github"); got.status != 200 || !strings.Contains(got.body, `"resource": "https://mcp.example.com/github"`) {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+}
+
 // What is no document is told with the way out; nothing else is asked.
 func TestTransparentMetadataRefused(t *testing.T) {
 	for _, tt := range []struct {

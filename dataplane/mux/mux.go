@@ -152,7 +152,7 @@ type Record struct {
 func (m *Mux) Serve(w http.ResponseWriter, x *Request) error {
 	x.mux = m
 	if t := x.Route.Transparent(); t != nil {
-		return x.challenged(m.serveTransparent(w, x, t))
+		return x.challenged(t, m.serveTransparent(w, x, t))
 	}
 	return m.serve(w, x)
 }

@@ -49,7 +49,7 @@ func (m *Mux) ResourceMetadata(x *Request, t *snapshot.Target, path string) ([]b
 		}
 		document = v.([]byte)
 	}
-	return moveResource(document, upstream.URL(t), policy.ResourceURL(x.HTTP, path))
+	return moveResource(document, upstream.URL(t), t.Policy.TransparentResource(x.HTTP, path))
 }
 
 // findDocument asks the target: where its last challenge named, and where the RFC has it. A target that has challenged nobody

@@ -12,7 +12,6 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
-	"github.com/sluicegate/sluice/internal/policy"
 )
 
 // A transparent route leaves callers' tokens to its target, which is the protected resource. See
@@ -72,6 +71,23 @@ func (x *Request) goOn(t *snapshot.Target) error {
 
 var pingProbe = mcp.AppendRequest(nil, []byte(`"sluice-ping"`), "ping", nil)
 
+// Admits returns nil unless t, for which the route of x is transparent, refuses the caller's token, as far as server/discover tells: for
+// what is begun here without asking the target anything. An error can be answered.
+func (m *Mux) Admits(x *Request, t *snapshot.Target) error {
+	x.mux = m
+	ctx, cancel := m.fanOut(x.HTTP.Context(), t)
+	defer cancel()
+	resp, err := x.askDiscover(ctx, t)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
+		return x.challenged(t, x.unauthorized(t, resp))
+	}
+	return nil
+}
+
 // takes returns nil if the target takes the caller's token, in the session if it keeps it.
 func (x *Request) takes(ctx context.Context, t *snapshot.Target) error {
 	leg, err := x.leg(ctx, t)
@@ -98,12 +114,12 @@ func (x *Request) takes(ctx context.Context, t *snapshot.Target) error {
 
 // challenged makes the challenge of a refusal the proxy's: its metadata is at the proxy too, as this client reaches it. Others may share
 // the refusal, so it is copied.
-func (x *Request) challenged(err error) error {
+func (x *Request) challenged(t *snapshot.Target, err error) error {
 	refusal, ok := errors.AsType[*Error](err)
 	if !ok || refusal.Header["Www-Authenticate"] == nil {
 		return err
 	}
-	own := policy.MetadataURL(x.HTTP)
+	own := t.Policy.TransparentMetadata(x.HTTP)
 	h := refusal.Header.Clone()
 	for i, challenge := range h["Www-Authenticate"] {
 		h["Www-Authenticate"][i], _ = replaceMetadata(challenge, own)

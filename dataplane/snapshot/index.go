@@ -139,8 +139,9 @@ func (r *Route) Authenticate(q *http.Request) (*policy.Principal, error) {
 
 // resource is policy.Route's ProtectedResource. A transparent route is one too, in its target's stead.
 func (r *Route) resource() (path string, named, ok bool) {
-	if r.Transparent() != nil {
-		return "", false, true
+	if t := r.Transparent(); t != nil {
+		path, named = t.Policy.ProtectedResource()
+		return path, named, true
 	}
 	return r.Policy.ProtectedResource()
 }

@@ -176,6 +176,8 @@ func TestRefusedAtCompile(t *testing.T) {
 		{`{"backendAuth":{` + key + `,"env":"A=B"}}`, Stdio, "policies.backendAuth.env", "no environment variable"},
 		{`{"backendAuth":{` + key + `,"env":"SLUICE_TOKEN"}}`, Stdio, "policies.backendAuth.env", "SLUICE_*"},
 		{`{"backendAuth":{"passthrough":{},"env":"T"}}`, Stdio, "policies.backendAuth.passthrough", "stdio child"},
+		{`{"backendAuth":{"passthrough":{"resource":"https://h/mcp"}}}`, HTTP, "policies.backendAuth.passthrough.resource", "without unverified"},
+		{`{"backendAuth":{"passthrough":{"unverified":true,"resource":"h/mcp"}}}`, HTTP, "policies.backendAuth.passthrough.resource", "no http or https URL"},
 		{`{"backendAuth":{"passthrough":{"unverified":true}}}`, Stdio, "policies.backendAuth.passthrough", "stdio child"},
 		{`{"backendAuth":{"passthrough":{"unverified":true}}}`, SSE, "policies.backendAuth.passthrough.unverified", "streamable HTTP"},
 		{`{"backendAuth":{"passthrough":{"unverified":true}}}`, A2A, "policies.backendAuth.passthrough.unverified", "streamable HTTP"},

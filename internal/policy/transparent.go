@@ -47,3 +47,23 @@ func (p *Principal) Subject() string {
 
 // Authenticates reports whether the route has a policy of its own that says who calls.
 func (rt *Route) Authenticates() bool { return rt != nil && len(rt.places) > 0 }
+
+// TransparentMetadata is the URL of the metadata of the protected resource that an Unverified target is, as the sender of r reaches
+// it through the proxy. It holds nothing that a quoted string of a header may not.
+func (t *Target) TransparentMetadata(r *http.Request) string { return metadataURL(t.auth.resource, r) }
+
+// TransparentResource is the identifier of that resource, for who reaches it by path.
+func (t *Target) TransparentResource(r *http.Request, path string) string {
+	if own := t.auth.resource; own != nil {
+		return own.String()
+	}
+	return ownURL(r, path)
+}
+
+// ProtectedResource is [Route.ProtectedResource] of an Unverified target.
+func (t *Target) ProtectedResource() (path string, named bool) {
+	if own := t.auth.resource; own != nil {
+		return withoutRoot(own.Path), true
+	}
+	return "", false
+}
