@@ -157,42 +157,43 @@ func sameOrigin(u, origin *url.URL) bool {
 	return u.Scheme == origin.Scheme && u.User == nil && strings.EqualFold(u.Hostname(), origin.Hostname()) && port(u) == port(origin)
 }
 
-// replaceMetadata returns a challenge (RFC 9110 section 11.6.1) with own as the value of its parameter resource_metadata (RFC 9728
-// section 5.1), and what stood there, "" if nothing did. All else keeps its bytes.
-func replaceMetadata(challenge, own string) (replaced, was string) {
-	const name = "resource_metadata"
-	for i := 0; i < len(challenge); {
-		switch c := challenge[i]; {
+// replaceMetadata returns challenges (RFC 9110 section 11.6.1) with own as the value of each parameter resource_metadata (RFC 9728
+// section 5.1), and what stood in the first, "" if there is none. All else keeps its bytes.
+func replaceMetadata(challenges, own string) (replaced, was string) {
+	var out strings.Builder
+	from := 0
+	for i := 0; i < len(challenges); {
+		switch c := challenges[i]; {
 		case c == '"':
-			_, i = quotedString(challenge, i)
+			_, i = quotedString(challenges, i)
 		case isTokenByte(c):
 			start := i
-			for i < len(challenge) && isTokenByte(challenge[i]) {
+			for i < len(challenges) && isTokenByte(challenges[i]) {
 				i++
 			}
-			if !strings.EqualFold(challenge[start:i], name) {
+			at := skipBlank(challenges, i)
+			if !strings.EqualFold(challenges[start:i], "resource_metadata") || at == len(challenges) || challenges[at] != '=' {
 				continue
 			}
-			at := skipBlank(challenge, i)
-			if at == len(challenge) || challenge[at] != '=' {
-				continue
-			}
-			at = skipBlank(challenge, at+1)
-			end := at
-			if at < len(challenge) && challenge[at] == '"' {
-				was, end = quotedString(challenge, at)
+			at = skipBlank(challenges, at+1)
+			var value string
+			if i = at; at < len(challenges) && challenges[at] == '"' {
+				value, i = quotedString(challenges, at)
 			} else {
-				for end < len(challenge) && challenge[end] != ',' && challenge[end] != ' ' && challenge[end] != '\t' {
-					end++
+				for i < len(challenges) && !strings.ContainsRune(", \t", rune(challenges[i])) {
+					i++
 				}
-				was = challenge[at:end]
+				value = challenges[at:i]
 			}
-			return challenge[:at] + `"` + own + `"` + challenge[end:], was
+			out.WriteString(challenges[from:at] + `"` + own + `"`)
+			if from = i; was == "" {
+				was = value
+			}
 		default:
 			i++
 		}
 	}
-	return challenge, ""
+	return out.String() + challenges[from:], was
 }
 
 // quotedString reads the one at i; end is behind it.
