@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sluicegate/sluice/internal/mcptest"
@@ -428,5 +430,28 @@ func TestBridgeToolsOfTasks(t *testing.T) {
 	}
 	if got := p.stateless(t, "tasks/get", "t1", `"taskId":"t1"`); got.status != 404 || got.result(t).Error.Code != -32601 {
 		t.Errorf("tasks/get: %d %s", got.status, got.body)
+	}
+}
+
+// A target that refuses the first request with a version, and lists that version alone, has no sessions to be asked for.
+func TestEraOfOneThatRefusesOnce(t *testing.T) {
+	var refused atomic.Bool
+	srv := mcptest.NewServer(t, mcptest.Options{Stateless: true, Wrap: func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("MCP-Protocol-Version") != "2026-07-28" {
+				t.Errorf("%s with version %q", r.Method, r.Header.Get("MCP-Protocol-Version"))
+			}
+			if refused.Swap(true) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(400)
+			_, _ = io.WriteString(w, `{"jsonrpc":"2.0","id":"sluice-probe","error":{"code":-32022,"message":"Unsupported","data":{"supported":["2026-07-28"],"requested":"2026-07-28"}}}`)
+		})
+	}})
+	cli := mcptest.Connect(t, behind(srv.URL).start(t).URL, mcptest.ClientOptions{Version: "2026-07-28"})
+	if got := cli.Call(t, "echo", map[string]any{"text": "hi"}); got != "hi" {
+		t.Errorf("%q", got)
 	}
 }

@@ -144,7 +144,7 @@ func (x *exchange) serve() error {
 		return nil
 	}
 	x.route.Policy.ResponseHeaders(x.w.Header(), x.r, x.proxy.parts.Loopback)
-	if x.principal, err = x.route.Policy.Authenticate(x.r); err != nil {
+	if x.principal, err = x.route.Authenticate(x.r); err != nil {
 		return err
 	}
 	if place, err := agent.Find(x.route, x.r.URL, x.steadily); err != nil {
@@ -256,6 +256,17 @@ func (x *exchange) metadata(index *snapshot.Index, path string) (answered bool, 
 		h.Set("Allow", "GET, HEAD, OPTIONS")
 		return true, &httpError{http.StatusMethodNotAllowed, "the metadata of a protected resource is read with GET"}
 	}
+	if t := found.Transparent(); t != nil {
+		x.backend = found.Backends[0]
+		document, err := x.proxy.mux.ResourceMetadata(&mux.Request{HTTP: x.r, Start: x.started, Port: x.port, Route: found, Backend: x.backend, Record: &x.record}, t, path)
+		if err != nil {
+			return true, err
+		}
+		h.Set("Content-Type", "application/json")
+		h.Set("Cache-Control", "no-store") // it names the host that was asked
+		_, _ = x.w.Write(document)         // the client is gone: nobody to tell
+		return true, nil
+	}
 	document := found.Policy.Metadata(x.r, path)
 	if document == nil {
 		return true, &httpError{http.StatusServiceUnavailable, "nothing says by which name the resource is reached: set mcpAuthentication's resource, or hostnames without wildcards"}
@@ -337,6 +348,9 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 	scope := session.Scope{Tenant: x.route.Tenant.Name}
 	if x.principal != nil {
 		scope.Principal = x.principal.ID
+	}
+	if v.Era == mcp.Sessions && x.route.Transparent() != nil {
+		scope.Principal = session.AnyBearer
 	}
 	if len(x.route.Backends) == 0 {
 		return nil, scope, &httpError{http.StatusServiceUnavailable, "the route has no backend"}

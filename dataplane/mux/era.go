@@ -139,7 +139,7 @@ func upTo(version mcp.Revision) (all []mcp.Revision) {
 func (x *Request) eraKey(t *snapshot.Target) eraKey {
 	key := eraKey{digest: t.Digest}
 	if t.Policy.PerCaller() {
-		key.principal = x.Scope.Principal
+		key.principal = x.caller()
 	}
 	return key
 }
@@ -166,15 +166,12 @@ var discoverProbe = []byte(`{"jsonrpc":"2.0","id":"sluice-probe","method":"serve
 	`"io.modelcontextprotocol/clientCapabilities":{}}}}`)
 
 // probe asks once, at 2026-07-28. A result or -32022 that lists only versions with sessions is a server with sessions
-// (go-sdk); one that refuses 2026-07-28 yet lists it too (go-sdk again), so nothing is asked twice. What else is
+// (go-sdk); one that refuses 2026-07-28 yet lists it too (go-sdk again), so nothing is asked twice. One that lists nothing else
+// has no sessions to ask for: it refuses for a moment. What else is
 // answered comes from a server that never heard of server/discover: no answer of it is worth keying on, but one that
 // the proxy's credentials are refused or that there is no MCP at all would hide the cause, so initialize tells.
 func (x *Request) probe(ctx context.Context, t *snapshot.Target) (eras, error) {
-	h := make(http.Header, 8)
-	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
-	x.pass(t, h)
-	mcp.SetHeaders(h, mcp.V20260728, "server/discover", "")
-	resp, err := x.exchange(ctx, t, x.mux.cfg.Transport(t), &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Call: x.calling(t, outgoing{method: "server/discover"}), Safe: true}, session.Target{})
+	resp, err := x.askDiscover(ctx, t)
 	if err != nil {
 		return eras{}, err
 	}
@@ -184,11 +181,20 @@ func (x *Request) probe(ctx context.Context, t *snapshot.Target) (eras, error) {
 	}
 	if msg, err := x.readMessage(t, resp, x.scanned()); err == nil {
 		e := eras{versions: discovered(msg)}
-		if len(e.versions) > 0 && (msg.Result.Present() || !e.have(mcp.Stateless)) {
+		if len(e.versions) > 0 && (msg.Result.Present() || !e.have(mcp.Stateless) || !e.have(mcp.Sessions)) {
 			return e, nil
 		}
 	}
 	return x.probeSessions(ctx, t)
+}
+
+// askDiscover sends server/discover in the name of the caller.
+func (x *Request) askDiscover(ctx context.Context, t *snapshot.Target) (*upstream.Response, error) {
+	h := make(http.Header, 8)
+	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
+	x.pass(t, h)
+	mcp.SetHeaders(h, mcp.V20260728, "server/discover", "")
+	return x.exchange(ctx, t, x.mux.cfg.Transport(t), &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Call: x.calling(t, outgoing{method: "server/discover"}), Safe: true}, session.Target{})
 }
 
 // probeSessions begins a session to see whether the target has them, and ends it.

@@ -55,6 +55,9 @@ type Mux struct {
 	pages      *lru[pageKey, *page]
 	catalogs   *lru[catalogKey, *catalog]
 	changed    *lru[changeKey, *atomic.Uint64]
+	taken      *lru[takenKey, struct{}]
+	named      *lru[string, string]
+	documents  *lru[string, []byte]
 	reported   *lru[string, struct{}]
 	tasks      *lru[taskKey, string] // the tool that made it
 	flights    singleflight.Group
@@ -64,15 +67,18 @@ type Mux struct {
 // New returns a Mux that remembers nothing yet.
 func New(cfg Config) *Mux {
 	m := &Mux{
-		cfg:      cfg,
-		log:      cfg.Log,
-		soft:     newLRU[softKey, session.Target](1 << 18),
-		eras:     newLRU[eraKey, eras](1 << 16),
-		pages:    newLRU[pageKey, *page](128 << 20),
-		catalogs: newLRU[catalogKey, *catalog](64 << 20),
-		changed:  newLRU[changeKey, *atomic.Uint64](1 << 14),
-		reported: newLRU[string, struct{}](1 << 14),
-		tasks:    newLRU[taskKey, string](1 << 16),
+		cfg:       cfg,
+		log:       cfg.Log,
+		soft:      newLRU[softKey, session.Target](1 << 18),
+		eras:      newLRU[eraKey, eras](1 << 16),
+		pages:     newLRU[pageKey, *page](128 << 20),
+		catalogs:  newLRU[catalogKey, *catalog](64 << 20),
+		changed:   newLRU[changeKey, *atomic.Uint64](1 << 14),
+		taken:     newLRU[takenKey, struct{}](1 << 16),
+		named:     newLRU[string, string](1 << 14),
+		documents: newLRU[string, []byte](16 << 20),
+		reported:  newLRU[string, struct{}](1 << 14),
+		tasks:     newLRU[taskKey, string](1 << 16),
 	}
 	if m.log == nil {
 		m.log = slog.Default()
@@ -149,6 +155,13 @@ type Record struct {
 // Serve answers one request. An error was not answered yet: it is an [*Error] or an [*mcp.Error].
 func (m *Mux) Serve(w http.ResponseWriter, x *Request) error {
 	x.mux = m
+	if t := x.Route.Transparent(); t != nil {
+		return x.challenged(t, m.serveTransparent(w, x, t))
+	}
+	return m.serve(w, x)
+}
+
+func (m *Mux) serve(w http.ResponseWriter, x *Request) error {
 	switch x.Verdict.Action {
 	case mcp.Initialize:
 		return m.initialize(w, x)

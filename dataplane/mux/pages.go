@@ -134,7 +134,7 @@ func (x *Request) caches(t *snapshot.Target, list mcp.List) bool {
 }
 
 func (x *Request) pageKey(t *snapshot.Target, list mcp.List, cursor *string) pageKey {
-	key := pageKey{digest: t.Digest, principal: "=" + x.Scope.Principal, vary: x.vary(t), caps: x.capabilities(), era: x.Verdict.Era, list: list,
+	key := pageKey{digest: t.Digest, principal: "=" + x.caller(), vary: x.vary(t), caps: x.capabilities(), era: x.Verdict.Era, list: list,
 		first: cursor == nil, changes: x.mux.changes(t, list)}
 	if cursor != nil {
 		key.cursor = *cursor

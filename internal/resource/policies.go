@@ -82,7 +82,7 @@ func (v *validator) block(o *adminv1.Object, block string, p *policyv1.Policies)
 		}
 	}
 	stdio := o.GetTarget().GetStdio() != nil // where it is an error
-	if p.GetBackendAuth().GetPassthrough() != nil && !stdio && !v.audienceIsTarget(o) {
+	if pass := p.GetBackendAuth().GetPassthrough(); pass != nil && !pass.GetUnverified() && !stdio && !v.audienceIsTarget(o) {
 		v.tell(severityWarning, o, block+".backendAuth.passthrough", "sends the client's token to the target, which can use it elsewhere as the client",
 			"use it only where the target is the token's audience, and name its URL in jwtAuth's audiences")
 	}
@@ -283,6 +283,7 @@ func (v *validator) onTarget(o *adminv1.Object) {
 				v.tell(severityNote, o, "", fmt.Sprintf("%s of %s does not apply here: it means nothing on a %s target", k.Name, describe(p), transport), "")
 			case k.Name == "backendAuth":
 				v.authOnTarget(o, p, transport)
+				v.standsAlone(o, p)
 			case k.Name == "mcpAuthorization":
 				v.deniesOnTarget(o, p, agent)
 			case k.Name == "ai" && agent:

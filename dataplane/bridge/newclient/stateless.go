@@ -54,6 +54,9 @@ func (f *stateless) Do(ctx context.Context, r *upstream.Request) (*upstream.Resp
 	if errors.Is(err, errFull) {
 		return f.full(&m), nil
 	}
+	if refused, ok := errors.AsType[*unauthorizedError](err); ok { // of what the call needed first
+		return (&failure{status: refused.status, header: refused.header}).answer()
+	}
 	return resp, err
 }
 

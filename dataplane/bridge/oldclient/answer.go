@@ -43,6 +43,27 @@ func (b *Bridge) readJSON(resp *upstream.Response) (*mcp.Message, error) {
 	return &msg, err
 }
 
+// unauthorizedError is a target's refusal of the credential that a request came with: for the multiplexer to judge, whatever was asked.
+type unauthorizedError struct {
+	target, method string
+	status         int
+	header         http.Header
+}
+
+func (e *unauthorizedError) Error() string {
+	return fmt.Sprintf("target %s answered %s with %d", e.target, e.method, e.status)
+}
+
+// answer is the refusal for one of those who waited.
+func (e *unauthorizedError) answer() *upstream.Response {
+	return &upstream.Response{Status: e.status, Header: e.header.Clone(), Body: http.NoBody}
+}
+
+// unauthorized reports whether an answer is about the credential; what its body says is no answer to the request.
+func unauthorized(resp *upstream.Response) bool {
+	return resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden
+}
+
 // jsonResponse is one message; what else the target's head says of it stays.
 func jsonResponse(status int, body []byte, from http.Header) *upstream.Response {
 	h := from.Clone()

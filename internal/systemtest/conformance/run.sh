@@ -4,8 +4,11 @@
 # server gave a question, which the era of sessions does not carry.
 #
 #   run.sh                 builds Sluice, starts go-sdk's everything-server in both eras behind it, runs all revisions, and
-#                          the newest one in front of the server with sessions, which it cannot do by itself
+#                          the newest one in front of the server with sessions, which it cannot do by itself; then the client scenarios
 #   run.sh URL SPEC        runs one revision against what answers at URL
+#   run.sh client SPEC     the client scenarios of SPEC (2025-11-25, 2026-07-28) by go-sdk's everything-client, each with a proxy before the
+#                          suite's server. Seven fail one check, resource-parameter-matches-prm: it wants the server's own URL as
+#                          `resource`, where a client behind a proxy has to name the proxy. Six extensions fail without a proxy too.
 #
 # Settings: SCENARIO (one alone), CACHE (tools; default ~/.cache/sluice), OUT (logs and checks; default below CACHE).
 # Needs bash, Go, npm. Exit: 0 as the baseline, 1 worse, 2 could not run.
@@ -40,10 +43,23 @@ run() {
   "$NODE" "$here/summary.mjs" "$out" "$here/baseline/server-$suite_version-$2${3:+-$3}.tsv"
 }
 
+# clients SPEC: the client scenarios.
+clients() {
+  local out="$OUT/client-$1" rc=0 args=(--requirements "$1")
+  rm -rf "$out"; mkdir -p "$out"
+  if [ -n "${SCENARIO:-}" ]; then args=(--scenario "$SCENARIO" --spec-version "$1"); fi
+  CLIENT="$(go_sdk_binary conformance/everything-client "$gosdk_version")"
+  build_sluice
+  (cd "$out" && SLUICE="$SLUICE" CLIENT="$CLIENT" OUT="$out" "$NODE" "$SUITE" client --command "$here/client-through.sh" --timeout 30000 "${args[@]}" >suite.log 2>&1) || rc=$?
+  if [ -n "${SCENARIO:-}" ]; then cat "$out/suite.log"; return "$rc"; fi
+  "$NODE" "$here/summary.mjs" "$out" "$here/baseline/client-$suite_version-$1.tsv"
+}
+
 need_node
 SUITE="$(npm_package "@modelcontextprotocol/conformance@$suite_version")/dist/index.js"
+if [ "${1:-}" = client ] && [ $# -eq 2 ]; then clients "$2"; exit $?; fi
 if [ $# -eq 2 ]; then run "$1" "$2"; exit $?; fi
-[ $# -eq 0 ] || die "want no arguments, or URL SPEC"
+[ $# -eq 0 ] || die "want no arguments, or URL SPEC, or client SPEC"
 
 everything="$(go_sdk_binary conformance/everything-server "$gosdk_version")"
 stateful="$(free_port)" stateless="$(free_port)" front_l="$(free_port)" front_m="$(free_port)"
@@ -77,5 +93,7 @@ run "http://localhost:$front_l/mcp" 2025-06-18 || worst=$?
 run "http://localhost:$front_l/mcp" 2025-11-25 || worst=$?
 run "http://localhost:$front_m/mcp" 2026-07-28 || worst=$?
 run "http://localhost:$front_l/mcp" 2026-07-28 sessions || worst=$? # over the bridge
+clients 2025-11-25 || worst=$?
+clients 2026-07-28 || worst=$?
 [ "$worst" = 0 ] || echo "details in $OUT" >&2
 exit "$worst"
