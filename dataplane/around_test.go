@@ -172,7 +172,9 @@ func TestRateLimitOfSeveral(t *testing.T) {
 					t.Errorf("DELETE: %d", got.status)
 				}
 			}
-			waitFor(t, "the log says which limit", func() bool { return strings.Contains(p.lines.String(), `"verdict":"deny","rule":"localRateLimit.limits[0]"`) })
+			waitFor(t, "the log says which limit", func() bool {
+				return strings.Contains(p.lines.String(), `"verdict":"deny","rule":"localRateLimit.limits[0]"`)
+			})
 		})
 	}
 }

@@ -228,7 +228,7 @@ func (p *process) status() *fleetv1.ReportRequest {
 		}
 	}
 	for _, h := range p.upstreams.Health() {
-		r.Targets = append(r.Targets, &fleetv1.TargetReport{Target: h.Target, Healthy: h.Err == "", Error: h.Err})
+		r.Targets = append(r.Targets, &fleetv1.TargetReport{Target: h.Target, Healthy: h.Err == "", Error: h.Err, ProtocolVersions: h.Versions})
 	}
 	r.Tenants = r.Tenants[:min(len(r.Tenants), maxReportItems)]
 	r.Units = r.Units[:min(len(r.Units), maxReportItems)]

@@ -160,6 +160,46 @@ func TestRoundRobin(t *testing.T) {
 	}
 }
 
+// The same for clients without sessions: a call that waits for its client's answers goes on where it waits.
+func TestRoundRobinParked(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	seen := &posts{}
+	for name, target := range map[string]*xdsv1.Target{
+		"stdio": {Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}, ProtocolVersions: []string{"2025-11-25"}},
+		"sse":   {Transport: &xdsv1.Target_Sse{Sse: endpointOf(mcptest.NewServer(t, mcptest.Options{SSE: true}).URL)}, ProtocolVersions: []string{"2025-11-25"}},
+		"http":  {Transport: &xdsv1.Target_Mcp{Mcp: endpointOf(mcptest.NewServer(t, mcptest.Options{Wrap: seen.wrap}).URL)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := behind()
+			target.Name, target.Backend = "it", "default/backend/tools"
+			w.targets = append(w.targets, target)
+			g := newGroup(t, w, 2)
+			cli := mcptest.Connect(t, g.URL, mcptest.ClientOptions{Version: "2026-07-28"})
+			for range 3 {
+				for tool, want := range map[string]string{"elicit": "Hello, Ada!", "sample": "model: Paris", "roots": "file:///work"} {
+					if got := cli.Call(t, tool, nil); got != want {
+						t.Errorf("%s = %q, want %q", tool, got, want)
+					}
+				}
+			}
+			key, state := g.proxies[0].asked(t)
+			calls := len(seen.with(`"tools/call"`))
+			if got := g.proxies[1].retry(t, accepted(key), state); got.status != 200 || textOf(t, got) != "Hello, Ada!" {
+				t.Errorf("%d %s", got.status, got.body)
+			}
+			key, state = g.proxies[0].asked(t)
+			g.between[0].stop()
+			got := g.proxies[1].retry(t, accepted(key), state)
+			if got.status != 503 || !strings.Contains(got.body, "proxy-1") || !strings.Contains(got.body, "-32603") {
+				t.Errorf("the proxy that has the call is gone: %d %s", got.status, got.body)
+			}
+			if n := len(seen.with(`"tools/call"`)) - calls; name == "http" && n != 1 {
+				t.Errorf("the target was called %d times, want the one that waits", n)
+			}
+		})
+	}
+}
+
 // The owner knows the client as if he had come himself: by his own credentials and his own address. What a peer says beside does not
 // count.
 func TestForwardedCaller(t *testing.T) {

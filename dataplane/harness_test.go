@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
 	"github.com/sluicegate/sluice/internal/telemetry"
@@ -140,7 +141,8 @@ func (w *world) startAs(t testing.TB, id, addr string) *testProxy {
 	p := &testProxy{store: snapshot.New(snapshot.Config{Loopback: true, Log: log}), lines: &lockedBuffer{}}
 	upstreams := upstream.New(upstream.Config{Log: log})
 	calls := telemetry.NewCalls(telemetry.NewRegistry(), p.lines)
-	p.proxy = newProxy(proxyParts{Store: p.store, Upstreams: upstreams, Calls: calls, Log: log, ProxyID: id, Loopback: true})
+	bridged := newclient.New(newclient.Config{Transport: upstreams.Transport, ProxyID: id, Log: log})
+	p.proxy = newProxy(proxyParts{Store: p.store, Upstreams: upstreams, NewClients: bridged, Calls: calls, Log: log, ProxyID: id, Loopback: true})
 	p.apply(t, w)
 	server := httptest.NewUnstartedServer(p.handler(testPort))
 	if addr != "127.0.0.1:0" {
@@ -157,6 +159,9 @@ func (w *world) startAs(t testing.TB, id, addr string) *testProxy {
 		server.Close()
 		closing, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
+		if err := bridged.Close(closing); err != nil {
+			t.Errorf("closing the bridge: %v", err)
+		}
 		_ = upstreams.Close(closing)
 		calls.Close()
 	})

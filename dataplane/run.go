@@ -26,7 +26,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/listener"
+	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
@@ -175,13 +177,14 @@ type process struct {
 	between  net.Listener  // for other proxies; nil: none
 	ask      chan struct{} // holds one: the control plane is to be asked for peers
 
-	identity  *mtls.Identity
-	calls     *telemetry.Calls
-	store     *snapshot.Store
-	upstreams *upstream.Manager
-	listeners *listener.Manager
-	client    *xds.Client
-	peers     *peers.Peers // nil: none
+	identity   *mtls.Identity
+	calls      *telemetry.Calls
+	store      *snapshot.Store
+	upstreams  *upstream.Manager
+	newClients *newclient.Bridge
+	listeners  *listener.Manager
+	client     *xds.Client
+	peers      *peers.Peers // nil: none
 
 	state atomic.Pointer[string] // why it is not ready; nil: it is
 }
@@ -190,8 +193,11 @@ type process struct {
 type proxyParts struct {
 	Store     *snapshot.Store
 	Upstreams *upstream.Manager
-	// Transport reaches a target. If nil, Upstreams does.
+	// NewClients is closed before Upstreams. If nil, the multiplexer has its own.
+	NewClients *newclient.Bridge
+	// Transport reaches a target, and Found is told what it speaks, if not nil. If Transport is nil, Upstreams does both.
 	Transport func(*snapshot.Target) upstream.Transport
+	Found     func(*snapshot.Target, []string)
 	Calls     *telemetry.Calls
 	Log       *slog.Logger
 	// ProxyID names this proxy in sessions that live here.
@@ -225,7 +231,7 @@ func (p *process) run(ctx context.Context) error {
 		p.notReady("stopping")
 		p.listeners.Close()
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		err = p.upstreams.Close(closing)
+		err = errors.Join(p.newClients.Close(closing), p.upstreams.Close(closing))
 		cancel()
 	}
 	stop()
@@ -258,6 +264,9 @@ func (p *process) start(ctx context.Context) (err error) {
 	}
 	p.calls = telemetry.NewCalls(p.registry, lines)
 	p.upstreams = upstream.New(upstream.Config{Log: p.cfg.Log})
+	p.newClients = newclient.New(newclient.Config{
+		Transport: p.upstreams.Transport, ProxyID: p.identity.ID().Proxy, Log: p.cfg.Log, Limits: mcp.Limits{Bytes: maxBody},
+	})
 	var handler func(port uint16) http.Handler
 	p.listeners = listener.New(listener.Config{
 		Host: p.cfg.Bind, Drain: p.cfg.Drain, Log: p.cfg.Log,
@@ -271,7 +280,7 @@ func (p *process) start(ctx context.Context) (err error) {
 			Handler: func(port uint16) http.Handler { return handler(port) }})
 	}
 	handler = p.cfg.handlers(proxyParts{
-		Store: p.store, Upstreams: p.upstreams, Calls: p.calls, Log: p.cfg.Log, Peers: p.peers,
+		Store: p.store, Upstreams: p.upstreams, NewClients: p.newClients, Calls: p.calls, Log: p.cfg.Log, Peers: p.peers,
 		ProxyID: p.identity.ID().Proxy, Loopback: loopback(p.cfg.Bind),
 	})
 	p.client = xds.New(xds.Config{

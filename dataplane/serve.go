@@ -61,14 +61,16 @@ func newProxy(parts proxyParts) *proxy {
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	if p.parts.Transport == nil {
-		p.parts.Transport = parts.Upstreams.Transport
+		p.parts.Transport, p.parts.Found = parts.Upstreams.Transport, parts.Upstreams.Found
 	}
 	p.mux = mux.New(mux.Config{
-		Transport: p.parts.Transport,
-		ProxyID:   parts.ProxyID,
-		Log:       p.log,
-		Limits:    mcp.Limits{Bytes: maxBody},
-		Draining:  listener.Draining,
+		Transport:  p.parts.Transport,
+		NewClients: parts.NewClients,
+		Found:      p.parts.Found,
+		ProxyID:    parts.ProxyID,
+		Log:        p.log,
+		Limits:     mcp.Limits{Bytes: maxBody},
+		Draining:   listener.Draining,
 	})
 	parts.Store.Subscribe(func(old, now *snapshot.Index) {
 		p.codecs.Range(func(name, _ any) bool {
@@ -182,10 +184,10 @@ func (x *exchange) forward(owner string) error {
 		return &mcp.Error{Status: status, Code: mcp.CodeInternal, ID: id, Message: text}
 	}
 	if from := peers.From(x.r.Context()); from != "" {
-		return lost(http.StatusServiceUnavailable, "proxy "+from+" took this one for the owner of the session, which is "+owner+": try again")
+		return lost(http.StatusServiceUnavailable, "proxy "+from+" took this one for the owner, which is "+owner+": try again")
 	}
 	if x.proxy.parts.Peers == nil {
-		return lost(http.StatusServiceUnavailable, "the session lives on another proxy of the fleet ("+owner+"), which this one cannot reach: send the request there, or begin a new session")
+		return lost(http.StatusServiceUnavailable, "what the request goes on with lives on another proxy of the fleet ("+owner+"), which this one cannot reach: send the request there, or begin anew")
 	}
 	x.owner = owner
 	err := x.proxy.parts.Peers.Forward(&x.w, x.r, x.port, owner, x.raw)
@@ -195,9 +197,9 @@ func (x *exchange) forward(owner string) error {
 	}
 	x.record.Err = err
 	if gone.Sent {
-		return lost(http.StatusBadGateway, "the proxy that has the session ("+owner+") was lost; it may have processed the request: begin a new session")
+		return lost(http.StatusBadGateway, "the proxy that has what the request goes on with ("+owner+") was lost; it may have processed the request: begin anew")
 	}
-	return lost(http.StatusServiceUnavailable, "the proxy that has the session ("+owner+") cannot be reached: try again, or begin a new session")
+	return lost(http.StatusServiceUnavailable, "the proxy that has what the request goes on with ("+owner+") cannot be reached: try again, or begin anew")
 }
 
 var errForeignHost = &httpError{http.StatusForbidden, "the Host header is no name of this listener: a page of another site may have sent the request"}

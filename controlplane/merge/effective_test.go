@@ -152,6 +152,11 @@ func TestEnumsAgree(t *testing.T) {
 			t.Errorf("failure mode %d is %s and %s", n, name, xdsv1.Backend_FailureMode_name[n])
 		}
 	}
+	for n, name := range adminv1.SessionScope_Share_name {
+		if xdsv1.SessionScope_Share_name[n] != name {
+			t.Errorf("session scope %d is %s and %s", n, name, xdsv1.SessionScope_Share_name[n])
+		}
+	}
 	if len(adminv1.Backend_PrefixMode_name) != len(xdsv1.Backend_PrefixMode_name) || len(adminv1.Backend_FailureMode_name) != len(xdsv1.Backend_FailureMode_name) {
 		t.Error("an enum has grown on one side")
 	}

@@ -216,6 +216,9 @@ func serveTarget(tenant, name string, t *adminv1.Target) (*xdsv1.Target, error) 
 	if c := t.GetConcurrency(); c != nil {
 		out.Concurrency = &xdsv1.Concurrency{Max: c.GetMax(), Wait: c.GetWait()}
 	}
+	if s := t.GetSessionScope(); s != nil {
+		out.SessionScope = &xdsv1.SessionScope{Share: xdsv1.SessionScope_Share(s.GetShare()), Header: s.GetHeader()}
+	}
 	for _, h := range t.GetForwardHeaders() {
 		out.ForwardHeaders = append(out.ForwardHeaders, strings.ToLower(h))
 	}

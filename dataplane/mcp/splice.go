@@ -35,9 +35,13 @@ func (e *Edits) String(span Span, text []byte) {
 // Insert adds a member, raw, to the object at span in body; the object must not have it. At most one Insert for
 // each object, and none beside a Remove in an object that holds nothing else.
 func (e *Edits) Insert(body []byte, object Span, name string, raw []byte) {
+	e.InsertMembers(body, object, append(append(AppendString(nil, name), ':'), raw...))
+}
+
+// InsertMembers is Insert for members as they stand in JSON, between commas: `"a":1,"b":2`.
+func (e *Edits) InsertMembers(body []byte, object Span, members []byte) {
 	from := len(e.buf)
-	e.buf = append(AppendString(e.buf, name), ':')
-	e.buf = append(e.buf, raw...)
+	e.buf = append(e.buf, members...)
 	if at := skipSpace(body, int(object.Start)+1); body[at] != '}' {
 		e.buf = append(e.buf, ',')
 	}

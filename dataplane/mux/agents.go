@@ -25,7 +25,7 @@ func (x *Request) Exchange(ctx context.Context, t *snapshot.Target, r *upstream.
 	if t.Refused != nil {
 		return nil, x.refusedConfig(t)
 	}
-	return x.exchange(ctx, t, r, session.Target{})
+	return x.exchange(ctx, t, x.mux.cfg.Transport(t), r, session.Target{})
 }
 
 // Within bounds what one target may take for an answer that nobody waits for longer.

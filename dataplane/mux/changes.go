@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -151,6 +152,7 @@ func (s *streams) end(n session.Nonce) {
 // Changed tells open streams of a new configuration: clients hear that lists changed where what they may see did, and
 // a stream whose targets are others now, or whose caller is not let in any more, ends. It returns before all is done.
 func (m *Mux) Changed(old, now *snapshot.Index) {
+	m.cfg.NewClients.Retain(slices.Collect(now.Targets()))
 	m.streams.mu.Lock()
 	m.streams.latest = now
 	m.streams.mu.Unlock()

@@ -8,24 +8,34 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
 )
 
-// eras is what a target speaks, as far as it is known.
+// eras is what a target speaks, as far as it is known: an answer about one era says nothing of the other.
 type eras struct {
 	versions []mcp.Revision
 	// probed is when; zero for what the configuration says.
 	probed time.Time
-	// stateless says that clients of the session era are better off with the target's stateless one: it refuses sessions, or
+	// asked: whether it speaks 2026-07-28. Else only its sessions are known.
+	asked bool
+	// sessionless says that clients of the session era are better off with the target's stateless one: it refuses sessions, or
 	// takes them without keeping any, so that it can ask its clients nothing there.
-	stateless bool
+	sessionless bool
+	stateless   bool
 }
 
 func (e eras) have(era mcp.Era) bool {
 	return slices.ContainsFunc(e.versions, func(r mcp.Revision) bool { return r.Era() == era })
+}
+
+// of is e less the versions of the other era.
+func (e eras) of(era mcp.Era) eras {
+	e.versions = slices.DeleteFunc(slices.Clone(e.versions), func(r mcp.Revision) bool { return r.Era() != era })
+	return e
 }
 
 type eraKey struct{ digest, principal string }
@@ -38,16 +48,17 @@ const (
 	probeAge = 10 * time.Minute
 )
 
-// speaks returns nil if the target speaks an era, or an error for the client that says what it does speak.
-func (x *Request) speaks(ctx context.Context, t *snapshot.Target, era mcp.Era) error {
+// face is how a target is reached by a client of the stateless era: directly if it speaks that itself, for servers are
+// not the same in both eras, else over the bridge.
+func (x *Request) face(ctx context.Context, t *snapshot.Target) (upstream.Transport, error) {
 	e, err := x.erasOf(ctx, t)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if e.have(era) {
-		return nil
+	if e.have(mcp.Stateless) {
+		return x.mux.cfg.Transport(t), nil
 	}
-	return x.otherEra(t, e)
+	return x.mux.cfg.NewClients.Stateless(t, newclient.Caller{Codec: x.Codec, Scope: x.Scope}), nil
 }
 
 // otherEra names the target and what it does speak. Clients that know both eras fall back on it.
@@ -72,8 +83,9 @@ func (e eras) list() string {
 	return s
 }
 
-// erasOf looks up what a target speaks, and probes it the first time: server/discover, then initialize, as far as an
-// answer is needed. A target that does not answer is an error, and asked again by the next request.
+// erasOf looks up whether a target speaks 2026-07-28, and probes it the first time: server/discover, then initialize, as far
+// as an answer is needed. Whether a target that does has sessions too is found out by the first client that wants one. A
+// target that does not answer is an error, and asked again by the next request.
 func (x *Request) erasOf(ctx context.Context, t *snapshot.Target) (eras, error) {
 	if own := t.Config.GetProtocolVersions(); len(own) > 0 {
 		e := eras{}
@@ -83,7 +95,7 @@ func (x *Request) erasOf(ctx context.Context, t *snapshot.Target) (eras, error) 
 		return e, nil
 	}
 	key := x.eraKey(t)
-	if e, ok := x.mux.eras.get(key); ok {
+	if e, ok := x.mux.eras.get(key); ok && e.asked {
 		return e, nil
 	}
 	v, err, _ := x.mux.flights.Do("era\x00"+key.digest+"\x00"+key.principal, func() (any, error) {
@@ -93,14 +105,57 @@ func (x *Request) erasOf(ctx context.Context, t *snapshot.Target) (eras, error) 
 		if err != nil {
 			return nil, err
 		}
-		e.probed = time.Now()
-		x.mux.eras.put(key, e, 1, e.probed.Add(probeAge))
-		return e, nil
+		return x.found(t, e, true), nil
 	})
 	if err != nil {
 		return eras{}, x.readdress(err)
 	}
 	return v.(eras), nil
+}
+
+// found remembers what a target speaks, beside what is known already of the other era.
+func (x *Request) found(t *snapshot.Target, e eras, asked bool) eras {
+	key := x.eraKey(t)
+	e.probed, e.asked = time.Now(), asked
+	if old, ok := x.mux.eras.get(key); ok {
+		e.asked, e.sessionless = e.asked || old.asked, old.sessionless
+		for _, era := range []mcp.Era{mcp.Sessions, mcp.Stateless} {
+			if !e.have(era) {
+				e.versions = append(e.versions, old.of(era).versions...)
+			}
+		}
+	}
+	slices.Sort(e.versions)
+	e.versions = slices.Compact(e.versions)
+	slices.Reverse(e.versions)
+	x.mux.eras.put(key, e, 1, e.probed.Add(probeAge))
+	names := make([]string, len(e.versions))
+	for i, v := range e.versions {
+		names[i] = string(v)
+	}
+	x.mux.cfg.Found(t, names)
+	return e
+}
+
+// foundSessions notes that a target has begun a session in a version. Who speaks one has, as a rule, those before.
+func (x *Request) foundSessions(t *snapshot.Target, version mcp.Revision) {
+	if len(t.Config.GetProtocolVersions()) > 0 {
+		return
+	}
+	if e, ok := x.mux.eras.get(x.eraKey(t)); ok && slices.Contains(e.versions, version) {
+		return
+	}
+	x.found(t, eras{versions: upTo(version)}, false)
+}
+
+// upTo are the versions with sessions up to one. The first has another transport, and says nothing of the others.
+func upTo(version mcp.Revision) (all []mcp.Revision) {
+	for _, r := range mcp.Revisions() {
+		if r.HasSessions() && r <= max(version, mcp.V20250326) {
+			all = append(all, r)
+		}
+	}
+	return all
 }
 
 // eraKey: what a target answers may depend on who asks.
@@ -118,7 +173,7 @@ func (x *Request) onlyStateless(t *snapshot.Target) bool {
 		return !slices.ContainsFunc(own, func(v string) bool { return mcp.Revision(v).HasSessions() })
 	}
 	e, ok := x.mux.eras.get(x.eraKey(t))
-	return ok && e.stateless
+	return ok && e.sessionless
 }
 
 // contradicted forgets what a target was found to speak, after an answer that no MCP server of that era gives.
@@ -142,7 +197,7 @@ func (x *Request) probe(ctx context.Context, t *snapshot.Target) (eras, error) {
 	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
 	x.pass(t, h)
 	mcp.SetHeaders(h, mcp.V20260728, "server/discover", "")
-	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Call: x.calling(t, outgoing{method: "server/discover"}), Safe: true}, session.Target{})
+	resp, err := x.exchange(ctx, t, x.mux.cfg.Transport(t), &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Call: x.calling(t, outgoing{method: "server/discover"}), Safe: true}, session.Target{})
 	if err != nil {
 		return eras{}, err
 	}
@@ -172,13 +227,7 @@ func (x *Request) probeSessions(ctx context.Context, t *snapshot.Target) (eras, 
 		return eras{}, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q speaks no protocol version that this proxy knows: %s", t.Name, errorMessage(hs.msg))
 	}
 	go own.quit(t, leg)
-	e := eras{}
-	for _, r := range mcp.Revisions() {
-		if r.HasSessions() && r <= max(mcp.Revision(leg.Version), mcp.V20250326) {
-			e.versions = append(e.versions, r)
-		}
-	}
-	return e, nil
+	return eras{versions: upTo(mcp.Revision(leg.Version))}, nil
 }
 
 // discovered are the known versions that an answer to server/discover lists.

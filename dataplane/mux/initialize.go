@@ -172,7 +172,7 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	h := make(http.Header, 8)
 	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
 	x.pass(t, h)
-	resp, err := x.exchange(ctx, t, &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Call: x.calling(t, outgoing{method: "initialize"})}, at)
+	resp, err := x.exchange(ctx, t, x.transport(t, at), &upstream.Request{Method: http.MethodPost, Header: h, Body: body, Call: x.calling(t, outgoing{method: "initialize"})}, at)
 	if err != nil {
 		return session.Target{}, hs, err
 	}
@@ -193,11 +193,11 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 		return session.Target{}, hs, x.fail(http.StatusBadGateway, mcp.CodeInternal,
 			"target %q answered initialize with protocol version %q, which has no sessions that this proxy knows", t.Name, version)
 	}
-	leg := session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: string(version), Place: place(t)}
 	if bridged(at) {
-		leg.ID, leg.Version = "", at.Version
+		return session.Target{Name: t.Name, Version: at.Version, Place: place(t)}, hs, nil
 	}
-	return leg, hs, nil
+	x.foundSessions(t, version)
+	return session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: string(version), Place: place(t)}, hs, nil
 }
 
 // greet is handshake for a client: with a target that has no sessions, through a bridge. A list of versions does not count for
@@ -224,7 +224,7 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 	if probeErr != nil || !e.have(mcp.Stateless) || !refused && !keepsNone && e.have(mcp.Sessions) {
 		return leg, hs, err
 	}
-	e.stateless, e.probed = true, time.Now()
+	e.sessionless, e.probed = true, time.Now()
 	x.mux.eras.put(x.eraKey(t), e, 1, e.probed.Add(probeAge))
 	return x.handshake(ctx, t, body, stateless)
 }

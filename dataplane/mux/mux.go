@@ -9,7 +9,8 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
-	"github.com/sluicegate/sluice/dataplane/bridge"
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
+	"github.com/sluicegate/sluice/dataplane/bridge/oldclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -21,6 +22,10 @@ import (
 type Config struct {
 	// Transport reaches a target, e.g. upstream.Manager.Transport.
 	Transport func(*snapshot.Target) upstream.Transport
+	// NewClients gives targets with sessions a stateless face. If nil, one of its own.
+	NewClients *newclient.Bridge
+	// Found is told what a target was found to speak, newest first. May be nil.
+	Found func(*snapshot.Target, []string)
 	// ProxyID names this proxy in sessions of which a part lives here alone.
 	ProxyID string
 	// Log gets what no answer tells. If nil, slog.Default().
@@ -43,16 +48,16 @@ type Mux struct {
 	cfg Config
 	log *slog.Logger
 
-	bridge   *bridge.Bridge
-	graves   session.Tombstones
-	soft     *lru[softKey, session.Target]
-	eras     *lru[eraKey, eras]
-	pages    *lru[pageKey, *page]
-	catalogs *lru[catalogKey, *catalog]
-	changed  *lru[changeKey, *atomic.Uint64]
-	reported *lru[string, struct{}]
-	flights  singleflight.Group
-	streams  streams
+	oldclients *oldclient.Bridge
+	graves     session.Tombstones
+	soft       *lru[softKey, session.Target]
+	eras       *lru[eraKey, eras]
+	pages      *lru[pageKey, *page]
+	catalogs   *lru[catalogKey, *catalog]
+	changed    *lru[changeKey, *atomic.Uint64]
+	reported   *lru[string, struct{}]
+	flights    singleflight.Group
+	streams    streams
 }
 
 // New returns a Mux that remembers nothing yet.
@@ -70,7 +75,13 @@ func New(cfg Config) *Mux {
 	if m.log == nil {
 		m.log = slog.Default()
 	}
-	m.bridge = bridge.New(bridge.Config{Transport: cfg.Transport, Log: m.log, Limits: cfg.Limits})
+	m.oldclients = oldclient.New(oldclient.Config{Transport: cfg.Transport, Log: m.log, Limits: cfg.Limits})
+	if m.cfg.NewClients == nil {
+		m.cfg.NewClients = newclient.New(newclient.Config{Transport: cfg.Transport, ProxyID: cfg.ProxyID, Log: m.log, Limits: cfg.Limits})
+	}
+	if m.cfg.Found == nil {
+		m.cfg.Found = func(*snapshot.Target, []string) {}
+	}
 	if m.cfg.Draining == nil {
 		m.cfg.Draining = func(context.Context) <-chan struct{} { return nil }
 	}

@@ -12,8 +12,10 @@ import (
 	"net/textproto"
 	"strings"
 
-	"github.com/sluicegate/sluice/dataplane/bridge"
+	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
+	"github.com/sluicegate/sluice/dataplane/bridge/oldclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
@@ -58,10 +60,11 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 		return nil, x.refusedConfig(t)
 	}
 	if x.stateless() {
-		if err := x.speaks(ctx, t, mcp.Stateless); err != nil {
+		tr, err := x.face(ctx, t)
+		if err != nil {
 			return nil, err
 		}
-		resp, err := x.do(ctx, t, session.Target{}, o)
+		resp, err := x.doBy(ctx, t, tr, session.Target{}, o)
 		if err != nil {
 			return nil, err
 		}
@@ -94,6 +97,11 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 
 // do sends without looking at the answer.
 func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target, o outgoing) (*upstream.Response, error) {
+	return x.doBy(ctx, t, x.transport(t, leg), leg, o)
+}
+
+// doBy is do by a transport that may be a face of the target.
+func (x *Request) doBy(ctx context.Context, t *snapshot.Target, tr upstream.Transport, leg session.Target, o outgoing) (*upstream.Response, error) {
 	h := x.header(t, leg, o.method, o.name)
 	if o.params != nil {
 		for key := range h {
@@ -103,7 +111,7 @@ func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target
 		}
 		maps.Copy(h, o.params)
 	}
-	return x.exchange(ctx, t, &upstream.Request{
+	return x.exchange(ctx, t, tr, &upstream.Request{
 		Method: http.MethodPost,
 		Header: h,
 		Body:   o.body,
@@ -113,8 +121,7 @@ func (x *Request) do(ctx context.Context, t *snapshot.Target, leg session.Target
 }
 
 // exchange is the one place where a request leaves for a target.
-func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.Request, leg session.Target) (*upstream.Response, error) {
-	tr := x.transport(t, leg)
+func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.Transport, r *upstream.Request, leg session.Target) (*upstream.Response, error) {
 	if tr.Owned() && leg.ID != "" && x.renews(t) {
 		r.Initialize = x.initializeAgain(leg)
 	}
@@ -122,6 +129,14 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && errors.Is(cause, upstream.ErrTimeout) {
 			err = fmt.Errorf("%w: %w", upstream.ErrTimeout, err)
+		}
+		if _, ok := errors.AsType[*peers.Elsewhere](err); ok {
+			return nil, err
+		}
+		if refused, ok := errors.AsType[*newclient.RefusedError](err); ok {
+			x.Record.Err = err
+			x.contradicted(t)
+			return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused to begin a session: %s", t.Name, refused.Reason)
 		}
 		return nil, x.unreachable(t, err)
 	}
@@ -132,7 +147,7 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, r *upstream.
 // transport reaches a target in the client's era: through a bridge, where the leg is of the other one.
 func (x *Request) transport(t *snapshot.Target, leg session.Target) upstream.Transport {
 	if bridged(leg) && !x.stateless() {
-		return x.mux.bridge.Sessions(t, bridge.Client{Session: x.Session, Principal: x.Scope.Principal})
+		return x.mux.oldclients.Sessions(t, oldclient.Client{Session: x.Session, Principal: x.Scope.Principal})
 	}
 	return x.mux.cfg.Transport(t)
 }
@@ -201,6 +216,9 @@ func (x *Request) check(t *snapshot.Target, resp *upstream.Response) (*upstream.
 		if msg, err := mcp.Scan(bytes.TrimSpace(page), x.mux.cfg.Limits); err == nil && msg.Kind == mcp.Response {
 			resp.Body, resp.Length = io.NopCloser(bytes.NewReader(page)), int64(len(page))
 			resp.Header["Content-Type"] = typeJSON
+			if code, _ := errorCode(&msg); x.stateless() && (code == mcp.CodeUnsupportedVersion || !msg.ID.Present()) {
+				x.contradicted(t) // what was sent is good 2026-07-28: another server may stand there now
+			}
 			return resp, nil
 		}
 	}

@@ -187,7 +187,7 @@ func (x *Request) get(ctx context.Context, t *snapshot.Target, leg session.Targe
 	if lastID != "" {
 		h[mcp.HeaderLastEventID] = []string{lastID}
 	}
-	return x.exchange(ctx, t, &upstream.Request{Method: http.MethodGet, Header: h, Call: x.calling(t, outgoing{})}, leg)
+	return x.exchange(ctx, t, x.transport(t, leg), &upstream.Request{Method: http.MethodGet, Header: h, Call: x.calling(t, outgoing{})}, leg)
 }
 
 // headWait is how long the merged stream waits for its targets before it answers: many send their head only with

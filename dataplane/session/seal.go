@@ -46,6 +46,7 @@ const (
 	kindRequest kind = 'R'
 	kindEvent   kind = 'E'
 	kindStream  kind = 'L'
+	kindCall    kind = 'P'
 )
 
 // strict refuses a second spelling of the same bytes: trailing bits must be zero, and newlines are no part of an id.

@@ -3,12 +3,24 @@ package upstream
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/sluicegate/sluice/dataplane/snapshot"
 )
 
 // health is what the last exchanges with a target came to. Answers on a healthy target cost one load.
 type health struct {
 	tenant, target string
-	last           atomic.Pointer[outcome] // nil: never asked
+	last           atomic.Pointer[outcome]  // nil: never asked
+	versions       atomic.Pointer[[]string] // nil: not known
+}
+
+// Found notes which versions of the protocol a target was found to speak, for [Manager.Health].
+func (m *Manager) Found(t *snapshot.Target, versions []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if h := m.health[t.Resource]; h != nil {
+		h.versions.Store(&versions)
+	}
 }
 
 type outcome struct {

@@ -316,6 +316,9 @@ func (m *Manager) Health() []Health {
 		if o := m.health[name].last.Load(); o != nil {
 			all[len(all)-1].Err, all[len(all)-1].Since = o.err, o.since
 		}
+		if v := m.health[name].versions.Load(); v != nil {
+			all[len(all)-1].Versions = *v
+		}
 	}
 	count := func(r *resources) {
 		i, ok := at[r.target]

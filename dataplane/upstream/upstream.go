@@ -109,4 +109,6 @@ type Health struct {
 	// Conns counts open HTTP connections, idle ones among them; Children running stdio processes; Sessions those
 	// that live in this process.
 	Conns, Children, Sessions int
+	// Versions of the protocol that the target was found to speak, newest first. Nil: nobody has asked yet.
+	Versions []string
 }

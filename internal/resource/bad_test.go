@@ -104,6 +104,11 @@ func TestBad(t *testing.T) {
 1:82: mcp.targets[0].forwardHeaders[1]: Cookie cannot be forwarded; remove it
 1:90: mcp.targets[0].forwardHeaders[2]: "a b" is no header's name`},
 		{"revision", "mcp: {targets: [{name: a, mcp: {host: http://h}, protocolVersions: ['2025-06-17']}]}\n", `1:69: mcp.targets[0].protocolVersions[0]: "2025-06-17" is no revision of MCP that is known here; did you mean "2025-06-18"?`},
+		{"session scope", "mcp: {targets: [{name: a, mcp: {host: http://h}, sessionScope: all}]}\n", `1:64: mcp.targets[0].sessionScope: unknown value "all"; valid are principal, none`},
+		{"session header", "mcp: {targets: [{name: a, mcp: {host: http://h}, sessionScope: {header: 'a b'}}]}\n", `1:65: mcp.targets[0].sessionScope.header: "a b" is no header's name`},
+		{"session scope twice", "mcp: {targets: [{name: a, mcp: {host: http://h}, sessionScope: {share: none, header: x}}]}\n", `1:50: mcp.targets[0].sessionScope: share and header cannot both be set; remove one`},
+		{"session scope of nothing", "mcp: {targets: [{name: a, mcp: {host: http://h}, sessionScope: {}}]}\n", `1:50: mcp.targets[0].sessionScope: says nothing; write principal, none or {header: NAME}, or remove it`},
+		{"scope without sessions", "mcp: {targets: [{name: a, mcp: {host: http://h}, protocolVersions: ['2026-07-28'], sessionScope: none}]}\n", `1:84: mcp.targets[0].sessionScope: a target that speaks 2026-07-28 alone has no sessions; remove it`},
 		{"index in a list", "mcp: {targets: [{name: a, index: 1, mcp: {host: http://h}}]}\n", `1:27: mcp.targets[0]: a target's place in the list is its index; remove it here`},
 
 		// References, routes, listeners.

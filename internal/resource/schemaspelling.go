@@ -56,6 +56,7 @@ func init() {
 			return node07{"anyOf": []any{list(g.message(of(&policyv1.RateLimit{}))), own}}
 		},
 		adminPackage + "Concurrency":        or(node07{"type": "integer", "minimum": 1}),
+		adminPackage + "SessionScope":       or(node07{"enum": []any{"principal", "none"}}),
 		policyPackage + "McpAuthentication": fields(provider),
 		policyPackage + "JwtAuth":           fields(provider),
 		policyPackage + "JwtProvider":       fields(func(*schemas) node07 { return node07{"jwtValidationOptions": claimsOption(text)} }),

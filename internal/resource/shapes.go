@@ -59,6 +59,7 @@ func init() {
 		policyPackage + "AzureWorkloadIdentity": {alias: map[string]string{"tenant_id": "tenantId", "client_id": "clientId"}},
 		adminPackage + "Concurrency":            {rewrite: short("max")},
 		policyPackage + "BasicAuth":             {rewrite: htpasswd, refuse: map[string]string{"location": "RFC 7617 fixes it: the Authorization header"}},
+		adminPackage + "SessionScope":           {rewrite: short("share")},
 		policyPackage + "KeyAuth":               {rewrite: keyAuth, also: []string{"value", "file", "secret", "env", "location"}},
 		policyPackage + "LocatedCredential":     {rewrite: locatedCredential, also: []string{"key", "value", "file", "secret", "env"}},
 		policyPackage + "Location":              {refuse: map[string]string{"expression": "name a header, queryParameter or cookie"}},

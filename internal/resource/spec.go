@@ -209,6 +209,9 @@ func (v *validator) target(o *adminv1.Object, t *adminv1.Target) {
 		}
 		v.duration(o, "concurrency.wait", c.GetWait())
 	}
+	if s := t.GetSessionScope(); s != nil {
+		v.sessionScope(o, s, t.GetProtocolVersions())
+	}
 	for i, version := range t.GetProtocolVersions() {
 		if !slices.Contains(versions, version) {
 			hint := didYouMean(version, versions)
@@ -220,6 +223,22 @@ func (v *validator) target(o *adminv1.Object, t *adminv1.Target) {
 	}
 	for i, h := range t.GetForwardHeaders() {
 		v.forwardHeader(o, index("forwardHeaders", i), h)
+	}
+}
+
+// sessionScope checks who shares sessions.
+func (v *validator) sessionScope(o *adminv1.Object, s *adminv1.SessionScope, versions []string) {
+	switch h := s.GetHeader(); {
+	case h == "" && s.GetShare() == adminv1.SessionScope_SHARE_UNSPECIFIED:
+		v.fail(o, "sessionScope", "says nothing", "write principal, none or {header: NAME}, or remove it")
+	case h == "":
+	case s.GetShare() != adminv1.SessionScope_SHARE_UNSPECIFIED:
+		v.fail(o, "sessionScope", "share and header cannot both be set", "remove one")
+	case !isToken(h):
+		v.fail(o, "sessionScope.header", fmt.Sprintf("%q is no header's name", h), "")
+	}
+	if len(versions) == 1 && versions[0] == statelessVersion {
+		v.fail(o, "sessionScope", fmt.Sprintf("a target that speaks %s alone has no sessions", statelessVersion), "remove it")
 	}
 }
 

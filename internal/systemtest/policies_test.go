@@ -311,7 +311,6 @@ func TestTargetPolicies(t *testing.T) {
 		{`mcpAuthorization: {rules: []}`, "rules"},
 		{`mcpAuthorization: {rules: ['response.code == 1']}`, "response"},
 		{`ai: {promptGuard: [{regex: {deny: [{pattern: "("}]}}]}`, "promptGuard"},
-		{`a2a: {}`, "a2a"},
 	} {
 		if got := f.refused(t, config(target("one", policies(tt.block)))); !strings.Contains(got, tt.says) || !strings.Contains(got, "sluice.yaml:") {
 			t.Errorf("%s: refused with\n%swhich lacks %q or its place", tt.block, got, tt.says)

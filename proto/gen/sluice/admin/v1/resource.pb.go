@@ -127,6 +127,57 @@ func (Backend_FailureMode) EnumDescriptor() ([]byte, []int) {
 	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{14, 1}
 }
 
+type SessionScope_Share int32
+
+const (
+	SessionScope_SHARE_UNSPECIFIED SessionScope_Share = 0
+	// All requests of one caller. All anonymous callers are one.
+	SessionScope_SHARE_PRINCIPAL SessionScope_Share = 1
+	// Each request has a session of its own.
+	SessionScope_SHARE_NONE SessionScope_Share = 2
+)
+
+// Enum value maps for SessionScope_Share.
+var (
+	SessionScope_Share_name = map[int32]string{
+		0: "SHARE_UNSPECIFIED",
+		1: "SHARE_PRINCIPAL",
+		2: "SHARE_NONE",
+	}
+	SessionScope_Share_value = map[string]int32{
+		"SHARE_UNSPECIFIED": 0,
+		"SHARE_PRINCIPAL":   1,
+		"SHARE_NONE":        2,
+	}
+)
+
+func (x SessionScope_Share) Enum() *SessionScope_Share {
+	p := new(SessionScope_Share)
+	*p = x
+	return p
+}
+
+func (x SessionScope_Share) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SessionScope_Share) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_admin_v1_resource_proto_enumTypes[2].Descriptor()
+}
+
+func (SessionScope_Share) Type() protoreflect.EnumType {
+	return &file_sluice_admin_v1_resource_proto_enumTypes[2]
+}
+
+func (x SessionScope_Share) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SessionScope_Share.Descriptor instead.
+func (SessionScope_Share) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{16, 0}
+}
+
 // Object is one document. (tenant, kind, name) is its key; kind is the oneof that is set.
 type Object struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1323,8 +1374,11 @@ type Target struct {
 	ForwardHeaders   []string             `protobuf:"bytes,12,rep,name=forward_headers,json=forwardHeaders,proto3" json:"forward_headers,omitempty"`
 	ProtocolVersions []string             `protobuf:"bytes,13,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
 	Concurrency      *Concurrency         `protobuf:"bytes,15,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Who shares a session at a target with sessions, of the clients that have none (2026-07-28). If unset: the calls of
+	// one authenticated caller; of an anonymous one, nobody.
+	SessionScope  *SessionScope `protobuf:"bytes,16,opt,name=session_scope,json=sessionScope,proto3" json:"session_scope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Target) Reset() {
@@ -1477,6 +1531,13 @@ func (x *Target) GetConcurrency() *Concurrency {
 	return nil
 }
 
+func (x *Target) GetSessionScope() *SessionScope {
+	if x != nil {
+		return x.SessionScope
+	}
+	return nil
+}
+
 type isTarget_Transport interface {
 	isTarget_Transport()
 }
@@ -1506,6 +1567,61 @@ func (*Target_Stdio) isTarget_Transport() {}
 
 func (*Target_A2A) isTarget_Transport() {}
 
+// SessionScope says whose requests go to one session at a target, where the clients' own protocol has none. In YAML
+// `principal`, `none`, or `{header: NAME}`.
+type SessionScope struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Share SessionScope_Share     `protobuf:"varint,1,opt,name=share,proto3,enum=sluice.admin.v1.SessionScope_Share" json:"share,omitempty"`
+	// Requests of one caller that have the same value of this header. One without it has a session of its own.
+	Header        string `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionScope) Reset() {
+	*x = SessionScope{}
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionScope) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionScope) ProtoMessage() {}
+
+func (x *SessionScope) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionScope.ProtoReflect.Descriptor instead.
+func (*SessionScope) Descriptor() ([]byte, []int) {
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SessionScope) GetShare() SessionScope_Share {
+	if x != nil {
+		return x.Share
+	}
+	return SessionScope_SHARE_UNSPECIFIED
+}
+
+func (x *SessionScope) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
 // Concurrency bounds the calls of a target that run at a time on one proxy. In YAML a number is `max`.
 type Concurrency struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1519,7 +1635,7 @@ type Concurrency struct {
 
 func (x *Concurrency) Reset() {
 	*x = Concurrency{}
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[16]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1647,7 @@ func (x *Concurrency) String() string {
 func (*Concurrency) ProtoMessage() {}
 
 func (x *Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[16]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1660,7 @@ func (x *Concurrency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
 func (*Concurrency) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{16}
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Concurrency) GetMax() uint32 {
@@ -1576,7 +1692,7 @@ type HttpTransport struct {
 
 func (x *HttpTransport) Reset() {
 	*x = HttpTransport{}
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[17]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1704,7 @@ func (x *HttpTransport) String() string {
 func (*HttpTransport) ProtoMessage() {}
 
 func (x *HttpTransport) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[17]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1717,7 @@ func (x *HttpTransport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpTransport.ProtoReflect.Descriptor instead.
 func (*HttpTransport) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{17}
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HttpTransport) GetHost() string {
@@ -1648,7 +1764,7 @@ type StdioTransport struct {
 
 func (x *StdioTransport) Reset() {
 	*x = StdioTransport{}
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[18]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1776,7 @@ func (x *StdioTransport) String() string {
 func (*StdioTransport) ProtoMessage() {}
 
 func (x *StdioTransport) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[18]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1789,7 @@ func (x *StdioTransport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioTransport.ProtoReflect.Descriptor instead.
 func (*StdioTransport) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{18}
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StdioTransport) GetCmd() string {
@@ -1742,7 +1858,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[19]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1754,7 +1870,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_resource_proto_msgTypes[19]
+	mi := &file_sluice_admin_v1_resource_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1767,7 +1883,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{19}
+	return file_sluice_admin_v1_resource_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Secret) GetValue() *v1.Credential {
@@ -1876,7 +1992,7 @@ const file_sluice_admin_v1_resource_proto_rawDesc = "" +
 	"\vFailureMode\x12\x1c\n" +
 	"\x18FAILURE_MODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18FAILURE_MODE_FAIL_CLOSED\x10\x01\x12\x1a\n" +
-	"\x16FAILURE_MODE_FAIL_OPEN\x10\x02\"\xd5\x05\n" +
+	"\x16FAILURE_MODE_FAIL_OPEN\x10\x02\"\x99\x06\n" +
 	"\x06Target\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12 \n" +
@@ -1894,8 +2010,17 @@ const file_sluice_admin_v1_resource_proto_rawDesc = "" +
 	"\atimeout\x18\v \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12'\n" +
 	"\x0fforward_headers\x18\f \x03(\tR\x0eforwardHeaders\x12+\n" +
 	"\x11protocol_versions\x18\r \x03(\tR\x10protocolVersions\x12>\n" +
-	"\vconcurrency\x18\x0f \x01(\v2\x1c.sluice.admin.v1.ConcurrencyR\vconcurrencyB\v\n" +
-	"\ttransport\"N\n" +
+	"\vconcurrency\x18\x0f \x01(\v2\x1c.sluice.admin.v1.ConcurrencyR\vconcurrency\x12B\n" +
+	"\rsession_scope\x18\x10 \x01(\v2\x1d.sluice.admin.v1.SessionScopeR\fsessionScopeB\v\n" +
+	"\ttransport\"\xa6\x01\n" +
+	"\fSessionScope\x129\n" +
+	"\x05share\x18\x01 \x01(\x0e2#.sluice.admin.v1.SessionScope.ShareR\x05share\x12\x16\n" +
+	"\x06header\x18\x02 \x01(\tR\x06header\"C\n" +
+	"\x05Share\x12\x15\n" +
+	"\x11SHARE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fSHARE_PRINCIPAL\x10\x01\x12\x0e\n" +
+	"\n" +
+	"SHARE_NONE\x10\x02\"N\n" +
 	"\vConcurrency\x12\x10\n" +
 	"\x03max\x18\x01 \x01(\rR\x03max\x12-\n" +
 	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"]\n" +
@@ -1931,92 +2056,96 @@ func file_sluice_admin_v1_resource_proto_rawDescGZIP() []byte {
 	return file_sluice_admin_v1_resource_proto_rawDescData
 }
 
-var file_sluice_admin_v1_resource_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sluice_admin_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_sluice_admin_v1_resource_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_sluice_admin_v1_resource_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_sluice_admin_v1_resource_proto_goTypes = []any{
 	(Backend_PrefixMode)(0),       // 0: sluice.admin.v1.Backend.PrefixMode
 	(Backend_FailureMode)(0),      // 1: sluice.admin.v1.Backend.FailureMode
-	(*Object)(nil),                // 2: sluice.admin.v1.Object
-	(*Source)(nil),                // 3: sluice.admin.v1.Source
-	(*Position)(nil),              // 4: sluice.admin.v1.Position
-	(*Platform)(nil),              // 5: sluice.admin.v1.Platform
-	(*Group)(nil),                 // 6: sluice.admin.v1.Group
-	(*Tenant)(nil),                // 7: sluice.admin.v1.Tenant
-	(*Listener)(nil),              // 8: sluice.admin.v1.Listener
-	(*ListenerTls)(nil),           // 9: sluice.admin.v1.ListenerTls
-	(*Route)(nil),                 // 10: sluice.admin.v1.Route
-	(*RouteMatch)(nil),            // 11: sluice.admin.v1.RouteMatch
-	(*PathMatch)(nil),             // 12: sluice.admin.v1.PathMatch
-	(*HeaderMatch)(nil),           // 13: sluice.admin.v1.HeaderMatch
-	(*HeaderValueMatch)(nil),      // 14: sluice.admin.v1.HeaderValueMatch
-	(*RouteBackend)(nil),          // 15: sluice.admin.v1.RouteBackend
-	(*Backend)(nil),               // 16: sluice.admin.v1.Backend
-	(*Target)(nil),                // 17: sluice.admin.v1.Target
-	(*Concurrency)(nil),           // 18: sluice.admin.v1.Concurrency
-	(*HttpTransport)(nil),         // 19: sluice.admin.v1.HttpTransport
-	(*StdioTransport)(nil),        // 20: sluice.admin.v1.StdioTransport
-	(*Secret)(nil),                // 21: sluice.admin.v1.Secret
-	nil,                           // 22: sluice.admin.v1.Source.FieldsEntry
-	nil,                           // 23: sluice.admin.v1.StdioTransport.EnvEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*v1.Policies)(nil),           // 25: sluice.policy.v1.Policies
-	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
-	(*v1.Credential)(nil),         // 27: sluice.policy.v1.Credential
+	(SessionScope_Share)(0),       // 2: sluice.admin.v1.SessionScope.Share
+	(*Object)(nil),                // 3: sluice.admin.v1.Object
+	(*Source)(nil),                // 4: sluice.admin.v1.Source
+	(*Position)(nil),              // 5: sluice.admin.v1.Position
+	(*Platform)(nil),              // 6: sluice.admin.v1.Platform
+	(*Group)(nil),                 // 7: sluice.admin.v1.Group
+	(*Tenant)(nil),                // 8: sluice.admin.v1.Tenant
+	(*Listener)(nil),              // 9: sluice.admin.v1.Listener
+	(*ListenerTls)(nil),           // 10: sluice.admin.v1.ListenerTls
+	(*Route)(nil),                 // 11: sluice.admin.v1.Route
+	(*RouteMatch)(nil),            // 12: sluice.admin.v1.RouteMatch
+	(*PathMatch)(nil),             // 13: sluice.admin.v1.PathMatch
+	(*HeaderMatch)(nil),           // 14: sluice.admin.v1.HeaderMatch
+	(*HeaderValueMatch)(nil),      // 15: sluice.admin.v1.HeaderValueMatch
+	(*RouteBackend)(nil),          // 16: sluice.admin.v1.RouteBackend
+	(*Backend)(nil),               // 17: sluice.admin.v1.Backend
+	(*Target)(nil),                // 18: sluice.admin.v1.Target
+	(*SessionScope)(nil),          // 19: sluice.admin.v1.SessionScope
+	(*Concurrency)(nil),           // 20: sluice.admin.v1.Concurrency
+	(*HttpTransport)(nil),         // 21: sluice.admin.v1.HttpTransport
+	(*StdioTransport)(nil),        // 22: sluice.admin.v1.StdioTransport
+	(*Secret)(nil),                // 23: sluice.admin.v1.Secret
+	nil,                           // 24: sluice.admin.v1.Source.FieldsEntry
+	nil,                           // 25: sluice.admin.v1.StdioTransport.EnvEntry
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*v1.Policies)(nil),           // 27: sluice.policy.v1.Policies
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*v1.Credential)(nil),         // 29: sluice.policy.v1.Credential
 }
 var file_sluice_admin_v1_resource_proto_depIdxs = []int32{
-	5,  // 0: sluice.admin.v1.Object.platform:type_name -> sluice.admin.v1.Platform
-	6,  // 1: sluice.admin.v1.Object.group:type_name -> sluice.admin.v1.Group
-	7,  // 2: sluice.admin.v1.Object.tenant:type_name -> sluice.admin.v1.Tenant
-	8,  // 3: sluice.admin.v1.Object.listener:type_name -> sluice.admin.v1.Listener
-	10, // 4: sluice.admin.v1.Object.route:type_name -> sluice.admin.v1.Route
-	16, // 5: sluice.admin.v1.Object.backend:type_name -> sluice.admin.v1.Backend
-	17, // 6: sluice.admin.v1.Object.target:type_name -> sluice.admin.v1.Target
-	21, // 7: sluice.admin.v1.Object.secret:type_name -> sluice.admin.v1.Secret
-	3,  // 8: sluice.admin.v1.Object.source:type_name -> sluice.admin.v1.Source
-	24, // 9: sluice.admin.v1.Object.updated:type_name -> google.protobuf.Timestamp
-	4,  // 10: sluice.admin.v1.Source.position:type_name -> sluice.admin.v1.Position
-	22, // 11: sluice.admin.v1.Source.fields:type_name -> sluice.admin.v1.Source.FieldsEntry
-	25, // 12: sluice.admin.v1.Platform.policies:type_name -> sluice.policy.v1.Policies
-	25, // 13: sluice.admin.v1.Platform.enforced:type_name -> sluice.policy.v1.Policies
-	25, // 14: sluice.admin.v1.Tenant.policies:type_name -> sluice.policy.v1.Policies
-	25, // 15: sluice.admin.v1.Tenant.enforced:type_name -> sluice.policy.v1.Policies
-	26, // 16: sluice.admin.v1.Tenant.session_ttl:type_name -> google.protobuf.Duration
-	9,  // 17: sluice.admin.v1.Listener.tls:type_name -> sluice.admin.v1.ListenerTls
-	25, // 18: sluice.admin.v1.Listener.policies:type_name -> sluice.policy.v1.Policies
-	25, // 19: sluice.admin.v1.Listener.enforced:type_name -> sluice.policy.v1.Policies
-	27, // 20: sluice.admin.v1.ListenerTls.cert:type_name -> sluice.policy.v1.Credential
-	27, // 21: sluice.admin.v1.ListenerTls.key:type_name -> sluice.policy.v1.Credential
-	27, // 22: sluice.admin.v1.ListenerTls.root:type_name -> sluice.policy.v1.Credential
-	11, // 23: sluice.admin.v1.Route.matches:type_name -> sluice.admin.v1.RouteMatch
-	15, // 24: sluice.admin.v1.Route.backends:type_name -> sluice.admin.v1.RouteBackend
-	25, // 25: sluice.admin.v1.Route.policies:type_name -> sluice.policy.v1.Policies
-	25, // 26: sluice.admin.v1.Route.enforced:type_name -> sluice.policy.v1.Policies
-	12, // 27: sluice.admin.v1.RouteMatch.path:type_name -> sluice.admin.v1.PathMatch
-	13, // 28: sluice.admin.v1.RouteMatch.headers:type_name -> sluice.admin.v1.HeaderMatch
-	14, // 29: sluice.admin.v1.HeaderMatch.value:type_name -> sluice.admin.v1.HeaderValueMatch
+	6,  // 0: sluice.admin.v1.Object.platform:type_name -> sluice.admin.v1.Platform
+	7,  // 1: sluice.admin.v1.Object.group:type_name -> sluice.admin.v1.Group
+	8,  // 2: sluice.admin.v1.Object.tenant:type_name -> sluice.admin.v1.Tenant
+	9,  // 3: sluice.admin.v1.Object.listener:type_name -> sluice.admin.v1.Listener
+	11, // 4: sluice.admin.v1.Object.route:type_name -> sluice.admin.v1.Route
+	17, // 5: sluice.admin.v1.Object.backend:type_name -> sluice.admin.v1.Backend
+	18, // 6: sluice.admin.v1.Object.target:type_name -> sluice.admin.v1.Target
+	23, // 7: sluice.admin.v1.Object.secret:type_name -> sluice.admin.v1.Secret
+	4,  // 8: sluice.admin.v1.Object.source:type_name -> sluice.admin.v1.Source
+	26, // 9: sluice.admin.v1.Object.updated:type_name -> google.protobuf.Timestamp
+	5,  // 10: sluice.admin.v1.Source.position:type_name -> sluice.admin.v1.Position
+	24, // 11: sluice.admin.v1.Source.fields:type_name -> sluice.admin.v1.Source.FieldsEntry
+	27, // 12: sluice.admin.v1.Platform.policies:type_name -> sluice.policy.v1.Policies
+	27, // 13: sluice.admin.v1.Platform.enforced:type_name -> sluice.policy.v1.Policies
+	27, // 14: sluice.admin.v1.Tenant.policies:type_name -> sluice.policy.v1.Policies
+	27, // 15: sluice.admin.v1.Tenant.enforced:type_name -> sluice.policy.v1.Policies
+	28, // 16: sluice.admin.v1.Tenant.session_ttl:type_name -> google.protobuf.Duration
+	10, // 17: sluice.admin.v1.Listener.tls:type_name -> sluice.admin.v1.ListenerTls
+	27, // 18: sluice.admin.v1.Listener.policies:type_name -> sluice.policy.v1.Policies
+	27, // 19: sluice.admin.v1.Listener.enforced:type_name -> sluice.policy.v1.Policies
+	29, // 20: sluice.admin.v1.ListenerTls.cert:type_name -> sluice.policy.v1.Credential
+	29, // 21: sluice.admin.v1.ListenerTls.key:type_name -> sluice.policy.v1.Credential
+	29, // 22: sluice.admin.v1.ListenerTls.root:type_name -> sluice.policy.v1.Credential
+	12, // 23: sluice.admin.v1.Route.matches:type_name -> sluice.admin.v1.RouteMatch
+	16, // 24: sluice.admin.v1.Route.backends:type_name -> sluice.admin.v1.RouteBackend
+	27, // 25: sluice.admin.v1.Route.policies:type_name -> sluice.policy.v1.Policies
+	27, // 26: sluice.admin.v1.Route.enforced:type_name -> sluice.policy.v1.Policies
+	13, // 27: sluice.admin.v1.RouteMatch.path:type_name -> sluice.admin.v1.PathMatch
+	14, // 28: sluice.admin.v1.RouteMatch.headers:type_name -> sluice.admin.v1.HeaderMatch
+	15, // 29: sluice.admin.v1.HeaderMatch.value:type_name -> sluice.admin.v1.HeaderValueMatch
 	0,  // 30: sluice.admin.v1.Backend.prefix_mode:type_name -> sluice.admin.v1.Backend.PrefixMode
 	1,  // 31: sluice.admin.v1.Backend.failure_mode:type_name -> sluice.admin.v1.Backend.FailureMode
-	25, // 32: sluice.admin.v1.Backend.policies:type_name -> sluice.policy.v1.Policies
-	25, // 33: sluice.admin.v1.Backend.enforced:type_name -> sluice.policy.v1.Policies
-	19, // 34: sluice.admin.v1.Target.mcp:type_name -> sluice.admin.v1.HttpTransport
-	19, // 35: sluice.admin.v1.Target.sse:type_name -> sluice.admin.v1.HttpTransport
-	20, // 36: sluice.admin.v1.Target.stdio:type_name -> sluice.admin.v1.StdioTransport
-	19, // 37: sluice.admin.v1.Target.a2a:type_name -> sluice.admin.v1.HttpTransport
-	25, // 38: sluice.admin.v1.Target.policies:type_name -> sluice.policy.v1.Policies
-	25, // 39: sluice.admin.v1.Target.enforced:type_name -> sluice.policy.v1.Policies
-	26, // 40: sluice.admin.v1.Target.list_cache:type_name -> google.protobuf.Duration
-	26, // 41: sluice.admin.v1.Target.timeout:type_name -> google.protobuf.Duration
-	18, // 42: sluice.admin.v1.Target.concurrency:type_name -> sluice.admin.v1.Concurrency
-	26, // 43: sluice.admin.v1.Concurrency.wait:type_name -> google.protobuf.Duration
-	23, // 44: sluice.admin.v1.StdioTransport.env:type_name -> sluice.admin.v1.StdioTransport.EnvEntry
-	26, // 45: sluice.admin.v1.StdioTransport.idle:type_name -> google.protobuf.Duration
-	27, // 46: sluice.admin.v1.Secret.value:type_name -> sluice.policy.v1.Credential
-	4,  // 47: sluice.admin.v1.Source.FieldsEntry.value:type_name -> sluice.admin.v1.Position
-	48, // [48:48] is the sub-list for method output_type
-	48, // [48:48] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	27, // 32: sluice.admin.v1.Backend.policies:type_name -> sluice.policy.v1.Policies
+	27, // 33: sluice.admin.v1.Backend.enforced:type_name -> sluice.policy.v1.Policies
+	21, // 34: sluice.admin.v1.Target.mcp:type_name -> sluice.admin.v1.HttpTransport
+	21, // 35: sluice.admin.v1.Target.sse:type_name -> sluice.admin.v1.HttpTransport
+	22, // 36: sluice.admin.v1.Target.stdio:type_name -> sluice.admin.v1.StdioTransport
+	21, // 37: sluice.admin.v1.Target.a2a:type_name -> sluice.admin.v1.HttpTransport
+	27, // 38: sluice.admin.v1.Target.policies:type_name -> sluice.policy.v1.Policies
+	27, // 39: sluice.admin.v1.Target.enforced:type_name -> sluice.policy.v1.Policies
+	28, // 40: sluice.admin.v1.Target.list_cache:type_name -> google.protobuf.Duration
+	28, // 41: sluice.admin.v1.Target.timeout:type_name -> google.protobuf.Duration
+	20, // 42: sluice.admin.v1.Target.concurrency:type_name -> sluice.admin.v1.Concurrency
+	19, // 43: sluice.admin.v1.Target.session_scope:type_name -> sluice.admin.v1.SessionScope
+	2,  // 44: sluice.admin.v1.SessionScope.share:type_name -> sluice.admin.v1.SessionScope.Share
+	28, // 45: sluice.admin.v1.Concurrency.wait:type_name -> google.protobuf.Duration
+	25, // 46: sluice.admin.v1.StdioTransport.env:type_name -> sluice.admin.v1.StdioTransport.EnvEntry
+	28, // 47: sluice.admin.v1.StdioTransport.idle:type_name -> google.protobuf.Duration
+	29, // 48: sluice.admin.v1.Secret.value:type_name -> sluice.policy.v1.Credential
+	5,  // 49: sluice.admin.v1.Source.FieldsEntry.value:type_name -> sluice.admin.v1.Position
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_sluice_admin_v1_resource_proto_init() }
@@ -2054,8 +2183,8 @@ func file_sluice_admin_v1_resource_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_admin_v1_resource_proto_rawDesc), len(file_sluice_admin_v1_resource_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   22,
+			NumEnums:      3,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

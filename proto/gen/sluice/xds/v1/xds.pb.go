@@ -130,6 +130,55 @@ func (Backend_FailureMode) EnumDescriptor() ([]byte, []int) {
 	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{11, 1}
 }
 
+type SessionScope_Share int32
+
+const (
+	SessionScope_SHARE_UNSPECIFIED SessionScope_Share = 0
+	SessionScope_SHARE_PRINCIPAL   SessionScope_Share = 1
+	SessionScope_SHARE_NONE        SessionScope_Share = 2
+)
+
+// Enum value maps for SessionScope_Share.
+var (
+	SessionScope_Share_name = map[int32]string{
+		0: "SHARE_UNSPECIFIED",
+		1: "SHARE_PRINCIPAL",
+		2: "SHARE_NONE",
+	}
+	SessionScope_Share_value = map[string]int32{
+		"SHARE_UNSPECIFIED": 0,
+		"SHARE_PRINCIPAL":   1,
+		"SHARE_NONE":        2,
+	}
+)
+
+func (x SessionScope_Share) Enum() *SessionScope_Share {
+	p := new(SessionScope_Share)
+	*p = x
+	return p
+}
+
+func (x SessionScope_Share) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SessionScope_Share) Descriptor() protoreflect.EnumDescriptor {
+	return file_sluice_xds_v1_xds_proto_enumTypes[2].Descriptor()
+}
+
+func (SessionScope_Share) Type() protoreflect.EnumType {
+	return &file_sluice_xds_v1_xds_proto_enumTypes[2]
+}
+
+func (x SessionScope_Share) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SessionScope_Share.Descriptor instead.
+func (SessionScope_Share) EnumDescriptor() ([]byte, []int) {
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{13, 0}
+}
+
 // Config is every kind in one oneof, so that a revision is one ordered batch.
 type Config struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1126,8 +1175,11 @@ type Target struct {
 	// Protocol versions to speak. If empty: probed.
 	ProtocolVersions []string     `protobuf:"bytes,12,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
 	Concurrency      *Concurrency `protobuf:"bytes,14,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Who shares a session at the target, of the clients that have none. If unset: `principal` for authenticated callers,
+	// `none` for anonymous ones.
+	SessionScope  *SessionScope `protobuf:"bytes,15,opt,name=session_scope,json=sessionScope,proto3" json:"session_scope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Target) Reset() {
@@ -1273,6 +1325,13 @@ func (x *Target) GetConcurrency() *Concurrency {
 	return nil
 }
 
+func (x *Target) GetSessionScope() *SessionScope {
+	if x != nil {
+		return x.SessionScope
+	}
+	return nil
+}
+
 type isTarget_Transport interface {
 	isTarget_Transport()
 }
@@ -1302,6 +1361,60 @@ func (*Target_Stdio) isTarget_Transport() {}
 
 func (*Target_A2A) isTarget_Transport() {}
 
+// SessionScope says whose requests go to one session at a target.
+type SessionScope struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Share SessionScope_Share     `protobuf:"varint,1,opt,name=share,proto3,enum=sluice.xds.v1.SessionScope_Share" json:"share,omitempty"`
+	// Name of a header, in any case. If set: requests of one caller that have the same value of it.
+	Header        string `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionScope) Reset() {
+	*x = SessionScope{}
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionScope) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionScope) ProtoMessage() {}
+
+func (x *SessionScope) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionScope.ProtoReflect.Descriptor instead.
+func (*SessionScope) Descriptor() ([]byte, []int) {
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SessionScope) GetShare() SessionScope_Share {
+	if x != nil {
+		return x.Share
+	}
+	return SessionScope_SHARE_UNSPECIFIED
+}
+
+func (x *SessionScope) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
 // Concurrency bounds the calls of a target that run at a time on one proxy.
 type Concurrency struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1315,7 +1428,7 @@ type Concurrency struct {
 
 func (x *Concurrency) Reset() {
 	*x = Concurrency{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[13]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1440,7 @@ func (x *Concurrency) String() string {
 func (*Concurrency) ProtoMessage() {}
 
 func (x *Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[13]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1453,7 @@ func (x *Concurrency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
 func (*Concurrency) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{13}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Concurrency) GetMax() uint32 {
@@ -1371,7 +1484,7 @@ type HttpTransport struct {
 
 func (x *HttpTransport) Reset() {
 	*x = HttpTransport{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[14]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1383,7 +1496,7 @@ func (x *HttpTransport) String() string {
 func (*HttpTransport) ProtoMessage() {}
 
 func (x *HttpTransport) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[14]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1396,7 +1509,7 @@ func (x *HttpTransport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpTransport.ProtoReflect.Descriptor instead.
 func (*HttpTransport) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{14}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HttpTransport) GetTls() bool {
@@ -1448,7 +1561,7 @@ type StdioTransport struct {
 
 func (x *StdioTransport) Reset() {
 	*x = StdioTransport{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[15]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1573,7 @@ func (x *StdioTransport) String() string {
 func (*StdioTransport) ProtoMessage() {}
 
 func (x *StdioTransport) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[15]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1586,7 @@ func (x *StdioTransport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdioTransport.ProtoReflect.Descriptor instead.
 func (*StdioTransport) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{15}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StdioTransport) GetCmd() string {
@@ -1547,7 +1660,7 @@ type Binding struct {
 
 func (x *Binding) Reset() {
 	*x = Binding{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[16]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1672,7 @@ func (x *Binding) String() string {
 func (*Binding) ProtoMessage() {}
 
 func (x *Binding) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[16]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1685,7 @@ func (x *Binding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Binding.ProtoReflect.Descriptor instead.
 func (*Binding) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{16}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Binding) GetRoute() string {
@@ -1612,7 +1725,7 @@ type EffectivePolicy struct {
 
 func (x *EffectivePolicy) Reset() {
 	*x = EffectivePolicy{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[17]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1737,7 @@ func (x *EffectivePolicy) String() string {
 func (*EffectivePolicy) ProtoMessage() {}
 
 func (x *EffectivePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[17]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1750,7 @@ func (x *EffectivePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EffectivePolicy.ProtoReflect.Descriptor instead.
 func (*EffectivePolicy) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{17}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EffectivePolicy) GetPolicies() *v1.Policies {
@@ -1679,7 +1792,7 @@ type EnforcedAuthorization struct {
 
 func (x *EnforcedAuthorization) Reset() {
 	*x = EnforcedAuthorization{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[18]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1804,7 @@ func (x *EnforcedAuthorization) String() string {
 func (*EnforcedAuthorization) ProtoMessage() {}
 
 func (x *EnforcedAuthorization) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[18]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1817,7 @@ func (x *EnforcedAuthorization) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnforcedAuthorization.ProtoReflect.Descriptor instead.
 func (*EnforcedAuthorization) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{18}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EnforcedAuthorization) GetLevel() string {
@@ -1734,7 +1847,7 @@ type Jwks struct {
 
 func (x *Jwks) Reset() {
 	*x = Jwks{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[19]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +1859,7 @@ func (x *Jwks) String() string {
 func (*Jwks) ProtoMessage() {}
 
 func (x *Jwks) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[19]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +1872,7 @@ func (x *Jwks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Jwks.ProtoReflect.Descriptor instead.
 func (*Jwks) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{19}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Jwks) GetUrl() string {
@@ -1790,7 +1903,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[20]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1915,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[20]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1928,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{20}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Commit) GetRevision() int64 {
@@ -1851,7 +1964,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[21]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +1976,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_xds_v1_xds_proto_msgTypes[21]
+	mi := &file_sluice_xds_v1_xds_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +1989,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{21}
+	return file_sluice_xds_v1_xds_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Refusal) GetType() string {
@@ -1994,7 +2107,7 @@ const file_sluice_xds_v1_xds_proto_rawDesc = "" +
 	"\vFailureMode\x12\x1c\n" +
 	"\x18FAILURE_MODE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18FAILURE_MODE_FAIL_CLOSED\x10\x01\x12\x1a\n" +
-	"\x16FAILURE_MODE_FAIL_OPEN\x10\x02\"\xef\x04\n" +
+	"\x16FAILURE_MODE_FAIL_OPEN\x10\x02\"\xb1\x05\n" +
 	"\x06Target\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12\x12\n" +
@@ -2011,8 +2124,17 @@ const file_sluice_xds_v1_xds_proto_rawDesc = "" +
 	" \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12'\n" +
 	"\x0fforward_headers\x18\v \x03(\tR\x0eforwardHeaders\x12+\n" +
 	"\x11protocol_versions\x18\f \x03(\tR\x10protocolVersions\x12<\n" +
-	"\vconcurrency\x18\x0e \x01(\v2\x1a.sluice.xds.v1.ConcurrencyR\vconcurrencyB\v\n" +
-	"\ttransport\"N\n" +
+	"\vconcurrency\x18\x0e \x01(\v2\x1a.sluice.xds.v1.ConcurrencyR\vconcurrency\x12@\n" +
+	"\rsession_scope\x18\x0f \x01(\v2\x1b.sluice.xds.v1.SessionScopeR\fsessionScopeB\v\n" +
+	"\ttransport\"\xa4\x01\n" +
+	"\fSessionScope\x127\n" +
+	"\x05share\x18\x01 \x01(\x0e2!.sluice.xds.v1.SessionScope.ShareR\x05share\x12\x16\n" +
+	"\x06header\x18\x02 \x01(\tR\x06header\"C\n" +
+	"\x05Share\x12\x15\n" +
+	"\x11SHARE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fSHARE_PRINCIPAL\x10\x01\x12\x0e\n" +
+	"\n" +
+	"SHARE_NONE\x10\x02\"N\n" +
 	"\vConcurrency\x12\x10\n" +
 	"\x03max\x18\x01 \x01(\rR\x03max\x12-\n" +
 	"\x04wait\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04wait\"]\n" +
@@ -2073,81 +2195,85 @@ func file_sluice_xds_v1_xds_proto_rawDescGZIP() []byte {
 	return file_sluice_xds_v1_xds_proto_rawDescData
 }
 
-var file_sluice_xds_v1_xds_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_sluice_xds_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_sluice_xds_v1_xds_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_sluice_xds_v1_xds_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_sluice_xds_v1_xds_proto_goTypes = []any{
 	(Backend_PrefixMode)(0),       // 0: sluice.xds.v1.Backend.PrefixMode
 	(Backend_FailureMode)(0),      // 1: sluice.xds.v1.Backend.FailureMode
-	(*Config)(nil),                // 2: sluice.xds.v1.Config
-	(*Secret)(nil),                // 3: sluice.xds.v1.Secret
-	(*SessionKeys)(nil),           // 4: sluice.xds.v1.SessionKeys
-	(*SessionKey)(nil),            // 5: sluice.xds.v1.SessionKey
-	(*TenantInfo)(nil),            // 6: sluice.xds.v1.TenantInfo
-	(*Listener)(nil),              // 7: sluice.xds.v1.Listener
-	(*ListenerTls)(nil),           // 8: sluice.xds.v1.ListenerTls
-	(*Route)(nil),                 // 9: sluice.xds.v1.Route
-	(*RouteMatch)(nil),            // 10: sluice.xds.v1.RouteMatch
-	(*HeaderMatch)(nil),           // 11: sluice.xds.v1.HeaderMatch
-	(*WeightedBackend)(nil),       // 12: sluice.xds.v1.WeightedBackend
-	(*Backend)(nil),               // 13: sluice.xds.v1.Backend
-	(*Target)(nil),                // 14: sluice.xds.v1.Target
-	(*Concurrency)(nil),           // 15: sluice.xds.v1.Concurrency
-	(*HttpTransport)(nil),         // 16: sluice.xds.v1.HttpTransport
-	(*StdioTransport)(nil),        // 17: sluice.xds.v1.StdioTransport
-	(*Binding)(nil),               // 18: sluice.xds.v1.Binding
-	(*EffectivePolicy)(nil),       // 19: sluice.xds.v1.EffectivePolicy
-	(*EnforcedAuthorization)(nil), // 20: sluice.xds.v1.EnforcedAuthorization
-	(*Jwks)(nil),                  // 21: sluice.xds.v1.Jwks
-	(*Commit)(nil),                // 22: sluice.xds.v1.Commit
-	(*Refusal)(nil),               // 23: sluice.xds.v1.Refusal
-	nil,                           // 24: sluice.xds.v1.StdioTransport.EnvEntry
-	nil,                           // 25: sluice.xds.v1.EffectivePolicy.FromEntry
-	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
-	(*v1.Credential)(nil),         // 27: sluice.policy.v1.Credential
-	(*v1.Policies)(nil),           // 28: sluice.policy.v1.Policies
-	(*v1.McpAuthorization)(nil),   // 29: sluice.policy.v1.McpAuthorization
+	(SessionScope_Share)(0),       // 2: sluice.xds.v1.SessionScope.Share
+	(*Config)(nil),                // 3: sluice.xds.v1.Config
+	(*Secret)(nil),                // 4: sluice.xds.v1.Secret
+	(*SessionKeys)(nil),           // 5: sluice.xds.v1.SessionKeys
+	(*SessionKey)(nil),            // 6: sluice.xds.v1.SessionKey
+	(*TenantInfo)(nil),            // 7: sluice.xds.v1.TenantInfo
+	(*Listener)(nil),              // 8: sluice.xds.v1.Listener
+	(*ListenerTls)(nil),           // 9: sluice.xds.v1.ListenerTls
+	(*Route)(nil),                 // 10: sluice.xds.v1.Route
+	(*RouteMatch)(nil),            // 11: sluice.xds.v1.RouteMatch
+	(*HeaderMatch)(nil),           // 12: sluice.xds.v1.HeaderMatch
+	(*WeightedBackend)(nil),       // 13: sluice.xds.v1.WeightedBackend
+	(*Backend)(nil),               // 14: sluice.xds.v1.Backend
+	(*Target)(nil),                // 15: sluice.xds.v1.Target
+	(*SessionScope)(nil),          // 16: sluice.xds.v1.SessionScope
+	(*Concurrency)(nil),           // 17: sluice.xds.v1.Concurrency
+	(*HttpTransport)(nil),         // 18: sluice.xds.v1.HttpTransport
+	(*StdioTransport)(nil),        // 19: sluice.xds.v1.StdioTransport
+	(*Binding)(nil),               // 20: sluice.xds.v1.Binding
+	(*EffectivePolicy)(nil),       // 21: sluice.xds.v1.EffectivePolicy
+	(*EnforcedAuthorization)(nil), // 22: sluice.xds.v1.EnforcedAuthorization
+	(*Jwks)(nil),                  // 23: sluice.xds.v1.Jwks
+	(*Commit)(nil),                // 24: sluice.xds.v1.Commit
+	(*Refusal)(nil),               // 25: sluice.xds.v1.Refusal
+	nil,                           // 26: sluice.xds.v1.StdioTransport.EnvEntry
+	nil,                           // 27: sluice.xds.v1.EffectivePolicy.FromEntry
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*v1.Credential)(nil),         // 29: sluice.policy.v1.Credential
+	(*v1.Policies)(nil),           // 30: sluice.policy.v1.Policies
+	(*v1.McpAuthorization)(nil),   // 31: sluice.policy.v1.McpAuthorization
 }
 var file_sluice_xds_v1_xds_proto_depIdxs = []int32{
-	6,  // 0: sluice.xds.v1.Config.tenant_info:type_name -> sluice.xds.v1.TenantInfo
-	7,  // 1: sluice.xds.v1.Config.listener:type_name -> sluice.xds.v1.Listener
-	9,  // 2: sluice.xds.v1.Config.route:type_name -> sluice.xds.v1.Route
-	13, // 3: sluice.xds.v1.Config.backend:type_name -> sluice.xds.v1.Backend
-	14, // 4: sluice.xds.v1.Config.target:type_name -> sluice.xds.v1.Target
-	18, // 5: sluice.xds.v1.Config.binding:type_name -> sluice.xds.v1.Binding
-	19, // 6: sluice.xds.v1.Config.effective_policy:type_name -> sluice.xds.v1.EffectivePolicy
-	21, // 7: sluice.xds.v1.Config.jwks:type_name -> sluice.xds.v1.Jwks
-	22, // 8: sluice.xds.v1.Config.commit:type_name -> sluice.xds.v1.Commit
-	4,  // 9: sluice.xds.v1.Secret.session_keys:type_name -> sluice.xds.v1.SessionKeys
-	5,  // 10: sluice.xds.v1.SessionKeys.keys:type_name -> sluice.xds.v1.SessionKey
-	26, // 11: sluice.xds.v1.TenantInfo.session_ttl:type_name -> google.protobuf.Duration
-	8,  // 12: sluice.xds.v1.Listener.tls:type_name -> sluice.xds.v1.ListenerTls
-	27, // 13: sluice.xds.v1.ListenerTls.cert:type_name -> sluice.policy.v1.Credential
-	27, // 14: sluice.xds.v1.ListenerTls.key:type_name -> sluice.policy.v1.Credential
-	27, // 15: sluice.xds.v1.ListenerTls.root:type_name -> sluice.policy.v1.Credential
-	10, // 16: sluice.xds.v1.Route.matches:type_name -> sluice.xds.v1.RouteMatch
-	12, // 17: sluice.xds.v1.Route.backends:type_name -> sluice.xds.v1.WeightedBackend
-	11, // 18: sluice.xds.v1.RouteMatch.headers:type_name -> sluice.xds.v1.HeaderMatch
+	7,  // 0: sluice.xds.v1.Config.tenant_info:type_name -> sluice.xds.v1.TenantInfo
+	8,  // 1: sluice.xds.v1.Config.listener:type_name -> sluice.xds.v1.Listener
+	10, // 2: sluice.xds.v1.Config.route:type_name -> sluice.xds.v1.Route
+	14, // 3: sluice.xds.v1.Config.backend:type_name -> sluice.xds.v1.Backend
+	15, // 4: sluice.xds.v1.Config.target:type_name -> sluice.xds.v1.Target
+	20, // 5: sluice.xds.v1.Config.binding:type_name -> sluice.xds.v1.Binding
+	21, // 6: sluice.xds.v1.Config.effective_policy:type_name -> sluice.xds.v1.EffectivePolicy
+	23, // 7: sluice.xds.v1.Config.jwks:type_name -> sluice.xds.v1.Jwks
+	24, // 8: sluice.xds.v1.Config.commit:type_name -> sluice.xds.v1.Commit
+	5,  // 9: sluice.xds.v1.Secret.session_keys:type_name -> sluice.xds.v1.SessionKeys
+	6,  // 10: sluice.xds.v1.SessionKeys.keys:type_name -> sluice.xds.v1.SessionKey
+	28, // 11: sluice.xds.v1.TenantInfo.session_ttl:type_name -> google.protobuf.Duration
+	9,  // 12: sluice.xds.v1.Listener.tls:type_name -> sluice.xds.v1.ListenerTls
+	29, // 13: sluice.xds.v1.ListenerTls.cert:type_name -> sluice.policy.v1.Credential
+	29, // 14: sluice.xds.v1.ListenerTls.key:type_name -> sluice.policy.v1.Credential
+	29, // 15: sluice.xds.v1.ListenerTls.root:type_name -> sluice.policy.v1.Credential
+	11, // 16: sluice.xds.v1.Route.matches:type_name -> sluice.xds.v1.RouteMatch
+	13, // 17: sluice.xds.v1.Route.backends:type_name -> sluice.xds.v1.WeightedBackend
+	12, // 18: sluice.xds.v1.RouteMatch.headers:type_name -> sluice.xds.v1.HeaderMatch
 	0,  // 19: sluice.xds.v1.Backend.prefix_mode:type_name -> sluice.xds.v1.Backend.PrefixMode
 	1,  // 20: sluice.xds.v1.Backend.failure_mode:type_name -> sluice.xds.v1.Backend.FailureMode
-	16, // 21: sluice.xds.v1.Target.mcp:type_name -> sluice.xds.v1.HttpTransport
-	16, // 22: sluice.xds.v1.Target.sse:type_name -> sluice.xds.v1.HttpTransport
-	17, // 23: sluice.xds.v1.Target.stdio:type_name -> sluice.xds.v1.StdioTransport
-	16, // 24: sluice.xds.v1.Target.a2a:type_name -> sluice.xds.v1.HttpTransport
-	26, // 25: sluice.xds.v1.Target.list_cache:type_name -> google.protobuf.Duration
-	26, // 26: sluice.xds.v1.Target.timeout:type_name -> google.protobuf.Duration
-	15, // 27: sluice.xds.v1.Target.concurrency:type_name -> sluice.xds.v1.Concurrency
-	26, // 28: sluice.xds.v1.Concurrency.wait:type_name -> google.protobuf.Duration
-	24, // 29: sluice.xds.v1.StdioTransport.env:type_name -> sluice.xds.v1.StdioTransport.EnvEntry
-	26, // 30: sluice.xds.v1.StdioTransport.idle:type_name -> google.protobuf.Duration
-	28, // 31: sluice.xds.v1.EffectivePolicy.policies:type_name -> sluice.policy.v1.Policies
-	20, // 32: sluice.xds.v1.EffectivePolicy.enforced_authorization:type_name -> sluice.xds.v1.EnforcedAuthorization
-	25, // 33: sluice.xds.v1.EffectivePolicy.from:type_name -> sluice.xds.v1.EffectivePolicy.FromEntry
-	29, // 34: sluice.xds.v1.EnforcedAuthorization.authorization:type_name -> sluice.policy.v1.McpAuthorization
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	18, // 21: sluice.xds.v1.Target.mcp:type_name -> sluice.xds.v1.HttpTransport
+	18, // 22: sluice.xds.v1.Target.sse:type_name -> sluice.xds.v1.HttpTransport
+	19, // 23: sluice.xds.v1.Target.stdio:type_name -> sluice.xds.v1.StdioTransport
+	18, // 24: sluice.xds.v1.Target.a2a:type_name -> sluice.xds.v1.HttpTransport
+	28, // 25: sluice.xds.v1.Target.list_cache:type_name -> google.protobuf.Duration
+	28, // 26: sluice.xds.v1.Target.timeout:type_name -> google.protobuf.Duration
+	17, // 27: sluice.xds.v1.Target.concurrency:type_name -> sluice.xds.v1.Concurrency
+	16, // 28: sluice.xds.v1.Target.session_scope:type_name -> sluice.xds.v1.SessionScope
+	2,  // 29: sluice.xds.v1.SessionScope.share:type_name -> sluice.xds.v1.SessionScope.Share
+	28, // 30: sluice.xds.v1.Concurrency.wait:type_name -> google.protobuf.Duration
+	26, // 31: sluice.xds.v1.StdioTransport.env:type_name -> sluice.xds.v1.StdioTransport.EnvEntry
+	28, // 32: sluice.xds.v1.StdioTransport.idle:type_name -> google.protobuf.Duration
+	30, // 33: sluice.xds.v1.EffectivePolicy.policies:type_name -> sluice.policy.v1.Policies
+	22, // 34: sluice.xds.v1.EffectivePolicy.enforced_authorization:type_name -> sluice.xds.v1.EnforcedAuthorization
+	27, // 35: sluice.xds.v1.EffectivePolicy.from:type_name -> sluice.xds.v1.EffectivePolicy.FromEntry
+	31, // 36: sluice.xds.v1.EnforcedAuthorization.authorization:type_name -> sluice.policy.v1.McpAuthorization
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_sluice_xds_v1_xds_proto_init() }
@@ -2190,8 +2316,8 @@ func file_sluice_xds_v1_xds_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_xds_v1_xds_proto_rawDesc), len(file_sluice_xds_v1_xds_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   24,
+			NumEnums:      3,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

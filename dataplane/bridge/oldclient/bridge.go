@@ -1,8 +1,8 @@
-// Package bridge gives a target that lacks an era of the protocol a face of that era.
+// Package oldclient gives a target that lacks an era of the protocol a face of that era.
 //
 // A face is an [upstream.Transport] for one caller: what is sent to it is of the caller's era, and so is what it answers; the
 // target gets messages of its own. See docs/decisions/0004-bridging-the-eras.md.
-package bridge
+package oldclient
 
 import (
 	"log/slog"

@@ -1,0 +1,147 @@
+package newclient
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+)
+
+// tools remembers which arguments of a target's tools stand in Mcp-Param-* headers: nobody behind the bridge checks them.
+// The zero value is ready.
+type tools struct {
+	mu    sync.Mutex
+	known map[toolsKey]*toolHeaders // guarded by mu
+}
+
+// toolsKey: servers list by who asks and what the client can do.
+type toolsKey struct{ digest, principal, caps string }
+
+// toolHeaders are those of one list. It is not changed once it is known.
+type toolHeaders struct {
+	byName map[string]mcp.ParamHeaders // without tools that have none
+	seen   time.Time
+}
+
+const (
+	// toolsAge is how long a list is believed where nothing says that it changed.
+	toolsAge = time.Minute
+	// maxTools bounds the lists that are remembered.
+	maxTools = 4096
+	// maxPages of one list; a server that always has a next page is cut off there.
+	maxPages = 64
+)
+
+func (t *tools) get(k toolsKey) *toolHeaders {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h := t.known[k]; h != nil && time.Since(h.seen) < toolsAge {
+		return h
+	}
+	return nil
+}
+
+func (t *tools) put(k toolsKey, h *toolHeaders) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known == nil || len(t.known) >= maxTools {
+		t.known = map[toolsKey]*toolHeaders{} // they are found anew
+	}
+	t.known[k] = h
+}
+
+// forget drops the lists of a target that says that they changed.
+func (t *tools) forget(digest string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k := range t.known {
+		if k.digest == digest {
+			delete(t.known, k)
+		}
+	}
+}
+
+func (t *tools) retain(used map[string]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for k := range t.known {
+		if !used[k.digest] {
+			delete(t.known, k)
+		}
+	}
+}
+
+// checkParams compares the Mcp-Param-* headers of a call with its arguments: an [*mcp.Error] if they disagree.
+func (s *peer) checkParams(ctx context.Context, h http.Header, m *mcp.Message) error {
+	k := s.toolsKey()
+	known := s.b.tools.get(k)
+	if known == nil {
+		var err error
+		if known, err = s.listTools(ctx); err != nil {
+			if !sendsParams(h) {
+				return nil // nothing was sent that could be wrong; the call itself will tell what is
+			}
+			return err
+		}
+		s.b.tools.put(k, known)
+	}
+	return known.byName[m.Name.String()].Check(h, m.Arguments.Of(m.Body))
+}
+
+// sendsParams reports whether a header repeats an argument.
+func sendsParams(h http.Header) bool {
+	for name := range h {
+		if strings.HasPrefix(name, mcp.HeaderParam) {
+			return true
+		}
+	}
+	return false
+}
+
+// listTools reads all tools. A target without tools, or that refuses to list them, has none with headers.
+func (s *peer) listTools(ctx context.Context) (*toolHeaders, error) {
+	found := &toolHeaders{byName: map[string]mcp.ParamHeaders{}, seen: time.Now()}
+	params := []byte("{}")
+	for range maxPages {
+		msg, err := s.ask(ctx, "tools/list", params)
+		if err != nil {
+			return nil, err
+		}
+		if msg.Error.Present() {
+			break
+		}
+		page, err := found.add(msg.Result.Of(msg.Body), s.b.cfg.Limits)
+		if err != nil || !page.NextCursor.IsString() {
+			break
+		}
+		params = append(mcp.AppendString([]byte(`{"cursor":`), page.NextCursor.String()), '}')
+	}
+	return found, nil
+}
+
+// add reads one page.
+func (h *toolHeaders) add(result []byte, lim mcp.Limits) (mcp.Page, error) {
+	return mcp.ReadList(mcp.Tools, result, lim, func(it *mcp.Item) error {
+		// A bad annotation makes clients hide the tool: nothing of it is checked.
+		if p, err := mcp.ParseParamHeaders(it.InputSchema.Of(it.Raw)); err == nil && len(p) > 0 {
+			h.byName[it.Name.String()] = p
+		}
+		return nil
+	})
+}
+
+// learnTools reads a list that a client asked for, if it is a whole one.
+func (s *peer) learnTools(m *mcp.Message) {
+	found := &toolHeaders{byName: map[string]mcp.ParamHeaders{}, seen: time.Now()}
+	page, err := found.add(m.Result.Of(m.Body), s.b.cfg.Limits)
+	if err == nil && !page.NextCursor.IsString() {
+		s.b.tools.put(s.toolsKey(), found)
+	}
+}
+
+func (s *peer) toolsKey() toolsKey {
+	return toolsKey{s.key.digest, string(s.key.whose[:]), s.key.caps}
+}

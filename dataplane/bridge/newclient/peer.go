@@ -1,0 +1,432 @@
+package newclient
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
+)
+
+var (
+	// errRetired: the session was ended here.
+	errRetired = errors.New("the session at the target was ended")
+	// errLost: the target does not know the session any more.
+	errLost = errors.New("the target has lost the session")
+)
+
+// peer is one session at a target, with the proxy as its client.
+type peer struct {
+	b      *Bridge
+	t      *snapshot.Target
+	tr     upstream.Transport
+	key    key
+	client client
+	header http.Header // of requests that are the proxy's own
+	who    policy.Call // in whose name these are made
+
+	alone   bool        // it ends with its one user
+	refs    int         // guarded by b.mu
+	used    time.Time   // guarded by b.mu; when refs became 0
+	idle    *time.Timer // guarded by b.mu
+	retired bool        // guarded by b.mu
+	over    bool        // guarded by b.mu; the target lost it
+	ended   sync.Once   // goodbye was said
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+
+	// ready is closed when the session has begun, or failed. What follows is written before.
+	ready   chan struct{}
+	failed  *failure
+	id      string // "" if the target gave none
+	version mcp.Revision
+	info    []byte // serverInfo, raw
+	says    server
+
+	// turn is held by the one call that is running where serial is set: there, a request of the target comes by a channel
+	// that all calls share, and can only be told to belong to one if no other runs.
+	turn   chan struct{}
+	serial atomic.Bool
+
+	stream stream
+
+	mu        sync.Mutex
+	closed    error              // guarded by mu; why the session is over
+	gone      chan struct{}      // closed with closed
+	calls     map[string]*call   // guarded by mu; by the meaning of their ids
+	seq       int                // guarded by mu
+	listeners map[*listener]bool // guarded by mu
+	watched   map[string]int     // guarded by mu; resources, by who listens
+}
+
+// server is what a target says of itself in initialize.
+type server struct {
+	capabilities, instructions []byte // raw
+
+	logs, subscribe                                bool
+	toolsChanged, promptsChanged, resourcesChanged bool
+}
+
+// failure is why a session could not be begun.
+type failure struct {
+	err    error
+	status int
+	header http.Header
+	body   []byte
+}
+
+// answer is the failure for one of those who waited.
+func (f *failure) answer() (*upstream.Response, error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	return &upstream.Response{Status: f.status, Header: f.header.Clone(), Body: io.NopCloser(bytes.NewReader(f.body)), Length: int64(len(f.body))}, nil
+}
+
+func newPeer(f *stateless, r *upstream.Request, k key, c *client) *peer {
+	s := &peer{
+		b: f.b, t: f.t, tr: f.tr, key: k, header: r.Header.Clone(), who: r.Call,
+		turn: make(chan struct{}, 1), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]int{},
+	}
+	s.client = *c
+	s.client.caps, s.client.info = bytes.Clone(c.caps), bytes.Clone(c.info)
+	s.who.Kind, s.who.Name, s.who.Arguments, s.who.Annotations = policy.None, "", nil, nil
+	for name := range s.header {
+		if strings.HasPrefix(name, "Mcp-") {
+			delete(s.header, name)
+		}
+	}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.idle = time.AfterFunc(f.b.cfg.Idle, s.reap)
+	s.stream.opened = make(chan struct{})
+	s.serial.Store(s.tr.Owned() && c.asked())
+	return s
+}
+
+// beginTime bounds the handshake, where the target has no timeout: a package runner may have to download first.
+const beginTime = time.Minute
+
+// begin does the handshake.
+func (s *peer) begin(ctx context.Context) {
+	limit := beginTime
+	if d := s.t.Config.GetTimeout(); d != nil {
+		limit = d.AsDuration()
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, upstream.ErrTimeout)
+	defer cancel()
+	s.failed = s.initialize(ctx)
+	if s.failed == nil {
+		if err := s.settle(ctx); err != nil {
+			s.failed = &failure{err: err}
+		}
+	}
+	if s.failed != nil {
+		s.b.mu.Lock()
+		s.retired = true
+		s.unlistLocked()
+		s.b.mu.Unlock()
+	}
+	close(s.ready)
+}
+
+// initialize sends it and reads the answer.
+func (s *peer) initialize(ctx context.Context) *failure {
+	asked := mcp.Negotiate(mcp.V20251125, s.configured())
+	params := append([]byte(`{"protocolVersion":`), mcp.AppendString(nil, string(asked))...)
+	params = append(append(params, `,"capabilities":`...), s.client.caps...)
+	params = append(append(params, `,"clientInfo":`...), s.client.info...)
+	body := mcp.AppendRequest(nil, []byte(`"sluice-initialize"`), "initialize", append(params, '}'))
+	resp, err := s.do(ctx, http.MethodPost, body, nil)
+	if err != nil {
+		return &failure{err: err}
+	}
+	defer resp.Body.Close()
+	msg, raw, err := s.readAnswer(resp, true)
+	if err != nil {
+		if ctx.Err() != nil {
+			return &failure{err: &upstream.Error{Op: "read initialize", Target: s.t.Resource, Sent: true, Err: context.Cause(ctx)}}
+		}
+		// A page that is not MCP, a refused credential: for the caller to tell.
+		return &failure{status: resp.Status, header: resp.Header, body: raw}
+	}
+	if msg.Error.Present() {
+		// An id that comes with an error is no session's: some servers hand one out with every answer.
+		return &failure{err: &RefusedError{Reason: errorLine(msg)}}
+	}
+	if err := s.read(msg.Result.Of(msg.Body)); err != nil {
+		return &failure{err: &RefusedError{Reason: err.Error()}}
+	}
+	s.id = resp.Header.Get(mcp.HeaderSession)
+	return nil
+}
+
+// configured are the versions that the target is said to speak; nil: not said.
+func (s *peer) configured() []mcp.Revision {
+	var all []mcp.Revision
+	for _, v := range s.t.Config.GetProtocolVersions() {
+		all = append(all, mcp.Revision(v))
+	}
+	return all
+}
+
+// read takes the result of initialize apart.
+func (s *peer) read(result []byte) error {
+	err := mcp.Members(result, s.b.cfg.Limits, []string{"protocolVersion", "capabilities", "serverInfo", "instructions"}, func(name, value []byte) error {
+		switch string(name) {
+		case "protocolVersion":
+			text, _ := mcp.Unquote(value)
+			s.version = mcp.Revision(text)
+		case "capabilities":
+			s.says.capabilities = value
+		case "serverInfo":
+			s.info = value
+		case "instructions":
+			s.says.instructions = value
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("its answer to initialize cannot be read: %w", err)
+	}
+	if !s.version.HasSessions() {
+		return fmt.Errorf("it answers initialize with protocol version %.40q", string(s.version))
+	}
+	members(s.says.capabilities, func(name string, value []byte) {
+		flag := func(want string) (set bool) {
+			members(value, func(name string, v []byte) { set = set || name == want && string(v) == "true" })
+			return set
+		}
+		switch name {
+		case "logging":
+			s.says.logs = object(value)
+		case "tools":
+			s.says.toolsChanged = flag("listChanged")
+		case "prompts":
+			s.says.promptsChanged = flag("listChanged")
+		case "resources":
+			s.says.resourcesChanged, s.says.subscribe = flag("listChanged"), flag("subscribe")
+		}
+	})
+	return nil
+}
+
+// settle is what a session needs before its first call.
+func (s *peer) settle(ctx context.Context) error {
+	if err := s.tell(ctx, mcp.AppendNotification(nil, "notifications/initialized", nil), nil); err != nil {
+		return err
+	}
+	if s.key.level != "" && s.says.logs {
+		level := mcp.AppendString([]byte(`{"level":`), s.key.level)
+		if _, err := s.ask(ctx, "logging/setLevel", append(level, '}')); err != nil {
+			return err
+		}
+	}
+	if s.key.level != "" || s.client.asked() {
+		// What a target asks or logs may come on the stream of the session, and some drop it while there is none.
+		s.follow()
+		select {
+		case <-s.stream.opened:
+		case <-time.After(streamWait):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// streamWait is how long a call waits for the session's stream: some targets send its head with the first event alone.
+const streamWait = 300 * time.Millisecond
+
+// do sends one request in the session. from is the client's, whose headers it goes with; nil: it is the proxy's own.
+func (s *peer) do(ctx context.Context, method string, body []byte, from *upstream.Request) (*upstream.Response, error) {
+	header, who, safe := s.header, s.who, true
+	if from != nil {
+		header, who, safe = from.Header, from.Call, from.Safe
+	}
+	h := make(http.Header, len(header)+2)
+	for name, values := range header {
+		if !strings.HasPrefix(name, "Mcp-") {
+			h[name] = values
+		}
+	}
+	switch method {
+	case http.MethodPost:
+		h["Accept"], h["Content-Type"] = []string{"application/json, text/event-stream"}, []string{"application/json"}
+	case http.MethodGet:
+		h["Accept"] = []string{"text/event-stream"}
+		delete(h, "Content-Type")
+	default:
+		delete(h, "Content-Type")
+	}
+	if s.id != "" {
+		h[mcp.HeaderSession] = []string{s.id}
+	}
+	if s.version != "" {
+		mcp.SetHeaders(h, s.version, "", "")
+	}
+	return s.tr.Do(ctx, &upstream.Request{Method: method, Header: h, Body: body, Call: who, Safe: safe})
+}
+
+// tell posts what has no answer: a notification, or a response.
+func (s *peer) tell(ctx context.Context, body []byte, from *upstream.Request) error {
+	resp, err := s.do(ctx, http.MethodPost, body, from)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.Status == http.StatusNotFound && s.id != "" {
+		s.lost()
+		return errLost
+	}
+	if resp.Status >= 300 {
+		return &upstream.Error{Op: "post", Target: s.t.Resource, Sent: true, Err: fmt.Errorf("the target answered with status %d", resp.Status)}
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 4<<10)) // the connection is kept
+	return nil
+}
+
+// tellLater posts without anybody waiting.
+func (s *peer) tellLater(body []byte) {
+	s.b.later(func(ctx context.Context) {
+		if err := s.tell(ctx, body, nil); err != nil && s.ctx.Err() == nil {
+			s.b.log.Warn("message to the target got lost", "target", s.t.Resource, "err", err)
+		}
+	})
+}
+
+// later runs f in the background, for a short while.
+func (b *Bridge) later(f func(ctx context.Context)) {
+	b.ending.Add(1)
+	go func() {
+		defer b.ending.Done()
+		ctx, cancel := context.WithTimeout(context.Background(), goodbyeTime)
+		defer cancel()
+		f(ctx)
+	}()
+}
+
+// ask sends a request of the proxy's own and returns the answer. An error response is an answer.
+func (s *peer) ask(ctx context.Context, method string, params []byte) (*mcp.Message, error) {
+	s.mu.Lock()
+	s.seq++
+	id := fmt.Appendf(nil, `"sluice-own-%d"`, s.seq)
+	s.mu.Unlock()
+	resp, err := s.do(ctx, http.MethodPost, mcp.AppendRequest(nil, id, method, params), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.Status == http.StatusNotFound && s.id != "" {
+		s.lost()
+		return nil, errLost
+	}
+	msg, _, err := s.readAnswer(resp, false)
+	if err != nil {
+		return nil, &upstream.Error{Op: method, Target: s.t.Resource, Sent: true, Err: err}
+	}
+	return msg, nil
+}
+
+// errNoAnswer: what came is no MCP, or holds no response.
+var errNoAnswer = errors.New("the answer holds no response")
+
+// maxPage bounds what is kept of an answer that is no MCP.
+const maxPage = 64 << 10
+
+// readAnswer reads up to the response; what comes before it is dropped, or declined. Of what is no MCP, raw is the
+// beginning.
+func (s *peer) readAnswer(resp *upstream.Response, handshake bool) (msg *mcp.Message, raw []byte, err error) {
+	switch contentType(resp.Header) {
+	case streamType:
+		events := mcp.NewEventReader(resp.Body, s.b.maxBytes())
+		for {
+			ev, err := events.Next()
+			if err != nil {
+				return nil, nil, errors.Join(errNoAnswer, err)
+			}
+			if len(ev.Data) == 0 {
+				continue
+			}
+			m, err := mcp.Scan(bytes.Clone(ev.Data), s.b.cfg.Limits)
+			if err != nil {
+				return nil, nil, err
+			}
+			switch {
+			case m.Kind == mcp.Response:
+				return &m, nil, nil
+			case m.Kind == mcp.Request && !handshake:
+				s.outside(&m)
+			}
+		}
+	default:
+		raw, err = io.ReadAll(io.LimitReader(resp.Body, int64(s.b.maxBytes())+1))
+		if err != nil {
+			return nil, nil, err
+		}
+		m, err := mcp.Scan(bytes.TrimSpace(raw), s.b.cfg.Limits)
+		if err != nil || m.Kind != mcp.Response {
+			return nil, raw[:min(len(raw), maxPage)], errNoAnswer
+		}
+		return &m, nil, nil
+	}
+}
+
+func (b *Bridge) maxBytes() int {
+	if b.cfg.Limits.Bytes > 0 {
+		return b.cfg.Limits.Bytes
+	}
+	return 16 << 20
+}
+
+// close ends what runs for the session here.
+func (s *peer) close(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed == nil {
+		s.closed = why
+		close(s.gone)
+	}
+}
+
+// outside answers what a target asks while no call is open that it could belong to: nobody is there to be asked.
+func (s *peer) outside(m *mcp.Message) {
+	switch {
+	case m.Method == "ping":
+		s.tellLater(mcp.AppendResult(nil, m.RawID(), nil))
+	case m.Method == "roots/list" && s.client.roots:
+		s.tellLater(mcp.AppendResult(nil, m.RawID(), []byte(`{"roots":[]}`)))
+	default:
+		s.tellLater(mcp.AppendError(nil, m.RawID(), mcp.CodeMethodNotFound, "the client can only be asked during a call, and by one call at a time", nil))
+	}
+}
+
+const (
+	jsonType   = "application/json"
+	streamType = "text/event-stream"
+)
+
+// contentType is the media type in lower case, without parameters.
+func contentType(h http.Header) string {
+	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	return strings.ToLower(strings.TrimSpace(kind))
+}
+
+// errorLine is the message of an error response, cut to a line.
+func errorLine(m *mcp.Message) string {
+	var e struct{ Message string }
+	if err := json.Unmarshal(m.Error.Of(m.Body), &e); err != nil || e.Message == "" {
+		return "no reason given"
+	}
+	line, _, _ := strings.Cut(e.Message, "\n")
+	return line[:min(len(line), 200)]
+}

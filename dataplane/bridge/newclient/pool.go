@@ -1,0 +1,244 @@
+package newclient
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"net/http"
+	"net/textproto"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
+)
+
+// key is who may share a session at a target, and what the session is made for.
+type key struct {
+	digest string // of the target, with its policies and credentials
+	// whose covers the caller, and of its request the header that sessionScope names and those that are forwarded: they
+	// may say on whose behalf the target acts.
+	whose [sha256.Size]byte
+	caps  string // of the client, raw
+	level string // of logs; "": none
+}
+
+// pool is the sessions at one target.
+type pool struct {
+	sessions map[key]*peer      // those that may be joined
+	all      map[*peer]struct{} // also those that nobody may join
+}
+
+// scope is the key of a request's session. alone: nobody shares it.
+func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key, alone bool) {
+	k = key{digest: f.t.Digest, caps: string(c.caps), level: m.Meta.LogLevel.String()}
+	h := sha256.New()
+	field(h, f.caller.Scope.Principal)
+	scope := f.t.Config.GetSessionScope()
+	switch {
+	case scope.GetHeader() != "":
+		if r.Call.HTTP == nil || r.Call.HTTP.Header.Get(scope.GetHeader()) == "" {
+			return k, true
+		}
+		for _, v := range r.Call.HTTP.Header.Values(scope.GetHeader()) {
+			field(h, v)
+		}
+	case scope.GetShare() == xdsv1.SessionScope_SHARE_NONE, scope == nil && f.caller.Scope.Principal == "":
+		return k, true
+	}
+	for _, name := range f.t.Config.GetForwardHeaders() {
+		field(h, name)
+		for _, v := range r.Header[textproto.CanonicalMIMEHeaderKey(name)] {
+			field(h, v)
+		}
+	}
+	h.Sum(k.whose[:0])
+	return k, false
+}
+
+func field(h hash.Hash, s string) { fmt.Fprintf(h, "%d:%s,", len(s), s) }
+
+// errFull: all sessions of the target are in use.
+var errFull = errors.New("too many sessions at the target are in use")
+
+// join returns a session for a request, beginning one if there is none to share. Whoever joined leaves. Where the target
+// gave an answer that is no session, that is returned instead.
+func (f *stateless) join(ctx context.Context, r *upstream.Request, m *mcp.Message, c *client) (*peer, *upstream.Response, error) {
+	k, alone := f.scope(r, m, c)
+	b := f.b
+	b.mu.Lock()
+	p := b.pools[f.t.Resource]
+	if p == nil {
+		p = &pool{sessions: map[key]*peer{}, all: map[*peer]struct{}{}}
+		b.pools[f.t.Resource] = p
+	}
+	s := p.sessions[k]
+	if alone {
+		s = nil
+	}
+	if s == nil {
+		if b.closed {
+			b.mu.Unlock()
+			return nil, nil, &upstream.Error{Op: "begin a session", Target: f.t.Resource, Err: upstream.ErrClosed}
+		}
+		if len(p.all) >= b.cfg.MaxSessions && !p.evictLocked() {
+			b.mu.Unlock()
+			return nil, nil, errFull
+		}
+		s = newPeer(f, r, k, c)
+		s.alone = alone
+		p.all[s] = struct{}{}
+		if !alone {
+			p.sessions[k] = s
+		}
+		b.ending.Add(1)
+		go func() {
+			defer b.ending.Done()
+			s.begin(context.WithoutCancel(ctx))
+		}()
+	}
+	s.refs++
+	s.idle.Stop()
+	b.mu.Unlock()
+
+	select {
+	case <-s.ready:
+	case <-ctx.Done():
+		s.leave()
+		return nil, nil, &upstream.Error{Op: "begin a session", Target: f.t.Resource, Err: context.Cause(ctx)}
+	}
+	if s.failed != nil {
+		resp, err := s.failed.answer()
+		s.leave()
+		return nil, resp, err
+	}
+	return s, nil, nil
+}
+
+// evictLocked makes room for a session. It reports whether there is some.
+func (p *pool) evictLocked() bool {
+	var oldest *peer
+	for s := range p.all {
+		if s.refs == 0 && (oldest == nil || s.used.Before(oldest.used)) {
+			oldest = s
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	oldest.dropLocked()
+	oldest.goEnd()
+	return true
+}
+
+// leave is the end of what join began.
+func (s *peer) leave() {
+	b := s.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s.refs--
+	s.used = time.Now()
+	if s.refs > 0 {
+		return
+	}
+	if s.alone || s.retired || s.over || b.closed || b.live != nil && !b.live[s.key.digest] {
+		s.dropLocked()
+		s.goEnd()
+		return
+	}
+	s.idle.Reset(b.cfg.Idle)
+}
+
+// reap ends a session that was idle for long.
+func (s *peer) reap() {
+	b := s.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.refs == 0 && time.Since(s.used) >= b.cfg.Idle {
+		s.dropLocked()
+		s.goEnd()
+	}
+}
+
+// retire lets nobody join any more; the session ends when the last one leaves. Who listens is told to go.
+func (s *peer) retire() {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	s.retired = true
+	s.unlistLocked()
+	if s.refs == 0 {
+		s.dropLocked()
+		s.goEnd()
+	}
+	s.close(errRetired)
+}
+
+// lost is retire for a session that the target does not know any more.
+func (s *peer) lost() {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	s.over = true
+	s.unlistLocked()
+	s.close(errLost)
+}
+
+// kill ends a session at once, whoever uses it.
+func (s *peer) kill() {
+	s.b.mu.Lock()
+	s.retired = true
+	s.dropLocked()
+	s.b.mu.Unlock()
+	s.close(errRetired)
+	for _, k := range s.openCalls() {
+		k.cancel()
+	}
+	s.goEnd()
+}
+
+// unlistLocked lets nobody join.
+func (s *peer) unlistLocked() {
+	if p := s.b.pools[s.t.Resource]; p != nil && p.sessions[s.key] == s {
+		delete(p.sessions, s.key)
+	}
+}
+
+// dropLocked takes a session off the books.
+func (s *peer) dropLocked() {
+	s.unlistLocked()
+	s.idle.Stop()
+	if p := s.b.pools[s.t.Resource]; p != nil {
+		delete(p.all, s)
+		if len(p.all) == 0 {
+			delete(s.b.pools, s.t.Resource)
+		}
+	}
+}
+
+// goEnd says goodbye to the target, once, in the background.
+func (s *peer) goEnd() {
+	s.ended.Do(func() {
+		s.b.ending.Add(1)
+		go func() {
+			defer s.b.ending.Done()
+			<-s.ready // what is being begun cannot be ended yet
+			s.close(errRetired)
+			s.cancel(nil)
+			s.b.mu.Lock()
+			over := s.over
+			s.b.mu.Unlock()
+			if s.id == "" || over {
+				return
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), goodbyeTime)
+			defer cancel()
+			if resp, err := s.do(ctx, http.MethodDelete, nil, nil); err == nil {
+				_ = resp.Body.Close()
+			}
+		}()
+	})
+}
+
+// goodbyeTime bounds what is said to a target that nobody waits for.
+const goodbyeTime = 5 * time.Second
