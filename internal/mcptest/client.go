@@ -199,7 +199,12 @@ func (c *Client) Call(t testing.TB, tool string, args map[string]any) string {
 
 // TryCall is [Client.Call] for what may fail. A result with isError is an error too.
 func (c *Client) TryCall(ctx context.Context, tool string, args map[string]any) (string, error) {
-	res, err := c.CallTool(ctx, &mcp.CallToolParams{Name: tool, Arguments: args})
+	return c.TryCallParams(ctx, &mcp.CallToolParams{Name: tool, Arguments: args})
+}
+
+// TryCallParams is [Client.TryCall] with all that a call can have.
+func (c *Client) TryCallParams(ctx context.Context, params *mcp.CallToolParams) (string, error) {
+	res, err := c.CallTool(ctx, params)
 	if err != nil {
 		return "", err
 	}

@@ -68,7 +68,10 @@ var (
 		{"ts-v2", []string{"2025-11-25", "2026-07-28"}},
 	}
 	holdingTargets = []string{"stateful", "stateless", "sse", "stdio"}
-	flightColumns  = []string{"cancels", "entry killed", "owner killed"}
+	flightColumns  = append([]string{"cancels"}, deaths...)
+	// deaths are how the first proxy can be in a call's way when it dies: as the one that the client talks to, or as the one that began
+	// the session, and owns it where a session has an owner; before anything was answered, or in a stream that has begun.
+	deaths = []string{"entry", "owner", "entry, streaming", "owner, streaming"}
 )
 
 // holdingConfig has a route to each of the targets that hold calls.
@@ -92,10 +95,13 @@ func holdingConfig(t *testing.T, port int, h *mcptest.Holds) string {
 	}
 	var routes strings.Builder
 	for _, name := range holdingTargets {
-		fmt.Fprintf(&routes, "    - matches: [{path: {pathPrefix: /%[1]s}}]\n      backends:\n      - {name: %[1]s, mcp: {targets: [{name: it, %[2]s}]}}\n", name, transports[name])
+		fmt.Fprintf(&routes, "    - matches: [{path: {pathPrefix: %[1]s}}]\n      backends:\n      - {name: %[2]s, mcp: {targets: [{name: it, %[3]s}]}}\n", routeTo(name), name, transports[name])
 	}
 	return fmt.Sprintf("binds:\n- port: %d\n  listeners:\n  - routes:\n%s", port, routes.String())
 }
+
+// routeTo is a target's path. FastMCP's client speaks HTTP+SSE to any path with a part /sse.
+func routeTo(target string) string { return "/to-" + target }
 
 // eachClient runs the cells of each client, all at once.
 func eachClient(t *testing.T, p peers, cells map[string][]cell, report func(seen)) {
@@ -119,7 +125,7 @@ func cancelled(t *testing.T, p peers, o *outcomes, h *mcptest.Holds, base string
 	for _, row := range o.rows {
 		at := strings.Split(row, "\t")
 		key := "left by " + strings.Join(at, " ")
-		cells[at[0]] = append(cells[at[0]], cell{ID: row, Pin: at[1], URL: base + "/" + at[2] + "/mcp", Timeout: 30_000, Probes: []cellProbe{
+		cells[at[0]] = append(cells[at[0]], cell{ID: row, Pin: at[1], URL: base + routeTo(at[2]), Timeout: 30_000, Probes: []cellProbe{
 			{What: "leaves", Kind: "cancel", Tool: "hold", Arguments: map[string]any{"key": key}},
 			{What: "goes on", Kind: "call", Tool: "runs", Arguments: map[string]any{"key": key}, Want: "1"},
 		}})
@@ -160,13 +166,17 @@ func callsAt(r *http.Request, body []byte) int {
 // killed kills the first proxy while it is the entry, or the owner, of calls.
 func killed(t *testing.T, p peers, o *outcomes, h *mcptest.Holds, f *fleet, base string) {
 	cells, keys := map[string][]cell{}, map[string]string{} // by cell
-	for at, what := range []string{"entry killed", "owner killed"} {
+	for i, what := range deaths {
 		for _, row := range o.rows {
 			c := strings.Split(row, "\t")
 			id := row + "\t" + what
 			keys[id] = strings.ReplaceAll(id, "\t", " ")
-			cells[c[0]] = append(cells[c[0]], cell{ID: id, Pin: c[1], URL: fmt.Sprint(base, "/", at, "/", c[2], "/mcp"), Timeout: 120_000, Probes: []cellProbe{
-				{What: what, Kind: "call", Tool: "hold", Arguments: map[string]any{"key": keys[id]}, Want: "held"},
+			at, kind := i%2, "call"
+			if strings.Contains(what, "streaming") {
+				kind = "stream"
+			}
+			cells[c[0]] = append(cells[c[0]], cell{ID: id, Pin: c[1], URL: fmt.Sprint(base, "/", at, routeTo(c[2])), Timeout: 120_000, Probes: []cellProbe{
+				{What: what, Kind: kind, Tool: "hold", Arguments: map[string]any{"key": keys[id]}, Want: "held"},
 			}})
 		}
 	}
@@ -240,7 +250,7 @@ func killed(t *testing.T, p peers, o *outcomes, h *mcptest.Holds, f *fleet, base
 			slowest = e.after
 		}
 		o.note(seen{Cell: row, What: what, OK: e.OK, Saw: e.Saw})
-		t.Logf("%s: %v after %v: %s", key, e.OK, e.after.Round(time.Millisecond), e.Saw)
+		fmt.Printf("%s: %v after %v: %s\n", key, e.OK, e.after.Round(time.Millisecond), e.Saw)
 	}
 	t.Logf("the last error came %v after the kill", slowest.Round(time.Millisecond))
 }

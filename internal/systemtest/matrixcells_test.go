@@ -2,6 +2,7 @@ package systemtest
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,20 +29,22 @@ type cell struct {
 	// Elicit is what elicitations are accepted with. Sampling is answered with Paris, roots with file:///work.
 	Elicit map[string]any `json:"elicit"`
 	Probes []cellProbe    `json:"probes"`
-	// Timeout of each probe, in milliseconds. A probe that lasts longer has failed.
+	// Timeout of each probe that has none of its own, in milliseconds. A probe that lasts longer has failed.
 	Timeout int64 `json:"timeoutMs"`
 }
 
 // cellProbe is one thing to try.
 type cellProbe struct {
 	What string `json:"what"` // the column
-	// Kind is list (Tool is among the tools), call (Tool's answer holds Want), update (subscribes to URI, calls Tool if there is
+	// Kind is list (Tool is among the tools), call (Tool's answer holds Want), stream (the same, but the answer is a stream that
+	// has begun before it: progress is asked for), update (subscribes to URI, calls Tool if there is
 	// one, and hears of an update), or cancel (calls Tool and leaves the call at its first progress).
 	Kind      string         `json:"kind"`
 	Tool      string         `json:"tool"`
 	Arguments map[string]any `json:"arguments"`
 	Want      string         `json:"want,omitempty"`
 	URI       string         `json:"uri,omitempty"`
+	Timeout   int64          `json:"timeoutMs,omitempty"`
 }
 
 // seen is how a probe went. What is `connects` if nothing could be tried.
@@ -71,14 +74,13 @@ func goCells(ctx context.Context, cells []cell, parallel int, report func(seen))
 }
 
 func goCell(ctx context.Context, c cell, report func(seen)) {
-	limit := time.Duration(c.Timeout) * time.Millisecond
-	within := func(f func(context.Context) (string, error)) (string, error) {
-		ctx, cancel := context.WithTimeout(ctx, limit)
+	within := func(millis int64, f func(context.Context) (string, error)) (string, error) {
+		ctx, cancel := context.WithTimeout(ctx, time.Duration(millis)*time.Millisecond)
 		defer cancel()
 		return f(ctx)
 	}
 	var cli *mcptest.Client
-	_, err := within(func(probe context.Context) (string, error) {
+	_, err := within(c.Timeout, func(probe context.Context) (string, error) {
 		live, cancel := context.WithCancel(ctx) // the session's own: that of the probe ends before it
 		stop := context.AfterFunc(probe, cancel)
 		var err error
@@ -92,7 +94,7 @@ func goCell(ctx context.Context, c cell, report func(seen)) {
 	}
 	defer cli.Close()
 	for _, p := range c.Probes {
-		saw, err := within(func(ctx context.Context) (string, error) { return goProbe(ctx, cli, p) })
+		saw, err := within(cmp.Or(p.Timeout, c.Timeout), func(ctx context.Context) (string, error) { return goProbe(ctx, cli, p) })
 		if err != nil {
 			saw = err.Error()
 		}
@@ -114,8 +116,12 @@ func goProbe(ctx context.Context, cli *mcptest.Client, p cellProbe) (string, err
 			return "", fmt.Errorf("no %s among %v", p.Tool, names)
 		}
 		return fmt.Sprint(len(names)), nil
-	case "call":
-		got, err := cli.TryCall(ctx, p.Tool, p.Arguments)
+	case "call", "stream":
+		params := &mcp.CallToolParams{Name: p.Tool, Arguments: p.Arguments}
+		if p.Kind == "stream" {
+			params.SetProgressToken("streamed")
+		}
+		got, err := cli.TryCallParams(ctx, params)
 		if err == nil && !strings.Contains(got, p.Want) {
 			err = fmt.Errorf("result: %s", got)
 		}

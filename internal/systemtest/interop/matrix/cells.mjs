@@ -22,8 +22,9 @@ async function probe(client, p, timeout) {
       if (!names.includes(p.tool)) throw new Error(`no ${p.tool} among ${names}`);
       return names.length;
     }
-    case 'call': {
-      const result = await client.call(p.tool, p.arguments, { timeout });
+    case 'call':
+    case 'stream': {
+      const result = await client.call(p.tool, p.arguments, p.kind === 'stream' ? { timeout, onprogress: () => {} } : { timeout });
       if (result.isError || !text(result).includes(p.want)) throw new Error(`${result.isError ? 'isError' : 'result'}: ${text(result)}`);
       return text(result);
     }
@@ -62,7 +63,8 @@ export async function run(connect) {
       }
       for (const p of cell.probes) {
         try {
-          report(cell, p.what, true, await within(timeout, probe(client, p, timeout)));
+          const limit = p.timeoutMs ?? timeout;
+          report(cell, p.what, true, await within(limit, probe(client, p, limit)));
         } catch (err) {
           report(cell, p.what, false, err.message);
         }

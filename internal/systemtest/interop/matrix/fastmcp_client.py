@@ -66,7 +66,7 @@ async def probe(client, updates, p, timeout):
             if p["tool"] not in names:
                 raise RuntimeError(f"no {p['tool']} among {names}")
             return len(names)
-        case "call":
+        case "call" | "stream":  # this client asks for progress with every call
             got = text(await client.call_tool(p["tool"], p["arguments"], timeout=timeout))
             if p["want"] not in got:
                 raise RuntimeError(f"result: {got}")
@@ -79,7 +79,6 @@ async def probe(client, updates, p, timeout):
 
 
 async def one(cell):
-    timeout = cell["timeoutMs"] / 1000
     updates = Updates()
 
     async def on_elicit(message, response_type, params, context):
@@ -96,7 +95,8 @@ async def one(cell):
             entered = True
             for p in cell["probes"]:
                 try:
-                    report(cell, p["what"], True, await asyncio.wait_for(probe(client, updates, p, timeout), timeout))
+                    limit = p.get("timeoutMs", cell["timeoutMs"]) / 1000
+                    report(cell, p["what"], True, await asyncio.wait_for(probe(client, updates, p, limit), limit))
                 except Exception as err:
                     report(cell, p["what"], False, f"{type(err).__name__}: {err}")
     except Exception as err:
