@@ -43,6 +43,7 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 	}
 	defer closeConn()
 	var objects []*adminv1.Object
+	speaks := map[string][]string{} // by target
 	one := len(args) == 2
 	if one {
 		object, err := client.Get(ctx, &adminv1.GetRequest{Tenant: opt.tenant, Kind: singular(args[0]), Name: args[1], Revision: opt.revision})
@@ -60,6 +61,9 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 			return err
 		}
 		objects = resp.Objects
+		for _, f := range resp.Found {
+			speaks[f.Name] = f.ProtocolVersions
+		}
 	}
 	if opt.format == "yaml" || one && opt.format == "table" {
 		for i, o := range objects {
@@ -74,13 +78,20 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 	}
 	values := make([]any, 0, len(objects))
 	for _, o := range objects {
-		values = append(values, objectValue(o))
+		v := objectValue(o)
+		if versions := speaks[o.Name]; resource.Kind(o) == "target" && len(versions) > 0 {
+			v["protocolVersions"] = versions
+		}
+		values = append(values, v)
 	}
 	var value any = values
 	if one {
 		value = values[0]
 	}
 	return opt.print(env.Stdout, value, func(w io.Writer) error {
+		if len(args) == 1 && singular(args[0]) == "target" {
+			return targetRows(w, objects, speaks)
+		}
 		return rows(w, "KIND NAME SET REVISION FROM", func(row func(...any)) {
 			for _, o := range objects {
 				row(strings.ToLower(resource.Kind(o)), o.Name, or(o.Set, "-"), o.Revision, or(place(o.Source), "-"))
@@ -89,8 +100,21 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 	})
 }
 
+// targetRows tells of targets what they speak, too: as configured, or as proxies found out.
+func targetRows(w io.Writer, objects []*adminv1.Object, found map[string][]string) error {
+	return rows(w, "KIND NAME SPEAKS SET REVISION FROM", func(row func(...any)) {
+		for _, o := range objects {
+			versions := o.GetTarget().GetProtocolVersions()
+			if len(versions) == 0 {
+				versions = found[o.Name]
+			}
+			row(strings.ToLower(resource.Kind(o)), o.Name, or(strings.Join(versions, ","), "-"), or(o.Set, "-"), o.Revision, or(place(o.Source), "-"))
+		}
+	})
+}
+
 // objectValue is an object as its YAML shows it, under the name that `get` takes, with what the control plane knows of it.
-func objectValue(o *adminv1.Object) any {
+func objectValue(o *adminv1.Object) map[string]any {
 	v := map[string]any{
 		"kind": resource.Kind(o), "name": o.Name, "set": o.Set, "revision": o.Revision, "source": place(o.Source),
 	}

@@ -349,7 +349,7 @@ func TestAgentHeaders(t *testing.T) {
 	}
 	card := get(t, p.URL+"/.well-known/agent.json", "Authorization", "Bearer client") // the agent has the other name alone
 	if card.status != http.StatusOK || card.header.Get("X-Answer") != "yes" || card.header.Get("Cache-Control") != "private, no-cache" {
-		t.Fatalf("the card: %d %v", card.status, card.header)
+		t.Fatalf("the card: %d %v %s\n%s", card.status, card.header, card.body, p.lines)
 	}
 	if got := get(t, p.URL+"/.well-known/agent.json", "If-None-Match", `"x", `+card.header.Get("Etag")); got.status != http.StatusNotModified || got.body != "" {
 		t.Errorf("the card that the client has: %d %s", got.status, got.body)
@@ -447,7 +447,12 @@ func TestHostileAgents(t *testing.T) {
 	// One that hangs is left by whoever leaves.
 	left := make(chan struct{})
 	began := make(chan struct{})
-	handler = func(_ http.ResponseWriter, r *http.Request) { close(began); <-r.Context().Done(); close(left) }
+	handler = func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // a server looks whether its client is there once the body is read
+		close(began)
+		<-r.Context().Done()
+		close(left)
+	}
 	ctx, leave := context.WithCancel(t.Context())
 	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, p.URL, strings.NewReader(send))
 	req.Header.Set("Content-Type", "application/json")

@@ -159,14 +159,8 @@ func (p *process) renew(ctx context.Context, csr []byte) (mtls.Certificates, err
 
 // report tells the control plane what is served: when that changes, and as often as it asks.
 func (p *process) report(ctx context.Context) error {
-	changed := make(chan struct{}, 1)
-	changed <- struct{}{} // the first report
-	cancel := p.store.Subscribe(func(_, _ *snapshot.Index) {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	})
+	nudge(p.news) // the first report
+	cancel := p.store.Subscribe(func(_, _ *snapshot.Index) { nudge(p.news) })
 	defer cancel()
 	interval, wait := reportInterval, reportInterval
 	peersVersion := ""
@@ -176,7 +170,7 @@ func (p *process) report(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-time.After(wait):
 		case <-p.ask: // a peer is looked for that is not known
-		case <-changed:
+		case <-p.news:
 			select { // what comes together is told together
 			case <-ctx.Done():
 				return context.Cause(ctx)

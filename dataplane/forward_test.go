@@ -322,6 +322,91 @@ func TestOwnerLost(t *testing.T) {
 	}
 }
 
+// A machine that dies closes no connection: what waits for it is told all the same.
+func TestOwnerFrozen(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	w := behind()
+	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
+		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	g := newGroup(t, w, 2)
+	wire := newCable(t, g.between[0].addr)
+	g.between[1].Set(map[string]string{"proxy-1": wire.addr})
+	session := g.proxies[0].initialize(t, "2025-11-25")
+	over := make(chan answer, 1)
+	go func() {
+		over <- g.proxies[1].post(t, session, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"slow","arguments":{"ms":600000}}}`)
+	}()
+	waitFor(t, "the forwarded call", func() bool { return wire.carried.Load() > 2<<10 })
+	wire.cut()
+	if a := <-over; a.status != 502 || !strings.Contains(a.body, "proxy-1") || !strings.Contains(a.body, "may have processed") {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
+// cable carries bytes to an address until it is cut; then both ends hear nothing more.
+type cable struct {
+	addr    string
+	carried atomic.Int64
+	broken  chan struct{}
+}
+
+func newCable(t *testing.T, to string) *cable {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cable{addr: l.Addr().String(), broken: make(chan struct{})}
+	carry := func(from, to net.Conn) {
+		buf := make([]byte, 4<<10)
+		for {
+			n, err := from.Read(buf)
+			select {
+			case <-c.broken:
+				return
+			default:
+			}
+			if n > 0 {
+				c.carried.Add(int64(n))
+				_, _ = to.Write(buf[:n])
+			}
+			if err != nil {
+				_ = to.Close()
+				return
+			}
+		}
+	}
+	var ends []net.Conn
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			ends = append(ends, near, far)
+			go carry(near, far)
+			go carry(far, near)
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+		for _, end := range ends {
+			_ = end.Close()
+		}
+	})
+	return c
+}
+
+func (c *cable) cut() { close(c.broken) }
+
 func countOf(t *testing.T, body string) (n int) {
 	t.Helper()
 	at := strings.Index(body, `"text":"`)

@@ -61,7 +61,7 @@ func newProxy(parts proxyParts) *proxy {
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	if p.parts.Transport == nil {
-		p.parts.Transport, p.parts.Found = parts.Upstreams.Transport, parts.Upstreams.Found
+		p.parts.Transport = parts.Upstreams.Transport
 	}
 	p.mux = mux.New(mux.Config{
 		Transport:  p.parts.Transport,

@@ -293,17 +293,38 @@ var Agent = func() *Shape {
 	return envelope(of, of)
 }()
 
-// AgentSaid is where a message of an agent's stream holds what it says: what a reader joins with what the one before it said.
+// AgentSaid is where a message of A2A, of either direction, holds what it says in pieces: what a reader joins with the piece before.
 var AgentSaid = func() *Shape {
 	of := recursive(func(self *Shape) *Shape {
 		m := members{"text": free}
-		for _, other := range []string{"metadata", "data", "error"} {
+		for _, other := range []string{"metadata", "data"} {
 			m[other] = none
 		}
 		return &Shape{rest: self, members: m}
 	})
-	return &Shape{rest: none, members: members{"result": of}}
+	return &Shape{rest: none, members: members{"params": of, "result": of}}
 }()
+
+// Artifact is the id of the artifact that a message of an agent's stream adds to, as it is written (0.3: result.artifact.artifactId,
+// 1.0: result.artifactUpdate.artifact.artifactId); nil for none. It aliases message.
+func Artifact(message []byte) []byte {
+	artifact := within(within(message, "result"), "artifact")
+	if artifact == nil {
+		artifact = within(within(within(message, "result"), "artifactUpdate"), "artifact")
+	}
+	return within(artifact, "artifactId")
+}
+
+// within is a member's value, nil if there is none.
+func within(object []byte, member string) (value []byte) {
+	_ = Members(object, func(name []byte, from, to int) error {
+		if string(name) == member {
+			value = object[from:to]
+		}
+		return nil
+	})
+	return value
+}
 
 // said are what a notification says to people, apart from who says it.
 var said = map[string]*Shape{
