@@ -97,6 +97,15 @@ func (h *Holds) LetAllGo() {
 	}
 }
 
+// Wrap makes the end of an HTTP request the end of its call, as the stateless era has it; go-sdk's stateless server goes on.
+func (h *Holds) Wrap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestKey{}, r.Context())))
+	})
+}
+
+type requestKey struct{}
+
 func (h *Holds) read(key string) heldCall {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -123,6 +132,12 @@ func (h *Holds) hold(ctx context.Context, key string, holding func()) error {
 	h.changedLocked()
 	h.mu.Unlock()
 	holding()
+	if request, ok := ctx.Value(requestKey{}).(context.Context); ok {
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(request, func() { cancel(context.Cause(request)) })()
+	}
 	select {
 	case <-c.letGo:
 		return nil

@@ -175,6 +175,8 @@ type outcomes struct {
 
 	mu   sync.Mutex // guards seen
 	seen map[string]map[string]seen
+
+	words map[string]string // "row\tcolumn", where `yes` and `-` do not tell
 }
 
 // reason says why some cells cannot do something.
@@ -213,6 +215,9 @@ func (o *outcomes) explained(t *testing.T) {
 			continue
 		}
 		for _, column := range o.columns {
+			if o.words[row+"\t"+column] != "" {
+				continue
+			}
 			s, tried := o.seen[row][column]
 			why := o.why(row, column)
 			switch {
@@ -242,6 +247,13 @@ func (o *outcomes) String() string {
 	for _, row := range o.rows {
 		var cols, whys []string
 		for _, c := range o.columns {
+			if word := o.words[row+"\t"+c]; word != "" && o.why(row, c) == "" {
+				cols = append(cols, word)
+				continue
+			} else if word != "" {
+				cols, whys = append(cols, word), append(whys, o.why(row, c))
+				continue
+			}
 			if o.seen[row][c].OK {
 				cols = append(cols, "yes")
 				continue
