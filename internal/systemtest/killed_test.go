@@ -48,7 +48,7 @@ func TestProxyKilled(t *testing.T) {
 	fmt.Printf("%s\n%s", t.Name(), got)
 	o.explained(t)
 	if p.Clients != nil {
-		golden(t, "inflight.golden", got)
+		golden(t, "inflight.golden", got, *update)
 	}
 }
 
