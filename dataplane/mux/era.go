@@ -25,7 +25,6 @@ type eras struct {
 	// sessionless says that clients of the session era are better off with the target's stateless one: it refuses sessions, or
 	// takes them without keeping any, so that it can ask its clients nothing there.
 	sessionless bool
-	stateless   bool
 }
 
 func (e eras) have(era mcp.Era) bool {
@@ -59,28 +58,6 @@ func (x *Request) face(ctx context.Context, t *snapshot.Target) (upstream.Transp
 		return x.mux.cfg.Transport(t), nil
 	}
 	return x.mux.cfg.NewClients.Stateless(t, newclient.Caller{Codec: x.Codec, Scope: x.Scope}), nil
-}
-
-// otherEra names the target and what it does speak. Clients that know both eras fall back on it.
-func (x *Request) otherEra(t *snapshot.Target, e eras) error {
-	asked := x.revision()
-	if x.Message != nil && x.Message.Version.IsString() {
-		asked = mcp.Revision(x.Message.Version.Value)
-	}
-	fail := x.fail(http.StatusBadRequest, mcp.CodeUnsupportedVersion, "target %q does not speak %s, only %s", t.Name, asked, e.list())
-	fail.Data = marshal(map[string]any{"supported": e.versions, "requested": asked})
-	return fail
-}
-
-func (e eras) list() string {
-	var s string
-	for i, v := range e.versions {
-		if i > 0 {
-			s += ", "
-		}
-		s += string(v)
-	}
-	return s
 }
 
 // erasOf looks up whether a target speaks 2026-07-28, and probes it the first time: server/discover, then initialize, as far

@@ -239,6 +239,11 @@ func (v *validator) onTarget(o *adminv1.Object) {
 	told := map[string]bool{} // one policy may come by several routes
 	for _, route := range routes {
 		chain := append([]*adminv1.Object{o}, v.chains.above(o, route)...)
+		_, agent := effective(chain, kindField("a2a"))
+		if agent = transport == policy.A2A || agent && policy.Applies("a2a", transport); agent && !told["agent"] {
+			told["agent"] = true
+			v.agent(o)
+		}
 		for _, k := range policy.Kinds() {
 			p, ok := effective(chain, kindField(k.Name))
 			source := Key(p.level) + p.field
@@ -253,7 +258,40 @@ func (v *validator) onTarget(o *adminv1.Object) {
 				v.tell(severityNote, o, "", fmt.Sprintf("%s of %s does not apply here: it means nothing on a %s target", k.Name, describe(p), transport), "")
 			case k.Name == "backendAuth":
 				v.authOnTarget(o, p, transport)
+			case k.Name == "ai" && agent:
+				v.fillsOnAgent(o, p)
 			}
+		}
+	}
+}
+
+// agent refuses what a target has for MCP alone, if it is an A2A agent.
+func (v *validator) agent(o *adminv1.Object) {
+	t := o.GetTarget()
+	for _, f := range []struct {
+		set         bool
+		field, what string
+	}{
+		{len(t.GetProtocolVersions()) > 0, "protocolVersions", "revisions of MCP"}, {t.GetListCache() != nil, "listCache", "lists"}, {t.GetReinitialize(), "reinitialize", "sessions"},
+	} {
+		if f.set {
+			v.fail(o, f.field, fmt.Sprintf("the target is an A2A agent, which has no %s, and this would do nothing", f.what), "remove it")
+		}
+	}
+}
+
+// fillsOnAgent tells of the parts of ai that are about MCP's tools and sampling.
+func (v *validator) fillsOnAgent(o *adminv1.Object, p policyAt) {
+	ai, _ := p.message.Interface().(*policyv1.Ai)
+	for _, f := range []struct {
+		set  bool
+		name string
+	}{{ai.GetDefaults() != nil, "defaults"}, {ai.GetOverrides() != nil, "overrides"}, {len(ai.GetModelAliases()) > 0, "modelAliases"}} {
+		switch {
+		case f.set && p.level == o:
+			v.fail(o, p.field+"."+f.name, "is about tools, which an A2A agent has not, and would do nothing", "remove it")
+		case f.set:
+			v.tell(severityNote, o, "", fmt.Sprintf("%s of ai of %s do not apply here: they are about tools, which an A2A agent has not", f.name, describe(p)), "")
 		}
 	}
 }
