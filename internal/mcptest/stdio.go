@@ -43,6 +43,7 @@ type Command struct {
 //	dead         dies at once, status 4, with a word on stderr
 //	family       serves, and has a child of its own that sleeps; tool "env" {"name": "CHILD_PID"} gives its pid
 //	hold         a real server with the tool of [Holds], which is at the URL in SLUICE_MCPTEST_HOLDS
+//	params       a real server with the tool region {region}, whose argument stands in the header Mcp-Param-Region
 //	stderrflood  serves, and writes 10 MiB to stderr first, some of it without line ends
 func Stdio(mode string) Command {
 	exe, err := os.Executable()
@@ -133,6 +134,11 @@ func serveStdio(mode string) int {
 	case "hold":
 		s := newMCP(Options{Name: "mcptest-hold", Bare: true})
 		addHold(s, holdAt(os.Getenv(holdsEnv)))
+		return serveMCP(s, os.Stdin, os.Stdout)
+	case "params":
+		s := newMCP(Options{Name: "mcptest-params", Bare: true})
+		s.AddTool(&mcp.Tool{Name: "region", InputSchema: json.RawMessage(`{"type":"object","properties":{"region":{"type":"string","x-mcp-header":"Region"}}}`)},
+			func(context.Context, *mcp.CallToolRequest) (*mcp.CallToolResult, error) { return text("ok"), nil })
 		return serveMCP(s, os.Stdin, os.Stdout)
 	case "stderrflood":
 		os.Stderr.Write(bytes.Repeat([]byte("e"), 5<<20))
