@@ -1,13 +1,16 @@
 package systemtest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -284,4 +287,60 @@ func killed(t *testing.T, p peers, o *outcomes, h *mcptest.Holds, f *fleet, base
 type endedCall struct {
 	seen
 	at time.Time
+}
+
+// A call that waits for its client's answers on a proxy that is killed is lost: the retry is told so by the other one, and the target
+// is not asked again.
+func TestParkedCallLost(t *testing.T) {
+	var calls atomic.Int64
+	target := mcptest.NewServer(t, mcptest.Options{Wrap: func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return
+			}
+			if strings.Contains(string(body), `"tools/call"`) {
+				calls.Add(1)
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			next.ServeHTTP(w, r)
+		})
+	}})
+	f := newFleet(t, 2, "private-network")
+	f.apply(fmt.Sprintf("mcp:\n  port: %d\n  targets:\n  - name: old\n    mcp: {host: %q}\n", f.port, target.URL))
+	call := func(proxy int, more string) answer {
+		t.Helper()
+		s := session{header: http.Header{"Mcp-Protocol-Version": {"2026-07-28"}, "Mcp-Method": {"tools/call"}, "Mcp-Name": {"elicit"}}}
+		return s.do(t, "POST", f.url(proxy), `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"elicit","arguments":{},`+more+
+			`"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"raw","version":"1"},"io.modelcontextprotocol/clientCapabilities":{"elicitation":{}}}}}`)
+	}
+	asked := call(0, "")
+	var asks struct {
+		Result struct {
+			InputRequests map[string]any
+			RequestState  string
+		}
+	}
+	if err := json.Unmarshal([]byte(asked.message()), &asks); err != nil || len(asks.Result.InputRequests) != 1 {
+		t.Fatalf("want a question: %d %s (%v)", asked.status, asked.body, err)
+	}
+	var key string
+	for key = range asks.Result.InputRequests {
+	}
+	f.proxies[0].kill(syscall.SIGKILL)
+	got := call(1, fmt.Sprintf(`"requestState":%q,"inputResponses":{%q:{"action":"accept","content":{"name":"Ada"}}},`, asks.Result.RequestState, key))
+	if got.status != 503 || !strings.Contains(got.body, "-32603") || !strings.Contains(got.body, "p0") {
+		t.Errorf("the retry: %d %s; want 503, and -32603 naming the owner", got.status, got.body)
+	}
+	if n := calls.Load(); n != 1 {
+		t.Errorf("the target was called %d times", n)
+	}
+}
+
+// message is the last one of an answer, whether it is an event stream or not.
+func (a answer) message() string {
+	if at := strings.LastIndex(a.body, "data: "); at >= 0 {
+		return strings.TrimSpace(a.body[at+len("data: "):])
+	}
+	return a.body
 }
