@@ -360,6 +360,9 @@ func (d *decision) print(w io.Writer) error {
 		if out.Decision.Text != "" {
 			fmt.Fprintf(w, "          %s\n", strings.Join(strings.Fields(out.Decision.Text), " "))
 		}
+		if !out.Allowed && out.Status != http.StatusOK && out.Error != nil { // it says more than that there is no such thing
+			fmt.Fprintf(w, "because   %s\n", out.Error.Message)
+		}
 	case out.Allowed:
 		fmt.Fprintln(w, "rule      none: no policy decides about it")
 	default:

@@ -25,7 +25,7 @@ func getCommand(env Env) *cobra.Command {
 		Short: "Show what is stored",
 		Long:  "Show what is stored: all objects, those of a kind, or one. Credentials are never shown.",
 		Example: "  sluice get\n  sluice get targets\n" +
-			"  sluice get target search -o yaml",
+			"  sluice get target search -o yaml\n  sluice get target/mcp/search",
 		Args:              cobra.MaximumNArgs(2),
 		ValidArgsFunction: completeKinds,
 		RunE:              func(cmd *cobra.Command, args []string) error { return get(cmd.Context(), env, opt, args) },
@@ -42,6 +42,7 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 		return err
 	}
 	defer closeConn()
+	args = parted(args)
 	var objects []*adminv1.Object
 	speaks := map[string][]string{} // by target
 	one := len(args) == 2
@@ -137,6 +138,16 @@ func completeKinds(_ *cobra.Command, args []string, _ string) ([]string, cobra.S
 }
 
 // singular makes `targets` a `target`, as people type both.
+// parted takes apart KIND/NAME, as other commands print it.
+func parted(args []string) []string {
+	if len(args) == 1 {
+		if kind, name, ok := strings.Cut(args[0], "/"); ok {
+			return []string{kind, name}
+		}
+	}
+	return args
+}
+
 func singular(kind string) string { return strings.TrimSuffix(strings.ToLower(kind), "s") }
 
 func place(s *adminv1.Source) string {

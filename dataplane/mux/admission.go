@@ -40,7 +40,7 @@ func (x *Request) admit(ctx context.Context, t *snapshot.Target, kind policy.Ite
 	case !listed && (v.Allowed || v.Invalid != nil || v.Scopes != nil):
 		return x.notFound(kind, shown)
 	case v.Invalid != nil:
-		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "arguments: %v", v.Invalid)
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "%v", v.Invalid)
 	case v.Allowed:
 		return nil
 	}

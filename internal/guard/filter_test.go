@@ -352,26 +352,37 @@ func resultOf(size int) []byte {
 }
 
 func BenchmarkApply(b *testing.B) {
-	four := filterOf(b, true, "email", "creditCard", "phoneNumber", "ssn")
-	all := filterOf(b, true, Builtins()...)
-	deny := patternOf(b, false, ".*password.*", ".*secret.*")
-	plain := resultOf(10 << 10)
-	dirty := bytes.Replace(plain, []byte("two chairs"), []byte("bob@example.com 4111111111111111"), 1)
-	for _, tt := range []struct {
-		name   string
-		filter *Filter
-		in     []byte
+	patterns := func(n int) *Filter {
+		var deny []string
+		for i := range n {
+			deny = append(deny, fmt.Sprintf("(?i)code ?name[: ]+%c%c[a-z]*", 'a'+i/26, 'a'+i%26))
+		}
+		return patternOf(b, false, deny...)
+	}
+	filters := []struct {
+		name string
+		*Filter
 	}{
-		{"four/10KiB", four, plain}, {"four/10KiB/masked", four, dirty}, {"all/10KiB", all, plain}, {"patterns/10KiB", deny, plain}, {"four/1KiB", four, resultOf(1 << 10)},
-	} {
-		b.Run(tt.name, func(b *testing.B) {
-			b.SetBytes(int64(len(tt.in)))
+		{"email", filterOf(b, true, "email")}, {"four built-ins", filterOf(b, true, "email", "creditCard", "phoneNumber", "ssn")}, {"all built-ins", filterOf(b, true, Builtins()...)},
+		{"1 pattern", patterns(1)}, {"10 patterns", patterns(10)}, {"100 patterns", patterns(100)},
+		// Patterns that hold no text which every match has: the automaton has to look at all of it.
+		{"1 pattern without words", patternOf(b, false, `[a-f0-9]{8}-[a-f0-9]{4}`)},
+	}
+	run := func(name string, f *Filter, in []byte) {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(in)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, _, err := Apply([]*Filter{tt.filter}, tt.in, Response("tools/call")); err != nil {
+				if _, _, err := Apply([]*Filter{f}, in, Response("tools/call")); err != nil {
 					b.Fatal(err)
 				}
 			}
 		})
 	}
+	for _, f := range filters {
+		for _, size := range []int{1, 10, 100} {
+			run(fmt.Sprintf("%s/%dKiB", f.name, size), f.Filter, resultOf(size<<10))
+		}
+	}
+	run("four built-ins/10KiB, two masked", filters[1].Filter, bytes.Replace(resultOf(10<<10), []byte("two chairs"), []byte("bob@example.com 4111111111111111"), 1))
 }

@@ -275,6 +275,15 @@ func (rt *Route) ResourceMetadata(r *http.Request) string {
 	return rt.mcp.metadataURL(r)
 }
 
+// BearerChallenge asks the sender of r for a token (RFC 6750 section 3): with the metadata and the scopes of the route,
+// where it is a protected resource.
+func (rt *Route) BearerChallenge(r *http.Request) string {
+	if rt == nil || rt.mcp == nil {
+		return "Bearer"
+	}
+	return rt.mcp.challenge(r, "", "")
+}
+
 // ProtectedResource reports whether the route is one, and the path of the identifier that it is configured with, "" for
 // the root; named is false where the URL that a client uses is the identifier.
 func (rt *Route) ProtectedResource() (path string, named, ok bool) {

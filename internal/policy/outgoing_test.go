@@ -256,18 +256,3 @@ func TestSecretShowsNowhere(t *testing.T) {
 		t.Error("not revealed")
 	}
 }
-
-func BenchmarkOutgoing(b *testing.B) {
-	target, err := CompileTarget(parse(b, `{"requestHeaderModifier":{"set":{"X-Team":{"value":"a"}},"remove":["X-Old"]},"backendAuth":{"key":{"credentials":[{"credential":{"value":"k"}}]}}}`), HTTP, Resolver{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	h := http.Header{}
-	for b.Loop() {
-		clear(h)
-		if outgoing(target, h, nil, nil) != nil {
-			b.Fatal("error")
-		}
-	}
-}

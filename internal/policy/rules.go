@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/google/cel-go/cel"
@@ -60,6 +61,27 @@ func compileRule(expression, field, place string, errs *problems) *rule {
 	return compileExpression(expression, field, place, cel.BoolType, errs)
 }
 
+// notExpected is what the parser says of a token that cannot stand where it stands, with all the others that could.
+var notExpected = regexp.MustCompile(`^Syntax error: (?:mismatched input|extraneous input|no viable alternative at input) '(.*?)'(?: expecting .*)?$`)
+
+// unknownToken is what the parser says of characters that begin nothing.
+var unknownToken = regexp.MustCompile(`^Syntax error: token recognition error at: '(.*?) *'$`)
+
+// plainly is the parser's message in words that need no grammar at hand.
+func plainly(message string) string {
+	if found := unknownToken.FindStringSubmatch(message); found != nil {
+		return "Syntax error: `" + found[1] + "` is nothing that CEL knows"
+	}
+	found := notExpected.FindStringSubmatch(message)
+	switch {
+	case found == nil:
+		return message
+	case found[1] == "<EOF>":
+		return "Syntax error: something is missing at the end"
+	}
+	return "Syntax error: `" + found[1] + "` cannot stand here"
+}
+
 // compileExpression returns nil if the expression is wrong or not of type want, and says so in errs.
 func compileExpression(expression, field, place string, want *cel.Type, errs *problems) *rule {
 	if strings.TrimSpace(expression) == "" {
@@ -74,7 +96,7 @@ func compileExpression(expression, field, place string, want *cel.Type, errs *pr
 	checked, issues := env.Compile(expression)
 	if issues.Err() != nil {
 		for _, e := range issues.Errors() {
-			errs.add(field, "%s, at character %d of `%s`%s", e.Message, e.Location.Column()+1, oneLine(expression), hint(e.Message))
+			errs.add(field, "%s, at character %d of `%s`%s", plainly(e.Message), e.Location.Column()+1, oneLine(expression), hint(e.Message))
 		}
 		return nil
 	}

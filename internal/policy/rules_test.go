@@ -239,7 +239,9 @@ func TestArgumentsMustBeStrict(t *testing.T) {
 func TestRulesThatDoNotCompile(t *testing.T) {
 	for rule, want := range map[string]string{
 		"":                                    "is empty",
-		"jwt.sub ==":                          "Syntax error",
+		"jwt.sub ==":                          "Syntax error: something is missing at the end, at character 11 of",
+		"jwt.sub = 'a'":                       "Syntax error: `=` is nothing that CEL knows",
+		"jwt.sub == 'a' 'b'":                  "Syntax error: `'b'` cannot stand here, at character 16 of",
 		"jwt.sub == 'a":                       "Syntax error",
 		"nobody.sub == 'x'":                   "variables are jwt, apiKey",
 		"mcp.tol.name == 'x'":                 "undefined field 'tol'",
@@ -351,29 +353,6 @@ func authenticated() *Principal {
 	p := *admin
 	p.jwt = toCEL(p.Claims)
 	return &p
-}
-
-func BenchmarkAdmitTenRules(b *testing.B) {
-	target := mustTarget(b, tenRules)
-	c := toolCall("echo", `{"x":1}`)
-	c.Principal = authenticated()
-	b.ReportAllocs()
-	for b.Loop() {
-		if !target.Admit(c).Allowed {
-			b.Fatal("refused")
-		}
-	}
-}
-
-func BenchmarkAdmitArguments(b *testing.B) {
-	target := mustTarget(b, authz(allow("mcp.tool.arguments.path.startsWith('/tmp/')"), deny("mcp.tool.arguments.tags.exists(t, t == 'x')")))
-	c := toolCall("echo", `{"path":"/tmp/a","tags":["a","b"],"n":1}`)
-	b.ReportAllocs()
-	for b.Loop() {
-		if !target.Admit(c).Allowed {
-			b.Fatal("refused")
-		}
-	}
 }
 
 func TestTenRulesAllocateLittle(t *testing.T) {
