@@ -1,8 +1,11 @@
 package dataplane
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -263,6 +266,52 @@ func TestPeersPort(t *testing.T) {
 		if resp.StatusCode == 200 {
 			t.Error("plain HTTP was served")
 		}
+	}
+}
+
+// An owner that is lost while it streams an answer leaves an error in the stream: some clients wait for ever when a stream just breaks.
+func TestOwnerLostInStream(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	w := behind()
+	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
+		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	g := newGroup(t, w, 2)
+	session := g.proxies[0].initialize(t, "2025-11-25")
+	stream := func(method, body, accept string) *bufio.Reader {
+		req, err := http.NewRequestWithContext(t.Context(), method, g.proxies[1].URL, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{"Accept": {accept}, "Content-Type": {"application/json"}, "Mcp-Session-Id": {session}}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = resp.Body.Close() })
+		return bufio.NewReader(resp.Body)
+	}
+	call := stream(http.MethodPost, `{"jsonrpc":"2.0","id":"7","method":"tools/call","params":{"name":"progress","arguments":{"n":10000,"ms":20},"_meta":{"progressToken":"p"}}}`,
+		"application/json, text/event-stream")
+	standing := stream(http.MethodGet, "", "text/event-stream")
+	for line := ""; !strings.Contains(line, "notifications/progress"); {
+		var err error
+		if line, err = call.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.between[0].stop()
+	rest, err := io.ReadAll(call)
+	if err != nil {
+		t.Errorf("the call's stream broke off: %v", err)
+	}
+	last := rest[bytes.LastIndex(rest, []byte("data: ")):]
+	for _, want := range []string{`"id":"7"`, `-32603`, `proxy-1`} {
+		if !bytes.Contains(last, []byte(want)) {
+			t.Errorf("the last event lacks %s: %s", want, last)
+		}
+	}
+	if rest, err := io.ReadAll(standing); err == nil {
+		t.Errorf("the standing stream ended as if all were well: %s", rest)
 	}
 }
 

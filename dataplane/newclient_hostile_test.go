@@ -386,13 +386,9 @@ func TestBridgeBytes(t *testing.T) {
 	}
 }
 
-// The headers that repeat arguments are checked here, where nobody behind does.
-func TestBridgeParamHeaders(t *testing.T) {
-	srv := mcptest.NewServer(t, mcptest.Options{Bare: true})
-	with := tool("region")
-	with.InputSchema = json.RawMessage(`{"type":"object","properties":{"region":{"type":"string","x-mcp-header":"Region"}}}`)
-	srv.MCP.AddTool(with, textHandler("ok"))
-	p := behind(srv.URL).start(t)
+// checksRegion calls a tool whose argument `region` stands in a header.
+func (p *testProxy) checksRegion(t *testing.T) {
+	t.Helper()
 	for _, tt := range []struct {
 		args   string
 		header []string
@@ -410,6 +406,36 @@ func TestBridgeParamHeaders(t *testing.T) {
 			t.Errorf("%s with %v: %d %s", tt.args, tt.header, got.status, got.body)
 		}
 	}
+}
+
+// A child that speaks 2026-07-28 itself sees no headers, and its errors have no status: both are made good here.
+func TestStatelessChild(t *testing.T) {
+	w := behind()
+	w.stdioTarget("it", "params")
+	p := w.start(t)
+	p.checksRegion(t)
+	for _, tt := range []struct {
+		method, name, params string
+		status, code         int
+	}{
+		{"tools/call", "nothing", `"name":"nothing","arguments":{}`, 200, -32602},
+		{"vendor/thing", "", "", 404, -32601},
+	} {
+		got := p.stateless(t, tt.method, tt.name, tt.params)
+		if got.status != tt.status || got.result(t).Error.Code != tt.code {
+			t.Errorf("%s: %d %s, want %d and %d", tt.method, got.status, got.body, tt.status, tt.code)
+		}
+	}
+}
+
+// The headers that repeat arguments are checked here, where nobody behind does.
+func TestBridgeParamHeaders(t *testing.T) {
+	srv := mcptest.NewServer(t, mcptest.Options{Bare: true})
+	with := tool("region")
+	with.InputSchema = json.RawMessage(`{"type":"object","properties":{"region":{"type":"string","x-mcp-header":"Region"}}}`)
+	srv.MCP.AddTool(with, textHandler("ok"))
+	p := behind(srv.URL).start(t)
+	p.checksRegion(t)
 	for _, r := range srv.Requests() {
 		for name := range r.Header {
 			if strings.HasPrefix(name, "Mcp-Param-") || name == "Mcp-Name" || name == "Mcp-Method" && r.Header.Get("Mcp-Protocol-Version") != "2026-07-28" {

@@ -180,7 +180,7 @@ func (x *exchange) forward(owner string) error {
 	if x.message != nil {
 		id = x.message.RawID()
 	}
-	lost := func(status int, text string) error {
+	lost := func(status int, text string) *mcp.Error {
 		return &mcp.Error{Status: status, Code: mcp.CodeInternal, ID: id, Message: text}
 	}
 	if from := peers.From(x.r.Context()); from != "" {
@@ -197,7 +197,16 @@ func (x *exchange) forward(owner string) error {
 	}
 	x.record.Err = err
 	if gone.Sent {
-		return lost(http.StatusBadGateway, "the proxy that has what the request goes on with ("+owner+") was lost; it may have processed the request: begin anew")
+		err := lost(http.StatusBadGateway, "the proxy that has what the request goes on with ("+owner+") was lost; it may have processed the request: begin anew")
+		if !gone.Begun {
+			return err
+		}
+		if id == nil { // a standing stream, which its client takes up again
+			panic(http.ErrAbortHandler)
+		}
+		// There are clients that wait for ever when a stream just breaks off. One that had its answer already has no use for another.
+		_ = mcp.NewEventWriter(&x.w, http.NewResponseController(&x.w).Flush).Message(err.Append(nil))
+		return nil
 	}
 	return lost(http.StatusServiceUnavailable, "the proxy that has what the request goes on with ("+owner+") cannot be reached: try again, or begin anew")
 }

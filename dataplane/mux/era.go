@@ -54,10 +54,11 @@ func (x *Request) face(ctx context.Context, t *snapshot.Target) (upstream.Transp
 	if err != nil {
 		return nil, err
 	}
+	caller := newclient.Caller{Codec: x.Codec, Scope: x.Scope}
 	if e.have(mcp.Stateless) {
-		return x.mux.cfg.Transport(t), nil
+		return x.mux.cfg.NewClients.Direct(t, caller), nil
 	}
-	return x.mux.cfg.NewClients.Stateless(t, newclient.Caller{Codec: x.Codec, Scope: x.Scope}), nil
+	return x.mux.cfg.NewClients.Stateless(t, caller), nil
 }
 
 // erasOf looks up whether a target speaks 2026-07-28, and probes it the first time: server/discover, then initialize, as far

@@ -1,11 +1,11 @@
-// node summary.mjs OUT BASELINE: counts per scenario from the suite's OUT/checks/*/checks.json, or without these (client scenarios)
+// node summary.mjs OUT BASELINE NAME: counts per scenario from the suite's OUT/checks/*/checks.json, or without these (client scenarios)
 // from the lines of OUT/suite.log, compared with BASELINE.
 // Scenarios count, not checks: a scenario that exchanges no message still passes its wire-schema check.
 // Exit 1 if any scenario of the baseline did not run, passed fewer checks or failed more.
 import fs from 'node:fs';
 import path from 'node:path';
 
-const [, , out, baseline] = process.argv;
+const [, , out, baseline, name] = process.argv;
 const columns = ['passed', 'failed', 'warnings', 'skipped'];
 const columnOf = { SUCCESS: 'passed', FAILURE: 'failed', WARNING: 'warnings', SKIPPED: 'skipped' };
 
@@ -44,5 +44,5 @@ for (const line of lines) {
   for (const failure of row?.failures ?? []) console.log(`      - ${failure}`);
 }
 const sum = (c) => [...got.values()].reduce((n, row) => n + row[c], 0);
-console.log(`${path.basename(baseline, '.tsv')}: ${equal}/${lines.length} scenarios as the baseline; checks: ${columns.map((c) => `${sum(c)} ${c}`).join(', ')}`);
+console.log(`${name}: ${equal}/${lines.length} scenarios as in ${path.basename(baseline)}; checks: ${columns.map((c) => `${sum(c)} ${c}`).join(', ')}`);
 process.exit(worse ? 1 : 0);

@@ -27,28 +27,17 @@ pids=()
 cleanup() { for p in ${pids[@]+"${pids[@]}"}; do kill "$p" 2>/dev/null || true; wait "$p" 2>/dev/null || true; done; }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
-source "$here/../tools.sh"
+source "$here/peers.sh"
 
-gosdk_version=v1.8.0
-fastmcp_version=4.1.2
 versitygw_version=v1.8.0
 oidc_provider_version=9.13.3
 zitadel_version=v3.52.0
-inspector_version=2.12.0
 inspector_page_version=1.0.3 # the last whose page connects from the browser itself
-
-python_with_fastmcp() {
-  local venv="$CACHE/fastmcp-$fastmcp_version"
-  if [ ! -x "$venv/bin/fastmcp" ]; then
-    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check "fastmcp==$fastmcp_version" >&2 || die "fastmcp $fastmcp_version does not install from PyPI"
-  fi
-  echo "$venv/bin/python"
-}
 
 need_node
 PYTHON="$(python_with_fastmcp)"
 everything_go="$(go_sdk_binary conformance/everything-server "$gosdk_version")"
-everything_npm="$(npm_package @modelcontextprotocol/server-everything@2026.8.31)/dist/index.js"
+everything_npm="$(npm_package @modelcontextprotocol/server-everything@$npm_servers_version)/dist/index.js"
 
 stateful="$(free_port)" stateless="$(free_port)" fast="$(free_port)" front_l="$(free_port)" front_m="$(free_port)"
 start go-stateful "$everything_go" -http="localhost:$stateful" -stateless=false
@@ -86,18 +75,13 @@ start sluice "$SLUICE" up -f "$OUT/sluice.yaml" --data-dir "$OUT/data" --admin-a
 listening "$front_l"; listening "$front_m"
 export SESSION_URL="http://localhost:$front_l/mcp" STATELESS_URL="http://localhost:$front_m/mcp"
 
-# package NAME@VERSION: installs it and makes `import` find it from the script's own folder.
-node_client() { # SCRIPT PACKAGE@VERSION…
-  local script="$1" dir; shift
-  for p in "$@"; do dir="$(npm_package "$p")"; done
-  dir="${dir%%/node_modules/*}"
-  cp "$here/$script" "$here/checks.mjs" "$dir/" && "$NODE" "$dir/$script"
-}
+# node_client SCRIPT PACKAGE@VERSION
+node_client() { "$NODE" "$(node_script "$2" "$here/$1" "$here/checks.mjs")"; }
 
 client_go() { (cd "$repo" && go run ./internal/systemtest/interop/goclient); }
 client_fastmcp() { "$PYTHON" "$here/fastmcp_client.py"; }
-client_ts-v1() { node_client ts_v1.mjs @modelcontextprotocol/sdk@1.32.2; }
-client_ts-v2() { node_client ts_v2.mjs @modelcontextprotocol/client@2.4.0; }
+client_ts-v1() { node_client ts_v1.mjs "$ts_v1"; }
+client_ts-v2() { node_client ts_v2.mjs "$ts_v2"; }
 client_inspector() {
   INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_version")" "$NODE" "$here/inspector.mjs"
 }
