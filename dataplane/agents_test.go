@@ -393,7 +393,9 @@ func TestHostileAgents(t *testing.T) {
 		"two results": {write("application/json", `{"jsonrpc":"2.0","id":7,"result":1,"Result":2}`), 502, "no A2A"},
 		"bad JSON":    {write("application/json", `{"jsonrpc":`), 502, "no A2A"},
 		"100 MB":      {endless(`{"jsonrpc":"2.0","id":7,"result":"`, 100), 502, "no A2A"},
-		"a redirect":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere.example/", http.StatusTemporaryRedirect) }, 502, "redirects are not followed"},
+		"a redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://elsewhere.example/", http.StatusTemporaryRedirect)
+		}, 502, "redirects are not followed"},
 		"credentials": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, 502, "refused the proxy's credentials"},
 		"overload":    {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "3"); w.WriteHeader(503) }, 503, "overloaded"},
 		"an error of its": {func(w http.ResponseWriter, _ *http.Request) {
