@@ -174,3 +174,19 @@ func TestAgentMasksTextAlone(t *testing.T) {
 		t.Error(cmp.Diff(before+"<MASKED>"+after, string(p.Body)))
 	}
 }
+
+// Guards see cards as they see lists, and leave them cards.
+func TestAgentCardGuards(t *testing.T) {
+	const card = `{"name":"agent","description":"ask hunter2","protocolVersion":"0.3.0","url":"http://hunter2/","preferredTransport":"JSONRPC","skills":[{"id":"hunter2","name":"says hunter2"}]}`
+	ask := func(a *playedAgent) Performance {
+		a.answer = card
+		return a.Serve(testPort, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://localhost/mcp/.well-known/agent-card.json", nil), time.Now())
+	}
+	want := `{"name":"agent","description":"ask <MASKED>","protocolVersion":"0.3.0","url":"http://localhost/mcp","preferredTransport":"JSONRPC","skills":[{"id":"hunter2","name":"says <MASKED>"}]}`
+	if p := ask(playAgent(t, aiPolicy(t, guards("", masks("hunter2", "JSONRPC", "0.3.0"))))); p.Status != 200 || string(p.Body) != want {
+		t.Errorf("masked: %d %s", p.Status, cmp.Diff(want, string(p.Body)))
+	}
+	if p := ask(playAgent(t, aiPolicy(t, guards("", rejects("hunter2"))))); p.Status != 403 || !p.Refused || strings.Contains(string(p.Body), "hunter2") {
+		t.Errorf("rejected: %d %s", p.Status, p.Body)
+	}
+}

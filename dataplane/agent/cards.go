@@ -14,6 +14,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/mux"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/guard"
 	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
@@ -108,7 +109,11 @@ func fetchCardAt(ctx context.Context, x *mux.Request, at *Place, path string) ([
 	if err != nil {
 		return nil, &notCard{true, fmt.Sprintf("%s: %v", path, err)}
 	}
-	return card, nil
+	card, err = x.Guard(ctx, at.Agent, policy.ToClient, card, guard.Card)
+	if e, ok := errors.AsType[*mcp.Error](err); ok && e.HTTPStatus() == http.StatusOK {
+		e.Status = http.StatusForbidden // who asks for a card would take all that comes with 200 for one
+	}
+	return card, err
 }
 
 // cardPaths are where an agent may have its card, the likeliest first.

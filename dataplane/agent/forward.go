@@ -11,6 +11,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/mux"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/guard"
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
@@ -161,7 +162,7 @@ func (c *call) received(ctx context.Context, body []byte) (original, guarded []b
 		edits.Replace(msg.Result, card)
 		body = edits.Apply(nil, body)
 	}
-	guarded, err = c.Guard(ctx, c.agent, policy.ToClient, body)
+	guarded, err = c.Guard(ctx, c.agent, policy.ToClient, body, guard.Agent)
 	return body, guarded, err
 }
 

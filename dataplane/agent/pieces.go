@@ -90,7 +90,7 @@ func (c *call) masked(ctx context.Context, d policy.Direction, original []byte, 
 	if err != nil {
 		return nil, c.unreadable(d, err)
 	}
-	return c.Guard(ctx, c.agent, d, out)
+	return c.Guard(ctx, c.agent, d, out, guard.Agent)
 }
 
 // unreadable cannot happen to what was scanned, and would be a fault of one of the two readers.
@@ -100,7 +100,7 @@ func (c *call) unreadable(d policy.Direction, err error) error {
 
 // said is what the client says to the agent, as guards let it.
 func (c *call) said(ctx context.Context) ([]byte, error) {
-	guarded, err := c.Guard(ctx, c.agent, policy.ToTarget, c.Message.Body)
+	guarded, err := c.Guard(ctx, c.agent, policy.ToTarget, c.Message.Body, guard.Agent)
 	if err != nil {
 		return nil, err
 	}

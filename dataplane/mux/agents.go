@@ -50,13 +50,13 @@ func (x *Request) Bound(t *snapshot.Target) (context.Context, context.CancelFunc
 	return context.WithCancel(ctx)
 }
 
-// Guard lets guards see a whole message of A2A.
-func (x *Request) Guard(ctx context.Context, t *snapshot.Target, d policy.Direction, message []byte) ([]byte, error) {
+// Guard lets guards see a whole message of A2A, or a card, by its shape.
+func (x *Request) Guard(ctx context.Context, t *snapshot.Target, d policy.Direction, message []byte, shape *guard.Shape) ([]byte, error) {
 	if !t.Policy.Guards(d) {
 		return message, nil
 	}
 	call := x.call(t, x.item.kind, x.item.own)
-	out, note, err := t.Policy.Guard(ctx, &call, d, message, guard.Agent)
+	out, note, err := t.Policy.Guard(ctx, &call, d, message, shape)
 	if x.noteUndecided(note); err != nil {
 		return nil, x.guarded(err, guardCode(d))
 	}

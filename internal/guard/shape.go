@@ -275,24 +275,25 @@ var ModelHints = &Shape{rest: none, members: members{
 	"modelPreferences": {rest: none, members: members{"hints": {rest: none, members: members{"name": {text: true, rest: none}}}}},
 }}
 
-// Agent is where text stands in a message of A2A, of either direction and of v0.3 or v1.0: everywhere but in the protocol's own
-// fields, and in the bytes of files.
-var Agent = func() *Shape {
-	of := recursive(func(self *Shape) *Shape {
-		m := members{
-			"data": free, "metadata": free, "bytes": {text: true, base64: true}, "raw": {text: true, base64: true},
-			"role": words("user", "agent", "ROLE_USER", "ROLE_AGENT"), "pushNotificationConfig": none,
-		}
-		for _, fixed := range []string{
-			"kind", "id", "messageId", "contextId", "taskId", "artifactId", "referenceTaskIds", "extensions", "state", "timestamp",
-			"uri", "url", "mimeType", "mediaType", "acceptedOutputModes", "pageToken", "nextPageToken",
-		} {
-			m[fixed] = none
-		}
-		return &Shape{text: true, rest: self, members: m}
-	})
-	return envelope(of, of)
-}()
+// Card is where text stands in an agent's card, and in what A2A's messages are made of: everywhere but in the protocol's own
+// fields (of v0.3 or v1.0), and in the bytes of files.
+var Card = recursive(func(self *Shape) *Shape {
+	m := members{
+		"data": free, "metadata": free, "bytes": {text: true, base64: true}, "raw": {text: true, base64: true},
+		"role": words("user", "agent", "ROLE_USER", "ROLE_AGENT"), "pushNotificationConfig": none,
+	}
+	for _, fixed := range []string{
+		"kind", "id", "messageId", "contextId", "taskId", "artifactId", "referenceTaskIds", "extensions", "state", "timestamp",
+		"uri", "url", "mimeType", "mediaType", "acceptedOutputModes", "pageToken", "nextPageToken",
+		"preferredTransport", "transport", "protocolBinding", "protocolVersion", "defaultInputModes", "defaultOutputModes", "inputModes", "outputModes",
+	} {
+		m[fixed] = none
+	}
+	return &Shape{text: true, rest: self, members: m}
+})
+
+// Agent is where text stands in a message of A2A, of either direction and revision.
+var Agent = envelope(Card, Card)
 
 // AgentSaid is where a message of A2A, of either direction, holds what it says in pieces: what a reader joins with the piece before.
 var AgentSaid = func() *Shape {
