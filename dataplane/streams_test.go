@@ -55,7 +55,7 @@ func TestListChangedByConfiguration(t *testing.T) {
 const listenAll = `{"jsonrpc":"2.0","id":"L","method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true,"resourceSubscriptions":["%watched","nobody+x://y"]},` +
 	`"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}`
 
-func TestListenRaw(t *testing.T) {
+func listenRaw(t *testing.T) {
 	for _, n := range []int{1, 2} {
 		w, a, b := two(t, "2026-07-28", mcptest.Options{})
 		w.targets = w.targets[:n]

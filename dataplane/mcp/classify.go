@@ -116,6 +116,9 @@ func (x Exchange) stateless(version Revision) (Verdict, *Error) {
 		return v, refusal(400, CodeHeaderMismatch, "the %s header is missing; the body says %q", HeaderVersion, clip(m.Meta.Version.Value))
 	case m.Meta.Version.IsString() && string(m.Meta.Version.Value) != string(version):
 		return v, refusal(400, CodeHeaderMismatch, "%s is %q, but the body says %q", HeaderVersion, clip([]byte(version)), clip(m.Meta.Version.Value))
+	case !m.Meta.Version.Present() && x.serves(version) && !version.MethodAllowed(m.Method):
+		// An initialize never has it: its sender wants to hear that it is in the wrong era.
+		return v, refusal(404, CodeMethodNotFound, "%s has no method %q", version, clip([]byte(m.Method)))
 	case !m.Meta.Version.IsString():
 		return v, missingMeta(m.Meta.Version.Present(), MetaVersion, "a string")
 	case !x.serves(version):

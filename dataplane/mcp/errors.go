@@ -1,6 +1,7 @@
 package mcp
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -62,4 +63,15 @@ func StatusOf(code int) int {
 
 func refusal(status, code int, format string, args ...any) *Error {
 	return &Error{Code: code, Status: status, Message: fmt.Sprintf(format, args...)}
+}
+
+// RefusesMethod reports whether body is a peer's error that it has no such method, for the request with the raw id. Some send it with
+// status 404, as 2026-07-28 has it; in a session that status alone says that the session is over.
+func RefusesMethod(body, id []byte, lim Limits) bool {
+	m, err := Scan(bytes.TrimSpace(body), lim)
+	if err != nil || len(id) == 0 || !bytes.Equal(m.RawID(), id) {
+		return false
+	}
+	code, ok := m.ErrorCode()
+	return ok && code == CodeMethodNotFound
 }

@@ -119,6 +119,9 @@ func (m *Merge) Hint(page Page) {
 	m.pages++
 }
 
+// Private reports whether a page was for its caller alone, or none said that it is not.
+func (m *Merge) Private() bool { return m.private || m.pages == 0 }
+
 // Len is how many items were kept.
 func (m *Merge) Len() int { return m.n }
 
@@ -170,7 +173,7 @@ func (m *Merge) tail(t Tail) []byte {
 			ttl = 0
 		}
 		scope := "public"
-		if m.private || t.Private || m.pages == 0 {
+		if m.Private() || t.Private {
 			scope = "private"
 		}
 		dst = strconv.AppendInt(append(dst, `,"resultType":"complete","ttlMs":`...), ttl.Milliseconds(), 10)

@@ -24,6 +24,11 @@ type Event struct {
 	IsNote   bool   // it is a comment
 }
 
+// IsMessage reports whether e carries a JSON-RPC message. Events of other types are none of MCP's, which readers ignore.
+func (e *Event) IsMessage() bool {
+	return len(e.Data) > 0 && (len(e.Type) == 0 || string(e.Type) == "message")
+}
+
 // ErrEventTooLarge is what an [EventReader] says of an event that is larger than it may be.
 var ErrEventTooLarge = errors.New("mcp: event in the stream is too large")
 

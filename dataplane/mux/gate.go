@@ -63,6 +63,9 @@ func (x *Request) gate(t *snapshot.Target, position func(id string) string, put 
 
 // pass lets one event through, perhaps later, or not at all. The error ends the stream: it cannot be read.
 func (g *gate) pass(ev mcp.Event) error {
+	if len(ev.Data) > 0 && !ev.IsMessage() {
+		return nil // of a type that is not MCP's: nobody looked into it, and clients ignore it
+	}
 	if len(ev.Data) == 0 || !g.x.reads(g.t) {
 		if err := g.x.translate(g.t, &ev, g.position); err == errHidden {
 			return nil

@@ -215,6 +215,10 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 	if err == nil && hs.msg.Error.Present() {
 		code, _ := errorCode(hs.msg)
 		refused = code == mcp.CodeMethodNotFound || code == mcp.CodeUnsupportedVersion || code == mcp.CodeHeaderMismatch || code == mcp.CodeInvalidRequest
+		switch hs.resp.Status { // which codes come with these differs from server to server
+		case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed:
+			refused = true
+		}
 	}
 	// A server that keeps no session can ask its clients nothing in this era, and can in the other.
 	keepsNone := err == nil && !hs.msg.Error.Present() && leg.ID == "" && !x.mux.cfg.Transport(t).Owned()

@@ -87,7 +87,7 @@ func (m *Mux) listenOne(w http.ResponseWriter, x *Request, t *snapshot.Target, f
 	if x.watches(t) || t.Config.GetListCache() != nil || x.stateless() {
 		_ = x.follow(t, resp.Body, out, nil)
 	} else {
-		out.copy(resp.Body)
+		_ = out.copy(resp.Body) // its client listens anew, however it ends
 	}
 	x.goodbye(ctx, out)
 	return nil
@@ -266,7 +266,7 @@ func (l *listening) acknowledged(lim mcp.Limits) error {
 		if err != nil {
 			return err
 		}
-		if len(ev.Data) == 0 {
+		if !ev.IsMessage() {
 			continue
 		}
 		msg, err := mcp.Scan(ev.Data, lim)
@@ -354,7 +354,7 @@ func (x *Request) followListen(t *snapshot.Target, l *listening, out *sink) {
 		if err != nil {
 			return
 		}
-		if len(ev.Data) == 0 {
+		if !ev.IsMessage() {
 			continue
 		}
 		msg, err := mcp.Scan(ev.Data, x.mux.cfg.Limits)

@@ -18,7 +18,7 @@ func (m *Mux) list(w http.ResponseWriter, x *Request) error {
 	if t := x.alone(); t != nil && !x.prefixed() && !t.Policy.Authorizes() {
 		return x.listThrough(w, t, list) // nothing to rename or to take away
 	}
-	parts, err := x.parts()
+	parts, private, err := x.parts()
 	if err != nil {
 		return err
 	}
@@ -48,7 +48,7 @@ func (m *Mux) list(w http.ResponseWriter, x *Request) error {
 	if err := missing.refuse(x, len(parts), errs); err != nil {
 		return err
 	}
-	err = x.merge(w, list, parts, pages, whole, missing)
+	err = x.merge(w, list, parts, private, pages, whole, missing)
 	for _, of := range pages {
 		for _, p := range of {
 			p.free()
@@ -63,37 +63,37 @@ type part struct {
 	cursor *string // nil: the first page
 }
 
-// parts are the pages that a request is for: the first of every target, or those that its cursor names.
-func (x *Request) parts() ([]part, error) {
+// parts are the pages that a request is for: the first of every target, or those that its cursor names. They are private if a page
+// before was.
+func (x *Request) parts() (parts []part, private bool, err error) {
 	if !x.Message.Cursor.IsString() {
-		parts := make([]part, len(x.Backend.Targets))
+		parts = make([]part, len(x.Backend.Targets))
 		for i, t := range x.Backend.Targets {
 			parts[i] = part{target: t}
 		}
-		return parts, nil
+		return parts, false, nil
 	}
 	raw := x.Message.Cursor.String()
 	if t := x.alone(); t != nil {
-		return []part{{t, &raw}}, nil // cursors of the only target are its own
+		return []part{{t, &raw}}, false, nil // cursors of the only target are its own
 	}
 	invalid := x.fail(http.StatusOK, mcp.CodeInvalidParams, "Invalid cursor: begin the list anew")
 	if x.Codec == nil {
-		return nil, invalid
+		return nil, false, invalid
 	}
 	cur, err := x.Codec.OpenCursor(x.Scope, raw)
 	if err != nil || cur.Epoch != x.epoch() {
-		return nil, invalid
+		return nil, false, invalid
 	}
-	var parts []part
 	for _, p := range cur.Parts {
 		if t := x.target(p.Target); t != nil {
 			parts = append(parts, part{t, &p.Cursor})
 		}
 	}
 	if len(parts) == 0 {
-		return nil, invalid
+		return nil, false, invalid
 	}
-	return parts, nil
+	return parts, cur.Private, nil
 }
 
 // epoch names the targets and their places: a cursor is no good among others.
@@ -123,7 +123,7 @@ func indexOf(parts []part, t *snapshot.Target) int {
 }
 
 // merge writes one page of the pages of several targets. Nil pages are those of targets that are missing.
-func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, pages [][]*page, whole bool, missing missing) error {
+func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, private bool, pages [][]*page, whole bool, missing missing) error {
 	merge := mcp.NewMerge(list, x.mux.cfg.Limits)
 	var next []session.Part
 	owned := map[string]string{} // whole: name → target
@@ -151,7 +151,7 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 	if x.work.Exhausted() { // what its rules did not get to is neither shown nor hidden
 		return x.fail(http.StatusInternalServerError, mcp.CodeInternal, "the rules about %s cost too much: make the lists or the rules smaller", list.Method())
 	}
-	tail := mcp.Tail{Revision: x.revision(), Meta: missing.meta()}
+	tail := mcp.Tail{Revision: x.revision(), Meta: missing.meta(), Private: private}
 	for _, t := range x.Backend.Targets { // all of them: pages of one list have one scope
 		tail.Private = tail.Private || x.private(t)
 		tail.Passing = tail.Passing || t.Policy.ReadsTime()
@@ -163,7 +163,7 @@ func (x *Request) merge(w http.ResponseWriter, list mcp.List, parts []part, page
 	case x.Codec == nil:
 		return x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "this proxy has no session keys yet; try again")
 	default:
-		tail.NextCursor = []byte(x.Codec.SealCursor(x.Scope, session.Cursor{Epoch: x.epoch(), Parts: next}))
+		tail.NextCursor = []byte(x.Codec.SealCursor(x.Scope, session.Cursor{Epoch: x.epoch(), Parts: next, Private: tail.Private || merge.Private()}))
 	}
 	if err := x.inCommon(w.Header()); err != nil {
 		return err
@@ -198,6 +198,11 @@ func (x *Request) keeper(t *snapshot.Target, list mcp.List, owned map[string]str
 		}
 		if owner, ok := owned[string(name.Value)]; ok && owner != t.Name {
 			return false
+		}
+		if list == mcp.Tools && x.stateless() {
+			if _, err := mcp.ParseParamHeaders(it.InputSchema.Of(it.Raw)); err != nil {
+				return false // no client over HTTP may call it, so none may see it
+			}
 		}
 		switch {
 		case kind == policy.Task:

@@ -127,9 +127,11 @@ type Request struct {
 	// Record is filled in for the log line. Not nil.
 	Record *Record
 
-	mux   *Mux
-	item  item         // what is asked for, once that is known
-	taken policy.Taken // tokens of localRateLimit
+	mux  *Mux
+	item item // what is asked for, once that is known
+	// responded: the client's stream has the response.
+	responded bool
+	taken     policy.Taken // tokens of localRateLimit
 	// listened are the client's ids of the tasks that a subscriptions/listen is about.
 	listened map[taskKey]string
 	work     *policy.Work // of a list's decisions; nil else

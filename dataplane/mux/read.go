@@ -88,7 +88,7 @@ func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response, by re
 			_ = resp.Body.Close()
 			return nil, err
 		}
-		if len(ev.Data) == 0 {
+		if !ev.IsMessage() {
 			continue
 		}
 		msg, err := by.scan(append([]byte(nil), ev.Data...))

@@ -228,7 +228,9 @@ func (x *Request) mask(resp *upstream.Response) error {
 			if err != nil {
 				break
 			}
-			first = ev.Data
+			if ev.IsMessage() {
+				first = ev.Data
+			}
 		}
 		head = rec.stop()
 	} else {
@@ -270,7 +272,9 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
 	defer stop()
 	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) {
-		out.copy(io.TeeReader(body, notingEvents{x}))
+		if err := out.copy(io.TeeReader(body, notingEvents{x})); err != io.EOF && ctx.Err() == nil {
+			x.broke(err) // nobody has read what came, so nobody can tell the client but by cutting it off too
+		}
 		return
 	}
 	events := mcp.NewEventReader(body, x.mux.maxBytes())
@@ -284,18 +288,25 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 			return
 		}
 		if err := gate.pass(ev); err != nil {
-			x.Record.Err = err
+			gate.close()
+			x.ended(ctx, t, out, err)
 			return
 		}
 	}
 }
 
-// ended tells the client why a stream is over before its response came, if that is the target's deadline.
+// ended tells the client why a stream is over before its response came. One that its target has ended is not told: targets end
+// streams that their clients come back to.
 func (x *Request) ended(ctx context.Context, t *snapshot.Target, out *sink, err error) {
-	if errors.Is(context.Cause(ctx), upstream.ErrTimeout) {
+	switch {
+	case errors.Is(context.Cause(ctx), upstream.ErrTimeout):
 		out.message(x.asError(x.unreachable(t, upstream.ErrTimeout)).Append(nil))
-	} else if err != io.EOF {
+	case err == io.EOF:
+	default:
 		x.Record.Err = err
+		if x.Message.Kind == mcp.Request && !x.responded && ctx.Err() == nil {
+			out.message(x.asError(x.unreadableAnswer(t)).Append(nil))
+		}
 	}
 }
 
@@ -325,6 +336,7 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 		return err
 	}
 	x.noteChange(t, &msg)
+	x.responded = x.responded || msg.Kind == mcp.Response
 	x.Record.Failed = x.Record.Failed || msg.Kind == mcp.Response && msg.Error.Present()
 	if msg.Kind == mcp.Response && x.masks(t, x.item.kind) {
 		if code, ok := errorCode(&msg); ok && masked(code) {

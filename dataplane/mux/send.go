@@ -83,7 +83,7 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 	if err != nil {
 		return nil, err
 	}
-	if resp.Status == http.StatusNotFound && leg.ID != "" {
+	if resp.Status == http.StatusNotFound && leg.ID != "" && !x.refusesMethod(resp) {
 		_ = resp.Body.Close()
 		again, err := x.lost(ctx, t, *leg, o.session == nil)
 		if err != nil {
@@ -94,6 +94,24 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 		}
 	}
 	return x.check(t, resp)
+}
+
+// refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session. To the client it
+// must not say that either.
+func (x *Request) refusesMethod(resp *upstream.Response) bool {
+	if x.Message == nil || contentType(resp.Header) != jsonType {
+		return false
+	}
+	head, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorPage))
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), resp.Body), resp.Body}
+	if err != nil || !mcp.RefusesMethod(head, x.Message.RawID(), x.mux.cfg.Limits) {
+		return false
+	}
+	resp.Status = http.StatusOK
+	return true
 }
 
 // do sends without looking at the answer.

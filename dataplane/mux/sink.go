@@ -104,8 +104,8 @@ func (s *sink) flushLocked() {
 	}
 }
 
-// copy passes bytes on as they come, and returns when r ends. When the client is gone it reads on.
-func (s *sink) copy(r io.Reader) {
+// copy passes bytes on as they come, and returns how r ends: io.EOF, as a rule. When the client is gone it reads on.
+func (s *sink) copy(r io.Reader) error {
 	buf := make([]byte, 2<<10) // a parked stream keeps no more than this
 	for {
 		n, err := r.Read(buf)
@@ -113,7 +113,7 @@ func (s *sink) copy(r io.Reader) {
 			s.raw(buf[:n])
 		}
 		if err != nil {
-			return
+			return err
 		}
 		if n == len(buf) && n < 32<<10 {
 			buf = make([]byte, 2*n)

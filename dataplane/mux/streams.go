@@ -80,7 +80,7 @@ func (m *Mux) streamOne(w http.ResponseWriter, x *Request, t *snapshot.Target, l
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
 	if !x.wraps(t) && !x.watches(t) {
-		out.copy(resp.Body)
+		_ = out.copy(resp.Body) // its client opens another, however it ends
 		return nil
 	}
 	_ = x.follow(t, resp.Body, out, nil)

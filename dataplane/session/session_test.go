@@ -215,7 +215,7 @@ func TestTokens(t *testing.T) {
 	c := codec(t, newKey)
 	n, other := Nonce{1}, Nonce{2}
 
-	for _, cur := range []Cursor{{}, {Epoch: "e", Parts: []Part{{"a", ""}}}, {Parts: []Part{{"a", "x\x00y"}, {"b", "2"}}}} {
+	for _, cur := range []Cursor{{}, {Epoch: "e", Parts: []Part{{"a", ""}}}, {Parts: []Part{{"a", "x\x00y"}, {"b", "2"}}, Private: true}} {
 		got, err := c.OpenCursor(alice, c.SealCursor(alice, cur))
 		if diff := cmp.Diff(cur, got); err != nil || diff != "" {
 			t.Errorf("cursor: %v (-want +got):\n%s", err, diff)

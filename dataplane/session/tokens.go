@@ -10,6 +10,8 @@ type Cursor struct {
 	// Epoch names the targets that the list was begun with; the caller refuses a cursor of others.
 	Epoch string
 	Parts []Part
+	// Private says that a page before was for its caller alone: so are all of one list.
+	Private bool
 }
 
 // Part is where one target's list goes on.
@@ -28,6 +30,7 @@ func (c *Codec) SealCursor(scope Scope, cur Cursor) string {
 		plain = appendString(plain, p.Target)
 		plain = appendString(plain, p.Cursor)
 	}
+	plain = append(plain, flag(cur.Private))
 	return c.seal(kindCursor, scope, plain)
 }
 
@@ -42,6 +45,7 @@ func (c *Codec) OpenCursor(scope Scope, cursor string) (Cursor, error) {
 	for range r.count(2) {
 		cur.Parts = append(cur.Parts, Part{Target: r.string(), Cursor: r.string()})
 	}
+	cur.Private = r.bytes(1) == "\x01"
 	if !r.done() {
 		return Cursor{}, ErrInvalid
 	}

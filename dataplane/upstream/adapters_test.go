@@ -435,8 +435,11 @@ func TestHostileChildren(t *testing.T) {
 				break
 			}
 		}
-		if !strings.Contains(body, "exit status 3") {
-			t.Errorf("no backoff that says why: %q", body)
+		if !strings.Contains(body, "the next start is in") || strings.Contains(body, "exit status") { // why is for operators
+			t.Errorf("a client is told %q", body)
+		}
+		if h := m.Health(); len(h) != 1 || !strings.Contains(h[0].Err, "exit status 3") {
+			t.Errorf("health %+v", h)
 		}
 		good(t, m)
 	})

@@ -195,7 +195,9 @@ func (sn *session) start(ctx context.Context, o *owned, r *Request, handshake fu
 	for _, b := range []*backoff{&sn.back, &sn.s.starts} {
 		wait, why := b.wait()
 		if wait > shortWait {
-			return nil, unavailable(id, wait, "the target does not run (%v); the next start is in %s", why, wait.Round(time.Millisecond)), nil
+			// Why may name addresses, which are not the client's to know: the target's health has it, from the attempt itself.
+			sn.s.log.Debug("the target is not started yet", "wait", wait, "err", why)
+			return nil, unavailable(id, wait, "the target does not run; the next start is in %s", wait.Round(time.Millisecond)), nil
 		}
 		if err := sleep(ctx, wait); err != nil {
 			return nil, nil, &Error{Op: "start", Err: err}

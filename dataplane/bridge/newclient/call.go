@@ -143,7 +143,7 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 	switch {
 	case err != nil:
 		k.push(item{err: err})
-	case resp.Status == http.StatusNotFound && k.p.id != "":
+	case resp.Status == http.StatusNotFound && k.p.id != "" && !k.refusesMethod(resp):
 		_ = resp.Body.Close()
 		k.p.lost()
 		k.push(item{err: errLost})
@@ -153,6 +153,19 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 	default:
 		k.readWhole(resp)
 	}
+}
+
+// refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session.
+func (k *call) refusesMethod(resp *upstream.Response) bool {
+	if contentType(resp.Header) != jsonType {
+		return false
+	}
+	head, err := io.ReadAll(io.LimitReader(resp.Body, maxPage))
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), resp.Body), resp.Body}
+	return err == nil && mcp.RefusesMethod(head, k.id, k.p.b.cfg.Limits)
 }
 
 // push hands over what was said; it waits for a slow client.
@@ -244,7 +257,7 @@ func (k *call) readStream(resp *upstream.Response, last *[]byte, wait *time.Dura
 		if ev.HasRetry {
 			*wait = min(ev.Retry, 30*time.Second)
 		}
-		if len(ev.Data) == 0 {
+		if !ev.IsMessage() {
 			continue
 		}
 		m, err := mcp.Scan(bytes.Clone(ev.Data), k.p.b.cfg.Limits)

@@ -378,7 +378,7 @@ func (s *peer) readAnswer(resp *upstream.Response, handshake bool) (msg *mcp.Mes
 			if err != nil {
 				return nil, nil, errors.Join(errNoAnswer, err)
 			}
-			if len(ev.Data) == 0 {
+			if !ev.IsMessage() {
 				continue
 			}
 			m, err := mcp.Scan(bytes.Clone(ev.Data), s.b.cfg.Limits)

@@ -119,7 +119,7 @@ func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]
 		if ev.HasID {
 			*last = append((*last)[:0], ev.ID...)
 		}
-		if len(ev.Data) == 0 {
+		if !ev.IsMessage() {
 			continue
 		}
 		m, err := mcp.Scan(bytes.Clone(ev.Data), s.b.cfg.Limits)

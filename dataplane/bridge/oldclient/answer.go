@@ -140,9 +140,10 @@ func clip(b []byte) []byte {
 	return b
 }
 
-// withoutForeignSchemas leaves out output schemas that the session era does not have: any but those of objects.
-func withoutForeignSchemas(result []byte, lim mcp.Limits) ([]byte, error) {
-	if !bytes.Contains(result, []byte("outputSchema")) {
+// forOldClients leaves out of a list of tools the output schemas that the session era does not have, which are any but those of objects;
+// and tools whose x-mcp-header is bad: no client over HTTP may call them, and to this target the proxy is the client.
+func forOldClients(result []byte, lim mcp.Limits) ([]byte, error) {
+	if !bytes.Contains(result, []byte("outputSchema")) && !bytes.Contains(result, []byte("mcp-header")) {
 		return result, nil
 	}
 	var tools []byte
@@ -157,6 +158,10 @@ func withoutForeignSchemas(result []byte, lim mcp.Limits) ([]byte, error) {
 	}
 	out, changed := []byte{'['}, false
 	err = mcp.Elements(tools, lim, func(tool []byte) error {
+		if hasBadHeader(tool, lim) {
+			changed = true
+			return nil
+		}
 		if len(out) > 1 {
 			out = append(out, ',')
 		}
@@ -190,4 +195,15 @@ func hasForeignSchema(tool []byte, lim mcp.Limits) (foreign bool) {
 		})
 	})
 	return foreign
+}
+
+func hasBadHeader(tool []byte, lim mcp.Limits) (bad bool) {
+	_ = mcp.Members(tool, lim, []string{"inputSchema"}, func(name, value []byte) error {
+		if string(name) == "inputSchema" {
+			_, err := mcp.ParseParamHeaders(value)
+			bad = err != nil
+		}
+		return nil
+	})
+	return bad
 }

@@ -88,6 +88,10 @@ func (c *call) translate(msg *mcp.Message) ([]byte, *input, error) {
 		var e mcp.Edits
 		if msg.ID.Present() {
 			e.Replace(msg.ID, c.m.RawID())
+		} else { // it could not read the request, and there was one alone
+			body := bytes.TrimSpace(msg.Body)
+			e.Insert(body, mcp.Span{End: int32(len(body))}, "id", c.m.RawID())
+			return e.Apply(nil, body), nil, nil
 		}
 		return e.Apply(nil, msg.Body), nil, nil
 	}
@@ -123,7 +127,7 @@ func (c *call) translate(msg *mcp.Message) ([]byte, *input, error) {
 	}
 	stripped, err := mcp.Strip(nil, raw, c.f.b.cfg.Limits, drop...)
 	if err == nil && c.m.Method == "tools/list" {
-		stripped, err = withoutForeignSchemas(stripped, c.f.b.cfg.Limits)
+		stripped, err = forOldClients(stripped, c.f.b.cfg.Limits)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -167,7 +171,7 @@ func (c *call) stream(ctx context.Context, resp *upstream.Response, end func()) 
 	body, w := c.f.b.pipe(ctx)
 	go func() {
 		defer end()
-		w.finish(c.follow(ctx, resp, w))
+		w.finish(c.told(ctx, w, c.follow(ctx, resp, w)))
 	}()
 	return &upstream.Response{Status: http.StatusOK, Header: streamHeader(resp.Header), Body: body}
 }
@@ -177,9 +181,18 @@ func (c *call) ask(ctx context.Context, in *input, end func()) *upstream.Respons
 	body, w := c.f.b.pipe(ctx)
 	go func() {
 		defer end()
-		w.finish(c.rounds(ctx, in, w))
+		w.finish(c.told(ctx, w, c.rounds(ctx, in, w)))
 	}()
 	return &upstream.Response{Status: http.StatusOK, Header: streamHeader(nil), Body: body}
+}
+
+// told tells the client of a stream that broke off before its response came; a stream that merely ended would say nothing.
+func (c *call) told(ctx context.Context, w *eventPipe, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	c.f.b.log.Warn("a target broke off its answer", "tenant", c.f.t.Tenant.Name, "target", c.f.t.Name, "err", err)
+	return w.message(c.failed("target %q broke off its answer; it may have processed the request", c.f.t.Name))
 }
 
 // follow writes the events of an answer up to its response, and what comes of that.
@@ -205,7 +218,7 @@ func (c *call) events(ctx context.Context, resp *upstream.Response, w *eventPipe
 		if err != nil {
 			return nil, err
 		}
-		if len(ev.Data) == 0 {
+		if !ev.IsMessage() {
 			continue
 		}
 		msg, err := mcp.Scan(ev.Data, c.f.b.cfg.Limits)

@@ -233,7 +233,7 @@ func (f *sessionsFace) ownRequest(ctx context.Context, r *upstream.Request, meth
 		if err != nil {
 			return nil, err
 		}
-		if len(ev.Data) == 0 {
+		if !ev.IsMessage() {
 			continue
 		}
 		msg, err := mcp.Scan(bytes.Clone(ev.Data), f.b.cfg.Limits)

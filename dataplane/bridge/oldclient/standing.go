@@ -218,7 +218,7 @@ func (s *standing) listen(ctx context.Context, uris []string, w *eventPipe, bega
 		if err != nil {
 			return err
 		}
-		if len(ev.Data) == 0 {
+		if !ev.IsMessage() {
 			continue
 		}
 		msg, err := mcp.Scan(bytes.Clone(ev.Data), s.f.b.cfg.Limits)
