@@ -165,7 +165,7 @@ func TestAgentRetry(t *testing.T) {
 		var got atomic.Int32
 		_, w := scripted(t, `{"retry":{"attempts":1,"backoff":"0.001s"}}`, func(w http.ResponseWriter, r *http.Request) {
 			if got.Add(1) == 1 {
-				http.Error(w, "not now", 503)
+				http.Error(w, "not now", http.StatusServiceUnavailable)
 				return
 			}
 			answers(w, r)

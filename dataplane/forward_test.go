@@ -188,13 +188,16 @@ func TestRoundRobinParked(t *testing.T) {
 				t.Errorf("%d %s", got.status, got.body)
 			}
 			key, state = g.proxies[0].asked(t)
-			g.between[0].stop()
+			g.between[1].Set(map[string]string{"proxy-1": "127.0.0.1:1"}) // where nobody listens
 			got := g.proxies[1].retry(t, accepted(key), state)
 			if got.status != 503 || !strings.Contains(got.body, "proxy-1") || !strings.Contains(got.body, "-32603") {
 				t.Errorf("the proxy that has the call is gone: %d %s", got.status, got.body)
 			}
+			if got := g.proxies[0].retry(t, accepted(key), state); textOf(t, got) != "Hello, Ada!" {
+				t.Errorf("where the call waits: %d %s", got.status, got.body)
+			}
 			if n := len(seen.with(`"tools/call"`)) - calls; name == "http" && n != 1 {
-				t.Errorf("the target was called %d times, want the one that waits", n)
+				t.Errorf("the target was called %d times, want the one that waited", n)
 			}
 		})
 	}

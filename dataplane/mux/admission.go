@@ -34,7 +34,27 @@ func (x *Request) admit(ctx context.Context, t *snapshot.Target, kind policy.Ite
 			return err
 		}
 	}
-	v := t.Policy.Admit(&call)
+	return x.decide(t, &call, kind, shown, listed)
+}
+
+// admitTask is admit for a task. tool made it, if that is known.
+func (x *Request) admitTask(ctx context.Context, t *snapshot.Target, own, shown, tool string) error {
+	if t.Refused != nil {
+		return x.refusedConfig(t)
+	}
+	if !t.Policy.Authorizes() {
+		return nil
+	}
+	call, listed, err := x.taskCall(ctx, t, own, tool)
+	if err != nil {
+		return err
+	}
+	return x.decide(t, &call, policy.Task, shown, listed)
+}
+
+// decide asks the rules. listed is false for what the target has not, as far as the proxy can tell.
+func (x *Request) decide(t *snapshot.Target, call *policy.Call, kind policy.ItemKind, shown string, listed bool) error {
+	v := t.Policy.Admit(call)
 	x.Record.Rule = v.Rule
 	switch {
 	case !listed && (v.Allowed || v.Invalid != nil || v.Scopes != nil):

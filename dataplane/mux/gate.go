@@ -64,7 +64,9 @@ func (x *Request) gate(t *snapshot.Target, position func(id string) string, put 
 // pass lets one event through, perhaps later, or not at all. The error ends the stream: it cannot be read.
 func (g *gate) pass(ev mcp.Event) error {
 	if len(ev.Data) == 0 || !g.x.reads(g.t) {
-		if err := g.x.translate(g.t, &ev, g.position); err != nil {
+		if err := g.x.translate(g.t, &ev, g.position); err == errHidden {
+			return nil
+		} else if err != nil {
 			return err
 		}
 		g.queue(&heldEvent{ev: ev}, 0, false)
@@ -109,7 +111,9 @@ func (g *gate) pass(ev mcp.Event) error {
 		return nil
 	}
 	ev.Data = data
-	if err := g.x.translate(g.t, &ev, g.position); err != nil {
+	if err := g.x.translate(g.t, &ev, g.position); err == errHidden {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	h.ev = ev

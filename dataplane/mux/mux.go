@@ -56,6 +56,7 @@ type Mux struct {
 	catalogs   *lru[catalogKey, *catalog]
 	changed    *lru[changeKey, *atomic.Uint64]
 	reported   *lru[string, struct{}]
+	tasks      *lru[taskKey, string] // the tool that made it
 	flights    singleflight.Group
 	streams    streams
 }
@@ -71,6 +72,7 @@ func New(cfg Config) *Mux {
 		catalogs: newLRU[catalogKey, *catalog](64 << 20),
 		changed:  newLRU[changeKey, *atomic.Uint64](1 << 14),
 		reported: newLRU[string, struct{}](1 << 14),
+		tasks:    newLRU[taskKey, string](1 << 16),
 	}
 	if m.log == nil {
 		m.log = slog.Default()
@@ -122,7 +124,9 @@ type Request struct {
 	mux   *Mux
 	item  item         // what is asked for, once that is known
 	taken policy.Taken // tokens of localRateLimit
-	work  *policy.Work // of a list's decisions; nil else
+	// listened are the client's ids of the tasks that a subscriptions/listen is about.
+	listened map[taskKey]string
+	work     *policy.Work // of a list's decisions; nil else
 }
 
 // Record is what became of a request, for the log line and the metrics.
@@ -199,6 +203,8 @@ func (m *Mux) request(w http.ResponseWriter, x *Request) error {
 		return m.complete(w, x)
 	case mcp.Broadcast:
 		return m.setLevel(w, x)
+	case mcp.ByTask:
+		return m.byTask(w, x)
 	case mcp.Listen:
 		return m.listen(w, x)
 	}

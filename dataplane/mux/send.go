@@ -59,6 +59,7 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 	if t.Refused != nil {
 		return nil, x.refusedConfig(t)
 	}
+	o.body = x.ownTasks(t, o.body)
 	if x.stateless() {
 		tr, err := x.face(ctx, t)
 		if err != nil {

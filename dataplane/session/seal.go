@@ -47,6 +47,7 @@ const (
 	kindEvent   kind = 'E'
 	kindStream  kind = 'L'
 	kindCall    kind = 'P'
+	kindTask    kind = 'T'
 )
 
 // strict refuses a second spelling of the same bytes: trailing bits must be zero, and newlines are no part of an id.

@@ -33,7 +33,7 @@ type sessions struct {
 	idle   time.Duration
 	starts backoff
 
-	closing sync.WaitGroup // connections being closed
+	closing Background // connections being closed
 
 	mu       sync.Mutex // guards what is below
 	byID     map[string]*session

@@ -85,6 +85,7 @@ var (
 
 	meta = &Shape{text: true, free: true, meta: true, rest: free, members: members{
 		"progressToken": none, "traceparent": none, "tracestate": none, "baggage": none, "ui/resourceUri": none,
+		"io.modelcontextprotocol/related-task": {text: true, free: true, rest: free, members: members{"taskId": none}},
 		"ui": {text: true, free: true, rest: free, members: members{"resourceUri": none}},
 	}}
 	icons       = &Shape{text: true, members: members{"src": none, "mimeType": none, "sizes": none, "theme": none}}
@@ -238,7 +239,7 @@ var ofServers = map[string]*Shape{
 	"notifications/prompts/list_changed":       envelope(&Shape{rest: none, members: members{"_meta": meta}}, result),
 	"notifications/resources/list_changed":     envelope(&Shape{rest: none, members: members{"_meta": meta}}, result),
 	"notifications/tasks/status":               envelope(task, result),
-	"notifications/tasks":                      envelope(task, result),
+	"notifications/tasks":                      envelope(task.with(members{"result": result, "error": failure, "inputRequests": inputRequests}), result),
 	"":                                         envelope(vendor, result),
 }
 

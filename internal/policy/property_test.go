@@ -116,6 +116,9 @@ func TestNotListedIsNotCallable(t *testing.T) {
 		c := toolCall(g.pick(kind.names...), "")
 		c.Kind, c.Principal, c.Start = kind.kind, principals[g.IntN(len(principals))], time.Unix(int64(g.IntN(1<<30)), 0)
 		c.HTTP = httptest.NewRequest("POST", "http://a/mcp", nil)
+		if c.Kind == Task && g.IntN(2) == 0 {
+			c.Tool = g.pick("echo", "a", "other")
+		}
 		if g.IntN(2) == 0 {
 			c.Annotations = []byte(`{"h":1}`)
 		}

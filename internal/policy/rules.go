@@ -205,7 +205,7 @@ func (z *authorization) reads(any variable) bool {
 func (z *authorization) decide(a *activation) Verdict {
 	for _, r := range z.deny {
 		switch got := r.eval(a); {
-		case got == isFalse, got == isUnknown && a.list:
+		case got == isFalse, got == isUnknown && a.partial():
 		default:
 			return Verdict{Rule: r.place, Explain: z.explain}
 		}
@@ -213,7 +213,7 @@ func (z *authorization) decide(a *activation) Verdict {
 	gated := Verdict{Explain: z.explain}
 	for _, r := range z.require {
 		switch got := r.eval(a); {
-		case got == isTrue, got == isUnknown && a.list:
+		case got == isTrue, got == isUnknown && a.partial():
 		case r.opens(a):
 			gated.keepsOut(r)
 		default:
@@ -234,7 +234,7 @@ func (z *authorization) decide(a *activation) Verdict {
 func (z *authorization) allows(a *activation, gated *Verdict) (place string, closed bool) {
 	for _, r := range z.allow {
 		switch got := r.eval(a); {
-		case got == isTrue, got == isUnknown && a.list:
+		case got == isTrue, got == isUnknown && a.partial():
 			return r.place, false
 		}
 	}
@@ -272,6 +272,9 @@ func (t *Target) admit(c *Call, list bool) Verdict {
 	if len(c.Name) > maxNameSize || len(c.Method) > maxNameSize { // see sizes
 		return Verdict{Rule: "name too long"}
 	}
+	if c.Kind == Task && c.Tool != "" {
+		return t.admitTask(c, list)
+	}
 	verdict := t.decide(c, list)
 	if c.Kind == Resource || c.Kind == Template {
 		// A target may take two spellings for one, so rules must admit both: the client's own, and what it comes down to.
@@ -290,6 +293,23 @@ func (t *Target) admit(c *Call, list bool) Verdict {
 		}
 	}
 	return verdict
+}
+
+// admitTask decides on a task whose tool is known: who may not call the tool now has no business with what it does either,
+// and besides the rules are asked about the task itself. With what arguments the tool was called is not known any more; the
+// call was admitted with them.
+func (t *Target) admitTask(c *Call, list bool) Verdict {
+	tool, task := *c, *c
+	tool.Kind, tool.Name, tool.Tool, tool.Method = Tool, c.Tool, "", "tools/call"
+	tool.past, task.past = true, true
+	made := t.decide(&tool, list)
+	if !made.Allowed && made.Scopes == nil {
+		return made
+	}
+	if verdict := t.decide(&task, list); made.Allowed || !verdict.Allowed && verdict.Scopes == nil {
+		return verdict
+	}
+	return made
 }
 
 func (t *Target) decide(c *Call, list bool) Verdict {

@@ -306,13 +306,11 @@ func (s *peer) tellLater(body []byte) {
 
 // later runs f in the background, for a short while.
 func (b *Bridge) later(f func(ctx context.Context)) {
-	b.ending.Add(1)
-	go func() {
-		defer b.ending.Done()
+	b.ending.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), goodbyeTime)
 		defer cancel()
 		f(ctx)
-	}()
+	})
 }
 
 // ask sends a request of the proxy's own and returns the answer. An error response is an answer.

@@ -47,7 +47,7 @@ func (f *stateless) Do(ctx context.Context, r *upstream.Request) (*upstream.Resp
 		return f.discover(ctx, r, &m)
 	case m.Method == "subscriptions/listen":
 		return f.listen(ctx, r, &m)
-	case m.Info().Routing == mcp.ByTask || m.Info().Routing == mcp.FanTasks || !mcp.V20260728.MethodAllowed(m.Method):
+	case m.Info().Routing == mcp.ByTask || !mcp.V20260728.MethodAllowed(m.Method):
 		return f.refuse(&m, http.StatusNotFound, mcp.CodeMethodNotFound, "Method not found: %s", m.Method), nil
 	}
 	resp, err := f.call(ctx, r, &m)

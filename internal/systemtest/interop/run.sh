@@ -3,10 +3,11 @@
 # server-everything, over stdio) for clients of the session era; `go` and `fast` (FastMCP) for those of the stateless era.
 #
 #   run.sh            all clients
-#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page seeds credentials
+#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page tasks seeds credentials
 #
 # `credentials` has what backendAuth sends checked by verifiers that are not ours: signatures by an S3 server (versitygw), clients
 # by oidc-provider, token exchange by zitadel/oidc. It is internal/systemtest/issuers_test.go.
+# `tasks` has tasks of both eras: two FastMCP servers with the extension, and two of the reference server-everything.
 # `seeds` runs the examples of internal/systemtest/seeds_test.go with the reference servers from npm, through npx.
 #
 # Settings: CACHE (tools; default ~/.cache/sluice), OUT (logs). Needs Go, npm, Python >= 3.10 with venv, and Chromium for the page.
@@ -105,6 +106,29 @@ client_page() {
   INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_page_version")" PORT="$(free_port)" node_client page.mjs playwright-core@1.64.1
 }
 
+client_tasks() {
+  local venv="$CACHE/fastmcp-tasks-$fastmcp_version" i
+  if [ ! -d "$venv/lib" ] || ! "$venv/bin/python" -c 'import fastmcp_tasks' 2>/dev/null; then
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check "fastmcp[tasks]==$fastmcp_version" >&2 || die "fastmcp[tasks] $fastmcp_version does not install from PyPI"
+  fi
+  local ports=(); for i in 1 2 3 4 5 6; do ports+=("$(free_port)"); done
+  for i in 0 1; do
+    start "tasks-fastmcp-$i" "$venv/bin/python" "$here/tasks_server.py" "${ports[i]}"
+    PORT="${ports[i + 2]}" start "tasks-everything-$i" "$NODE" "$everything_npm" streamableHttp
+  done
+  cat >"$OUT/tasks.yaml" <<YAML
+binds:
+- port: ${ports[4]}
+  listeners: [{routes: [{backends: [{mcp: {targets: [{name: one, mcp: {host: "http://localhost:${ports[0]}/mcp"}}, {name: two, mcp: {host: "http://localhost:${ports[1]}/mcp"}}]}}]}]}]
+- port: ${ports[5]}
+  listeners: [{routes: [{backends: [{mcp: {targets: [{name: one, mcp: {host: "http://localhost:${ports[2]}/mcp"}}, {name: two, mcp: {host: "http://localhost:${ports[3]}/mcp"}}]}}]}]}]
+YAML
+  start sluice-tasks "$SLUICE" up -f "$OUT/tasks.yaml" --data-dir "$OUT/tasks-data" --admin-addr 127.0.0.1:0 --xds-addr 127.0.0.1:0 --ops-addr 127.0.0.1:0
+  for i in 0 1 2 3 4 5; do listening "${ports[i]}"; done
+  STATELESS_URL="http://localhost:${ports[4]}/mcp" "$venv/bin/python" "$here/tasks_client.py" &&
+    SESSION_URL="http://localhost:${ports[5]}/mcp" node_client tasks_v1.mjs @modelcontextprotocol/sdk@1.32.2
+}
+
 client_seeds() { (cd "$repo" && SLUICE_NPM=1 go test -count=1 -v -run TestSeed ./internal/systemtest/ | sed 's/^ *--- PASS/ok&/'; exit "${PIPESTATUS[0]}"); }
 
 # go_program MODULE/PACKAGE@VERSION NAME: installs it once and prints its path.
@@ -130,7 +154,7 @@ client_credentials() {
     go test -count=1 -v -run 'TestSignaturesAtS3|TestClientsAtOidcProvider|TestExchangeAtIssuer' ./internal/systemtest/ | sed 's/^ *--- PASS/ok&/; s/^ *--- SKIP/FAIL&/'; exit "${PIPESTATUS[0]}")
 }
 
-[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page seeds credentials
+[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page tasks seeds credentials
 passed=0 failed=0
 for client in "$@"; do
   if "client_$client" >"$OUT/$client.log" 2>&1; then
