@@ -11,6 +11,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/session"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/internal/mcptest"
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
@@ -493,6 +496,10 @@ func TestTasksUnderRules(t *testing.T) {
 				check("not denied", ask, true)
 				rules(p, allow(`mcp.tool.name == "work" && mcp.tool.arguments.x == 1`))
 				check("of arguments that are not known any more", work, true)
+				servers[0].Finish("task-1")
+				if got := c.of(t, p, "tasks/cancel", work, ""); got.Error == nil || got.Error.Message != "Cannot cancel task" || !strings.Contains(string(got.Error.Data), work) {
+					t.Errorf("of a task that is over: %s", got.raw)
+				}
 				rules(p, scoped(require(`"run" in scopes`), "run"))
 				if got := c.of(t, p, "tasks/get", work, ""); got.Error == nil || !strings.Contains(got.Error.Message, "insufficient scope") {
 					t.Errorf("lacking scope: %s", got.raw)
@@ -534,6 +541,81 @@ func TestTasksPassThrough(t *testing.T) {
 		servers[0].Finish("task-1")
 		if text, uri := c.outcome(t, p, "task-1"); text != "work of a: " || uri != "test://work" {
 			t.Errorf("%s: outcome %q %q", version, text, uri)
+		}
+	}
+}
+
+// An id stays good when the other targets leave, or come, and when rules do.
+func TestTasksStay(t *testing.T) {
+	for _, version := range taskVersions {
+		w, servers, _ := taskFleet(t, version, 0)
+		p := w.start(t)
+		c := (&taskClient{version: version}).begin(t, p)
+		id := c.call(t, p, "a_work")
+		both := w.targets
+		w.targets = both[:1]
+		p.apply(t, w)
+		if got := c.of(t, p, "tasks/get", id, ""); got.Result.TaskID != id {
+			t.Errorf("%s, the target alone: %s", version, got.raw)
+		}
+		if version == "2026-07-28" {
+			body, headers := c.body("subscriptions/listen", "", fmt.Sprintf(`"notifications":{"taskIds":[%q]}`, id))
+			c.events(t, p, http.MethodPost, body, headers, func(message string) bool {
+				if !strings.Contains(message, `"taskIds":["`+id+`"]`) {
+					t.Errorf("acknowledged: %s", message)
+				}
+				return true
+			})
+		}
+		bare := (&taskClient{version: version}).begin(t, p)
+		if own := bare.call(t, p, "work"); own != "task-2" {
+			t.Errorf("%s, of the target alone: %s", version, own)
+		}
+		w.policies["a"] = authorization(allow(`has(mcp.task)`))
+		p.apply(t, w)
+		if got := bare.of(t, p, "tasks/get", "task-2", ""); got.Result.Status != "working" {
+			t.Errorf("%s, its own id under a rule about tasks: %s", version, got.raw)
+		}
+		w.targets, w.policies = both, nil
+		p.apply(t, w)
+		servers[0].Finish("task-1")
+		if text, _ := c.outcome(t, p, id); text != "work of a: " {
+			t.Errorf("%s, both again: %q", version, text)
+		}
+		if version == "2025-11-25" { // a session that began with one target keeps its names
+			if got := bare.of(t, p, "tasks/get", "task-2", ""); got.Result.TaskID != "task-2" {
+				t.Errorf("its own id when another target has come: %s", got.raw)
+			}
+		}
+	}
+}
+
+// A task's id finds the backend that it is of.
+func TestBackendOfTask(t *testing.T) {
+	codec, err := session.New([]session.Key{{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := &snapshot.Backend{Resource: "t/backend/one"}, &snapshot.Backend{Resource: "t/backend/two"}
+	scope := session.Scope{Tenant: "t", Principal: "p"}
+	of := scope
+	of.Backend = two.Resource
+	id := codec.SealTask(of, session.Task{Target: "a", ID: "1"})
+	for _, tt := range []struct {
+		id       string
+		backends []*snapshot.Backend
+		want     *snapshot.Backend
+	}{
+		{id, []*snapshot.Backend{one, two}, two}, {id, []*snapshot.Backend{two, one}, two}, {id, []*snapshot.Backend{one}, nil},
+		{"1", []*snapshot.Backend{one, two}, nil}, {id + "x", []*snapshot.Backend{one, two}, nil},
+	} {
+		msg, err := mcp.Scan([]byte(`{"jsonrpc":"2.0","id":1,"method":"tasks/get","params":{"taskId":"`+tt.id+`"}}`), mcp.Limits{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := &exchange{route: &snapshot.Route{Backends: tt.backends}, message: &msg}
+		if got := x.ofTask(codec, scope); got != tt.want {
+			t.Errorf("of %s among %d: %v", tt.id, len(tt.backends), got)
 		}
 	}
 }

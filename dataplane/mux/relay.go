@@ -269,7 +269,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 	defer out.close()
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
 	defer stop()
-	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) {
+	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) && !x.translates(t) {
 		out.copy(io.TeeReader(body, notingEvents{x}))
 		return
 	}
