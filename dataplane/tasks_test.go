@@ -265,8 +265,8 @@ func (c *taskClient) list(t testing.TB, fleet ...*testProxy) (ids []string) {
 	}
 }
 
-// events reads a stream's messages until the test ends, or f says that it has seen enough.
-func (c *taskClient) events(t testing.TB, p *testProxy, method, body string, headers []string, f func(message string) (enough bool)) {
+// events reads a stream's messages until f says that it has seen enough. opened is called when there is a stream; it may be nil.
+func (c *taskClient) events(t testing.TB, p *testProxy, method, body string, headers []string, opened func(), f func(message string) (enough bool)) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, p.URL, strings.NewReader(body))
 	if err != nil {
@@ -285,6 +285,9 @@ func (c *taskClient) events(t testing.TB, p *testProxy, method, body string, hea
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+	if opened != nil {
+		opened()
+	}
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 		if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok && f(data) {
 			return
@@ -313,7 +316,7 @@ func TestTaskInput(t *testing.T) {
 				return
 			}
 			body, headers := c.body("tasks/result", id, fmt.Sprintf(`"taskId":%q`, id))
-			c.events(t, fleet[0], http.MethodPost, body, headers, func(message string) bool {
+			c.events(t, fleet[0], http.MethodPost, body, headers, nil, func(message string) bool {
 				var asked struct {
 					ID     string
 					Params struct {
@@ -359,16 +362,16 @@ func TestTaskNotifications(t *testing.T) {
 					method = http.MethodPost
 					body, headers = c.body("subscriptions/listen", "", fmt.Sprintf(`"notifications":{"taskIds":[%q,%q,"task-1"]}`, other, id))
 				}
-				go func() {
+				said := func() {
 					waitFor(t, "streams at both", func() bool { return servers[0].Streams() == 1 && servers[1].Streams() == 1 })
 					if version == "2025-11-25" && rules {
 						(&taskClient{version: version, session: "session-of-a"}).direct(t, servers[0]) // a task of nobody here knows whom
 						servers[0].Finish("task-2")
 					}
 					servers[0].Finish("task-1")
-				}()
+				}
 				first := true
-				c.events(t, p, method, body, headers, func(message string) bool {
+				c.events(t, p, method, body, headers, said, func(message string) bool {
 					if version == "2026-07-28" && first {
 						first = false
 						if want := fmt.Sprintf(`"taskIds":[%q,%q]`, other, id); !strings.Contains(message, want) {
@@ -560,7 +563,7 @@ func TestTasksStay(t *testing.T) {
 		}
 		if version == "2026-07-28" {
 			body, headers := c.body("subscriptions/listen", "", fmt.Sprintf(`"notifications":{"taskIds":[%q]}`, id))
-			c.events(t, p, http.MethodPost, body, headers, func(message string) bool {
+			c.events(t, p, http.MethodPost, body, headers, nil, func(message string) bool {
 				if !strings.Contains(message, `"taskIds":["`+id+`"]`) {
 					t.Errorf("acknowledged: %s", message)
 				}
