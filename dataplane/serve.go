@@ -365,7 +365,9 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 		return nil, scope, &httpError{http.StatusServiceUnavailable, "the route has no backend"}
 	}
 	if v.Action == mcp.Call || v.Action == mcp.Initialize {
-		x.backend = x.choose(v.Era == mcp.Stateless)
+		if x.backend = x.ofTask(codec, scope); x.backend == nil {
+			x.backend = x.choose(v.Era == mcp.Stateless)
+		}
 		scope.Backend = x.backend.Resource
 		return nil, scope, nil
 	}

@@ -142,9 +142,11 @@ func (x *Request) method() string {
 }
 
 // masks reports whether a target's own "not found" for the item has to read like a refusal: rules are in force, and
-// the proxy could not tell from a list whether the item exists. The target's answer still takes its own time.
+// the proxy could not tell from a list whether the item exists. The target's answer still takes its own time. Of a task whose
+// sealed id the caller holds he knows that it existed, and -32602 also says that it is over.
 func (x *Request) masks(t *snapshot.Target, kind policy.ItemKind) bool {
-	return t.Policy.Authorizes() && (kind == policy.Resource || kind == policy.Template || kind == policy.Task)
+	unsealed := kind == policy.Task && x.item.own == x.item.shown
+	return t.Policy.Authorizes() && (kind == policy.Resource || kind == policy.Template || unsealed)
 }
 
 // masked reports whether code is one that targets use for what they do not have.

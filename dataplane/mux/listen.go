@@ -52,7 +52,7 @@ func (m *Mux) listen(w http.ResponseWriter, x *Request) error {
 	if raw == nil || json.Unmarshal(raw, &f) != nil {
 		return x.fail(http.StatusBadRequest, mcp.CodeInvalidParams, "subscriptions/listen needs params.notifications, an object")
 	}
-	if t := x.alone(); t != nil && !(t.Policy.Authorizes() && len(f.URIs)+len(f.Tasks) > 0) {
+	if t := x.alone(); t != nil && !(t.Policy.Authorizes() && len(f.URIs)+len(f.Tasks) > 0) && !x.sealsAny(f.Tasks) {
 		return m.listenOne(w, x, t, f)
 	}
 	return m.listenAll(w, x, f)

@@ -271,7 +271,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 	defer out.close()
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
 	defer stop()
-	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) {
+	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) && !x.translates(t) {
 		if err := out.copy(io.TeeReader(body, notingEvents{x})); err != io.EOF && ctx.Err() == nil {
 			x.broke(err) // nobody has read what came, so nobody can tell the client but by cutting it off too
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -21,6 +22,12 @@ import (
 // under rules, so that it tells which tool made it and for whom.
 func (x *Request) seals(t *snapshot.Target) bool {
 	return x.Codec != nil && (x.wraps(t) || t.Policy.Authorizes())
+}
+
+// translates reports whether what a target says of tasks is not what the client is shown: it seals them, or did so when it gave
+// out the id that is asked for.
+func (x *Request) translates(t *snapshot.Target) bool {
+	return x.seals(t) || x.item.kind == policy.Task && x.item.own != x.item.shown
 }
 
 // byTask serves what is asked about one task.
@@ -85,6 +92,9 @@ func (x *Request) clientTask(t *snapshot.Target, own, made string) string {
 	if shown, ok := x.listened[taskKey{target: t.Name, id: own}]; ok {
 		return shown
 	}
+	if !x.seals(t) {
+		return own
+	}
 	tool := made
 	if tool == "" || !t.Policy.Authorizes() {
 		tool = x.toolOf(t, own)
@@ -95,7 +105,7 @@ func (x *Request) clientTask(t *snapshot.Target, own, made string) string {
 // rewrites is what becomes of a target's response to the request at hand.
 func (x *Request) rewrites(t *snapshot.Target) mcp.Rewrites {
 	r := mcp.Rewrites{URI: x.rewriteURI(t), Private: x.restricts(t)}
-	if !x.seals(t) || !x.speaksOfTasks() {
+	if !x.translates(t) || !x.speaksOfTasks() {
 		return r
 	}
 	made := ""
@@ -155,7 +165,7 @@ func (x *Request) translateTasks(t *snapshot.Target, msg *mcp.Message, body []by
 	info := msg.Info()
 	r := mcp.Rewrites{Task: func(id []byte) []byte { return []byte(x.clientTask(t, string(id), "")) }}
 	switch {
-	case !x.seals(t) || msg.Kind == mcp.Batch || info.Routing == mcp.ByTask || info.List == mcp.Tasks:
+	case !x.translates(t) || msg.Kind == mcp.Batch || info.Routing == mcp.ByTask || info.List == mcp.Tasks:
 		return body, nil
 	case msg.Method == "notifications/tasks/status" || msg.Method == "notifications/tasks":
 		if !x.mayHear(t, msg.TaskID.String()) {
@@ -206,7 +216,7 @@ func (x *Request) taskCall(ctx context.Context, t *snapshot.Target, own, tool st
 
 // ownTasks puts a target's own ids of tasks into what goes to it: clients name the task that a message belongs to.
 func (x *Request) ownTasks(t *snapshot.Target, body []byte) []byte {
-	if !x.seals(t) || !bytes.Contains(body, []byte("related-task")) {
+	if x.Codec == nil || !bytes.Contains(body, []byte("related-task")) {
 		return body
 	}
 	out, err := mcp.Rewrite(nil, body, mcp.Rewrites{Task: func(id []byte) []byte {
@@ -268,16 +278,19 @@ func (x *Request) listensToTasks(ctx context.Context, f filter, shares []filter)
 	return nil
 }
 
+// sealsAny reports whether one of the client's ids of tasks is one that was sealed.
+func (x *Request) sealsAny(ids []string) bool {
+	return x.Codec != nil && slices.ContainsFunc(ids, func(id string) bool {
+		_, err := x.Codec.OpenTask(x.Scope, id)
+		return err == nil
+	})
+}
+
 // honoursTask reports whether a target's acknowledgement holds a task.
 func (x *Request) honoursTask(shown string, acks []filter) bool {
 	t, own, _ := x.task(shown)
 	if t == nil {
 		return false
 	}
-	for _, id := range acks[x.order(t)].Tasks {
-		if id == own {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(acks[x.order(t)].Tasks, own)
 }

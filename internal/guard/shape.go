@@ -86,7 +86,7 @@ var (
 	meta = &Shape{text: true, free: true, meta: true, rest: free, members: members{
 		"progressToken": none, "traceparent": none, "tracestate": none, "baggage": none, "ui/resourceUri": none,
 		"io.modelcontextprotocol/related-task": {text: true, free: true, rest: free, members: members{"taskId": none}},
-		"ui": {text: true, free: true, rest: free, members: members{"resourceUri": none}},
+		"ui":                                   {text: true, free: true, rest: free, members: members{"resourceUri": none}},
 	}}
 	icons       = &Shape{text: true, members: members{"src": none, "mimeType": none, "sizes": none, "theme": none}}
 	annotations = &Shape{text: true, members: members{"audience": role, "lastModified": none}}
