@@ -293,3 +293,23 @@ func TestNewServerThatAsksStrangely(t *testing.T) {
 		})
 	}
 }
+
+// A method that no header carries cannot be said to a target of 2026-07-28; nor does it say anything else there.
+func TestOldClientMethodsWithoutHeader(t *testing.T) {
+	target := newRaw(t, true, nil)
+	p := behind(target.URL).start(t)
+	session := p.initialize(t, "2025-11-25")
+	for _, method := range []string{`x/y `, ` x/y`, `x\r\nMcp-Name: y`, `x\u0000`, `m\u00e9thode`, `=?base64?eA==?=`} {
+		if got := p.post(t, session, `{"jsonrpc":"2.0","id":7,"method":"`+method+`"}`); got.status != 200 || got.result(t).Error.Code != -32601 {
+			t.Errorf("%s: %d %s", method, got.status, got.body)
+		}
+		if got := p.post(t, session, `{"jsonrpc":"2.0","method":"`+method+`"}`); got.status != 202 {
+			t.Errorf("a notification of %s: %d %s", method, got.status, got.body)
+		}
+	}
+	for _, sent := range target.posts.with("") {
+		if !strings.Contains(sent, "server/discover") && !strings.Contains(sent, `"initialize"`) {
+			t.Errorf("the target was sent %s", sent)
+		}
+	}
+}

@@ -154,9 +154,14 @@ func (p *testProxy) leaves(t testing.TB, session, body string) func() {
 func trapCancelElsewhere(t *testing.T) {
 	for _, stateless := range []bool{false, true} {
 		t.Run(fmt.Sprintf("stateless target %v", stateless), func(t *testing.T) {
-			started, gone := make(chan struct{}), make(chan struct{})
-			target := newRaw(t, stateless, map[string]func(*mcptest.Conn, rawCall){"tools/call": func(c *mcptest.Conn, _ rawCall) {
+			started, gone, release := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			target := newRaw(t, stateless, map[string]func(*mcptest.Conn, rawCall){"tools/call": func(c *mcptest.Conn, req rawCall) {
 				close(started)
+				if !stateless { // it was told, and may take its time
+					<-release
+					c.JSON(req.result(done))
+					return
+				}
 				c.Hang()
 				close(gone)
 			}})
@@ -180,6 +185,7 @@ func trapCancelElsewhere(t *testing.T) {
 				t.Errorf("called %d times", n)
 			}
 			leave()
+			close(release)
 		})
 	}
 }

@@ -32,6 +32,9 @@ func EncodeHeader(value string) string {
 	return sentinelStart + base64.StdEncoding.EncodeToString([]byte(value)) + sentinelEnd
 }
 
+// HeaderCarries reports whether a method arrives in Mcp-Method as it is: that header has no encoding.
+func HeaderCarries(method string) bool { return !needsBase64(method) }
+
 func needsBase64(value string) bool {
 	if value == "" {
 		return false

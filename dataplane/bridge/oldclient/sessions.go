@@ -80,7 +80,7 @@ func (f *sessionsFace) notification(ctx context.Context, r *upstream.Request, m 
 	switch {
 	case m.Method == "notifications/cancelled":
 		f.b.soft.cancel(f.key(), m.RequestID.Of(m.Body))
-	case m.Info().Name == "":
+	case m.Info().Name == "" && mcp.HeaderCarries(m.Method):
 		r.Body = f.withMeta(m, nil, nil, nil)
 		resp, err := f.inner.Do(ctx, r)
 		if err != nil {
@@ -101,6 +101,9 @@ func (f *sessionsFace) request(ctx context.Context, r *upstream.Request, m *mcp.
 		return f.setLevel(ctx, r, m)
 	case "resources/subscribe", "resources/unsubscribe":
 		return f.subscribe(ctx, r, m)
+	}
+	if !mcp.HeaderCarries(m.Method) {
+		return refuse(http.StatusOK, m.RawID(), mcp.CodeMethodNotFound, "Method not found: the target's revision has no such method, nor a way to name it"), nil
 	}
 	return f.call(ctx, r, m)
 }
