@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/upstream"
@@ -102,6 +103,7 @@ func streamHeader(from http.Header) http.Header {
 type eventPipe struct {
 	mu     sync.Mutex // guards what is below
 	events *mcp.EventWriter
+	begun  bool
 	w      *io.PipeWriter
 	stop   func() bool
 }
@@ -114,11 +116,17 @@ func (b *Bridge) pipe(ctx context.Context) (io.ReadCloser, *eventPipe) {
 	return r, p
 }
 
+// message writes one. With the first, the client is told how soon to come back, as targets with sessions do.
 func (p *eventPipe) message(raw []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.events.Message(raw)
+	ev := mcp.Event{Type: []byte("message"), Data: raw, HasData: true, HasRetry: !p.begun, Retry: comeBack}
+	p.begun = true
+	return p.events.Write(ev)
 }
+
+// comeBack is how long a client should wait with another GET, when a stream ends.
+const comeBack = time.Second
 
 // finish ends the stream: well, if err is nil.
 func (p *eventPipe) finish(err error) {
