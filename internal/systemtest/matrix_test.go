@@ -99,17 +99,18 @@ func (p peers) client(t *testing.T, name string) cellClient {
 	return commandCells(t, name, p.Clients[name])
 }
 
-// matrixClients are the clients and what each can be pinned to. TypeScript SDK v1 cannot be pinned: it is at 2025-11-25.
+// matrixClients are the clients and what each can be pinned to. TypeScript SDK v1 cannot be pinned: it is at 2025-11-25. `sse` is the
+// session era over HTTP+SSE, the transport of 2024-11-05.
 var matrixClients = []struct {
 	name     string
 	pins     []string
 	parallel int
 }{
-	{"go", []string{"2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"}, 4},
-	{"fastmcp", []string{"legacy", "auto", "2026-07-28"}, 4},
-	{"ts-v1", []string{"2025-11-25"}, 4},
+	{"go", []string{"2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28", "sse"}, 4},
+	{"fastmcp", []string{"sse", "legacy", "auto", "2026-07-28"}, 4},
+	{"ts-v1", []string{"sse", "2025-11-25"}, 4},
 	{"ts-v2", []string{"2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "auto", "2026-07-28"}, 4},
-	{"inspector", []string{"legacy", "auto", "modern"}, 2}, // a process for each probe
+	{"inspector", []string{"sse", "legacy", "auto", "modern"}, 2}, // a process for each probe
 }
 
 // matrixTarget is a target and what can be tried there.
@@ -276,6 +277,10 @@ func runMatrix(t *testing.T, p peers, base string) *outcomes {
 	for _, c := range matrixClients {
 		var cells []cell
 		for _, pin := range c.pins {
+			endpoint := "/mcp"
+			if pin == "sse" {
+				endpoint = "/sse"
+			}
 			for _, target := range matrixTargets {
 				row := strings.Join([]string{c.name, pin, target.name}, "\t")
 				o.rows = append(o.rows, row)
@@ -283,7 +288,7 @@ func runMatrix(t *testing.T, p peers, base string) *outcomes {
 				if c.name == "inspector" { // its command line answers nothing and does not wait
 					probes = probes[:2]
 				}
-				cells = append(cells, cell{ID: row, Pin: pin, URL: base + target.path() + "/mcp", Elicit: target.elicit, Probes: probes, Timeout: 30_000})
+				cells = append(cells, cell{ID: row, Pin: pin, URL: base + target.path() + endpoint, Elicit: target.elicit, Probes: probes, Timeout: 30_000})
 			}
 		}
 		run := p.client(t, c.name)

@@ -84,7 +84,11 @@ func goCell(ctx context.Context, c cell, report func(seen)) {
 		live, cancel := context.WithCancel(ctx) // the session's own: that of the probe ends before it
 		stop := context.AfterFunc(probe, cancel)
 		var err error
-		cli, err = mcptest.Dial(live, c.URL, mcptest.ClientOptions{Version: c.Pin, Answer: c.Elicit, Reconnect: true})
+		o := mcptest.ClientOptions{Version: c.Pin, Answer: c.Elicit, Reconnect: true}
+		if c.Pin == "sse" {
+			o.Version, o.SSE = "2025-11-25", true
+		}
+		cli, err = mcptest.Dial(live, c.URL, o)
 		stop()
 		return "", err
 	})

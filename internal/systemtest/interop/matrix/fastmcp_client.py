@@ -87,7 +87,7 @@ async def one(cell):
     async def on_sample(messages, params, context):
         return "Paris"
 
-    client = Client(cell["url"], mode=cell["pin"], elicitation_handler=on_elicit, sampling_handler=on_sample,
+    client = Client(cell["url"], mode="legacy" if cell["pin"] == "sse" else cell["pin"], elicitation_handler=on_elicit, sampling_handler=on_sample,
                     roots=["file:///work"], message_handler=updates)
     entered = False
     try:

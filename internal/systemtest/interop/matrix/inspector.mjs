@@ -11,7 +11,8 @@ fs.mkdirSync(env.HOME, { recursive: true });
 
 await run(async (cell) => {
   const inspect = async (method, ...args) => {
-    const command = [path.join(process.env.INSPECTOR, 'clients/launcher/build/index.js'), '--cli', cell.url, '--transport', 'http', '--protocol-era', cell.pin, '--method', method, ...args];
+    const how = cell.pin === 'sse' ? ['--transport', 'sse', '--protocol-era', 'legacy'] : ['--transport', 'http', '--protocol-era', cell.pin];
+    const command = [path.join(process.env.INSPECTOR, 'clients/launcher/build/index.js'), '--cli', cell.url, ...how, '--method', method, ...args];
     const { stdout } = await promisify(execFile)(process.execPath, command, { env, timeout: cell.timeoutMs }).catch((err) => { throw new Error(err.stdout + err.stderr); });
     return JSON.parse(stdout);
   };
