@@ -294,6 +294,12 @@ func FuzzDecode(f *testing.F) {
 		_, _ = c.OpenCursor(alice, in)
 		_, _ = c.OpenRequest(alice, Nonce{}, in)
 		_, _ = c.OpenPosition(alice, Nonce{}, in)
+		if call, err := c.OpenCall(alice, in); err == nil {
+			t.Errorf("a made-up requestState %q opened: %+v", in, call)
+		}
+		if stream, err := c.OpenStream(alice, in); err == nil {
+			t.Errorf("a made-up stream %q opened: %+v", in, stream)
+		}
 	})
 }
 
@@ -311,6 +317,8 @@ func FuzzRecord(f *testing.F) {
 		}
 		_, _ = c.OpenCursor(alice, c.seal(kindCursor, alice, plain))
 		_, _ = c.OpenPosition(alice, Nonce{}, c.seal(kindEvent, alice, plain))
+		_, _ = c.OpenCall(alice, c.seal(kindCall, alice, plain))
+		_, _ = c.OpenStream(alice, c.seal(kindStream, alice, plain))
 	})
 }
 
