@@ -2,7 +2,7 @@
 # The official MCP conformance suite through one proxy with one target, compared with what the same server
 # gets when the suite talks to it directly (baseline/). Over the bridge some things are out of reach: for a new client of an old
 # server the name that the server gave a question, which the era of sessions does not carry; for an old client of a new server
-# tools that ask by a request, which that server refuses, and a `retry` field, which the newer revision has not. A child has no
+# tools that ask by a request, which that server refuses. A child has no
 # streams to close: it answers once.
 #
 #   run.sh                 builds Sluice, starts go-sdk's everything-server in both eras behind it, runs all revisions;
