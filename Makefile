@@ -46,6 +46,10 @@ conformance: build ## The official MCP conformance suite through a proxy, compar
 interop: build ## Real clients and servers through a proxy (needs npm, Python 3.10+ and Chromium)
 	internal/systemtest/interop/run.sh
 
+.PHONY: matrix
+matrix: ## Clients × revisions × targets, also with two proxies and with one of them killed (needs npm, Python 3.10+)
+	internal/systemtest/interop/matrix.sh
+
 .PHONY: killtest
 killtest: ## kill -9 the control plane under load, 200 times: no acknowledged apply may be lost
 	SLUICE_KILLS=200 $(GO) test -count=1 -timeout 20m -run TestKill ./controlplane/killtest

@@ -94,7 +94,7 @@ type outcome struct {
 func (o *outcome) flags(cmd *cobra.Command) {
 	o.output.flag(cmd)
 	f := cmd.Flags()
-	f.StringVar(&o.wait, "wait", "", "return when the connected proxies serve the revision: `all`, or a share such as 95%")
+	f.StringVar(&o.wait, "wait", "", "return when the connected proxies serve the revision: all, or a `SHARE` such as 95%")
 	f.Lookup("wait").NoOptDefVal = "all"
 	f.DurationVar(&o.timeout, "timeout", time.Minute, "how long --wait waits")
 	f.BoolVar(&o.strict, "strict", false, "with --wait: fail if a known proxy is disconnected")

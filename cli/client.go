@@ -28,7 +28,7 @@ type connection struct {
 
 func (c *connection) flags(cmd *cobra.Command) {
 	c.platformFlags(cmd)
-	cmd.Flags().StringVar(&c.tenant, "tenant", "", "tenant to act for (default: the token's own, or `default`)")
+	cmd.Flags().StringVar(&c.tenant, "tenant", "", "`NAME` of the tenant to act for (default: the token's own, or default)")
 }
 
 // platformFlags are those of commands that act for no tenant.

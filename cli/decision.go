@@ -30,7 +30,8 @@ type decisionOptions struct {
 	connection
 	source
 	output
-	tool, prompt, resource, method, target       string
+	tool, prompt, resource, method, skill        string
+	target                                       string
 	arguments, annotations, claims, apiKey, user string
 	route, host, path, peer, protocol, now       string
 	headers                                      []string
@@ -64,7 +65,8 @@ func explainDecision(env Env) *cobra.Command {
 	f.StringVar(&opt.prompt, "prompt", "", "prompt that is asked for")
 	f.StringVar(&opt.resource, "resource", "", "URI of a resource that is read")
 	f.StringVar(&opt.method, "method", "", "any other method, with --arguments as its params")
-	f.StringVar(&opt.target, "target", "", "target that has the tool, prompt or resource")
+	f.StringVar(&opt.skill, "skill", "", "skill of an A2A agent, which is sent a message")
+	f.StringVar(&opt.target, "target", "", "target that has the tool, prompt or resource, or is the agent")
 	f.StringVar(&opt.arguments, "arguments", "", "arguments, a JSON object or @FILE")
 	f.StringVar(&opt.annotations, "annotations", "", "what the target says of the tool, a JSON object or @FILE (default: nothing)")
 	f.StringVar(&opt.claims, "claims", "", "file with the claims of the caller's token, JSON or YAML; - for standard input")
@@ -77,8 +79,8 @@ func explainDecision(env Env) *cobra.Command {
 	f.StringVar(&opt.path, "path", "", "path of the request (default: the route's, or /mcp)")
 	f.StringVar(&opt.now, "now", "", "time of the request, as 2026-11-26T09:00:00Z (default: now)")
 	f.StringVar(&opt.protocol, "protocol", "", "revision of MCP that the client speaks (default: the newest)")
-	cmd.MarkFlagsOneRequired("tool", "prompt", "resource", "method")
-	cmd.MarkFlagsMutuallyExclusive("tool", "prompt", "resource", "method")
+	cmd.MarkFlagsOneRequired("tool", "prompt", "resource", "method", "skill")
+	cmd.MarkFlagsMutuallyExclusive("tool", "prompt", "resource", "method", "skill")
 	return cmd
 }
 
@@ -114,7 +116,7 @@ func decide(ctx context.Context, env Env, opt decisionOptions) (*decision, error
 		return nil, invalid(err)
 	}
 	if request.Kind != rehearsal.Method {
-		names, err := stage.List(ctx, request.Kind)
+		names, err := stage.List(ctx, request.Kind, request.Target)
 		listed := err == nil && slices.Contains(names, d.outcome.Name)
 		d.listed = &listed
 	}
@@ -136,6 +138,8 @@ func (o *decisionOptions) question(env Env) (cfg rehearsal.Config, request rehea
 		request.Kind, request.Name = rehearsal.Prompt, o.prompt
 	case o.resource != "":
 		request.Kind, request.Name = rehearsal.Resource, o.resource
+	case o.skill != "":
+		request.Kind, request.Name = rehearsal.Skill, o.skill
 	default:
 		request.Kind, request.Name = rehearsal.Method, o.method
 	}
@@ -339,7 +343,7 @@ func (d *decision) value() any {
 
 func (d *decision) print(w io.Writer) error {
 	out := d.outcome
-	what := map[rehearsal.Kind]string{rehearsal.Tool: "tool", rehearsal.Prompt: "prompt", rehearsal.Resource: "resource", rehearsal.Method: "method"}[d.request.Kind]
+	what := map[rehearsal.Kind]string{rehearsal.Tool: "tool", rehearsal.Prompt: "prompt", rehearsal.Resource: "resource", rehearsal.Skill: "skill", rehearsal.Method: "method"}[d.request.Kind]
 	fmt.Fprintf(w, "%s %s", what, out.Name)
 	if out.Target != "" {
 		fmt.Fprintf(w, " of target %s", out.Target)
@@ -355,6 +359,9 @@ func (d *decision) print(w io.Writer) error {
 		fmt.Fprintf(w, "rule      %s%s\n", out.Decision.Rule, at(out.Decision.Place))
 		if out.Decision.Text != "" {
 			fmt.Fprintf(w, "          %s\n", strings.Join(strings.Fields(out.Decision.Text), " "))
+		}
+		if !out.Allowed && out.Status != http.StatusOK && out.Error != nil { // it says more than that there is no such thing
+			fmt.Fprintf(w, "because   %s\n", out.Error.Message)
 		}
 	case out.Allowed:
 		fmt.Fprintln(w, "rule      none: no policy decides about it")

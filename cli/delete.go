@@ -21,9 +21,10 @@ func deleteCommand(env Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "delete KIND NAME",
 		Short:             "Remove one object",
-		Args:              cobra.ExactArgs(2),
+		Args:              func(cmd *cobra.Command, args []string) error { return cobra.ExactArgs(2)(cmd, parted(args)) },
 		ValidArgsFunction: completeKinds,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			args = parted(args)
 			return remove(cmd.Context(), env, opt, args[0], args[1])
 		},
 	}

@@ -25,7 +25,7 @@ func getCommand(env Env) *cobra.Command {
 		Short: "Show what is stored",
 		Long:  "Show what is stored: all objects, those of a kind, or one. Credentials are never shown.",
 		Example: "  sluice get\n  sluice get targets\n" +
-			"  sluice get target search -o yaml",
+			"  sluice get target search -o yaml\n  sluice get target/mcp/search",
 		Args:              cobra.MaximumNArgs(2),
 		ValidArgsFunction: completeKinds,
 		RunE:              func(cmd *cobra.Command, args []string) error { return get(cmd.Context(), env, opt, args) },
@@ -42,7 +42,9 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 		return err
 	}
 	defer closeConn()
+	args = parted(args)
 	var objects []*adminv1.Object
+	speaks := map[string][]string{} // by target
 	one := len(args) == 2
 	if one {
 		object, err := client.Get(ctx, &adminv1.GetRequest{Tenant: opt.tenant, Kind: singular(args[0]), Name: args[1], Revision: opt.revision})
@@ -60,6 +62,9 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 			return err
 		}
 		objects = resp.Objects
+		for _, f := range resp.Found {
+			speaks[f.Name] = f.ProtocolVersions
+		}
 	}
 	if opt.format == "yaml" || one && opt.format == "table" {
 		for i, o := range objects {
@@ -74,13 +79,20 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 	}
 	values := make([]any, 0, len(objects))
 	for _, o := range objects {
-		values = append(values, objectValue(o))
+		v := objectValue(o)
+		if versions := speaks[o.Name]; resource.Kind(o) == "target" && len(versions) > 0 {
+			v["protocolVersions"] = versions
+		}
+		values = append(values, v)
 	}
 	var value any = values
 	if one {
 		value = values[0]
 	}
 	return opt.print(env.Stdout, value, func(w io.Writer) error {
+		if len(args) == 1 && singular(args[0]) == "target" {
+			return targetRows(w, objects, speaks)
+		}
 		return rows(w, "KIND NAME SET REVISION FROM", func(row func(...any)) {
 			for _, o := range objects {
 				row(strings.ToLower(resource.Kind(o)), o.Name, or(o.Set, "-"), o.Revision, or(place(o.Source), "-"))
@@ -89,8 +101,21 @@ func get(ctx context.Context, env Env, opt getOptions, args []string) error {
 	})
 }
 
+// targetRows tells of targets what they speak, too: as configured, or as proxies found out.
+func targetRows(w io.Writer, objects []*adminv1.Object, found map[string][]string) error {
+	return rows(w, "KIND NAME SPEAKS SET REVISION FROM", func(row func(...any)) {
+		for _, o := range objects {
+			versions := o.GetTarget().GetProtocolVersions()
+			if len(versions) == 0 {
+				versions = found[o.Name]
+			}
+			row(strings.ToLower(resource.Kind(o)), o.Name, or(strings.Join(versions, ","), "-"), or(o.Set, "-"), o.Revision, or(place(o.Source), "-"))
+		}
+	})
+}
+
 // objectValue is an object as its YAML shows it, under the name that `get` takes, with what the control plane knows of it.
-func objectValue(o *adminv1.Object) any {
+func objectValue(o *adminv1.Object) map[string]any {
 	v := map[string]any{
 		"kind": resource.Kind(o), "name": o.Name, "set": o.Set, "revision": o.Revision, "source": place(o.Source),
 	}
@@ -113,6 +138,16 @@ func completeKinds(_ *cobra.Command, args []string, _ string) ([]string, cobra.S
 }
 
 // singular makes `targets` a `target`, as people type both.
+// parted takes apart KIND/NAME, as other commands print it.
+func parted(args []string) []string {
+	if len(args) == 1 {
+		if kind, name, ok := strings.Cut(args[0], "/"); ok {
+			return []string{kind, name}
+		}
+	}
+	return args
+}
+
 func singular(kind string) string { return strings.TrimSuffix(strings.ToLower(kind), "s") }
 
 func place(s *adminv1.Source) string {

@@ -66,7 +66,7 @@ func controlPlaneCommand(env Env) *cobra.Command {
 	f.StringVar(&config.AdminAddr, "admin-addr", controlplane.DefaultAdminAddr, "address of the admin port; TLS unless on loopback")
 	f.StringVar(&config.XDSAddr, "xds-addr", controlplane.DefaultXDSAddr, "address of the xDS port, for proxies")
 	f.StringVar(&config.OpsAddr, "ops-addr", controlplane.DefaultOpsAddr, "address of the operations port: /healthz, /readyz, /metrics")
-	f.StringSliceVar(&config.Allow, "allow", nil, "local powers of the tenant `default`, e.g. private-network,stdio=npx,file=/etc/sluice/*,env=SVC_* (default: as before, none at first)")
+	f.StringSliceVar(&config.Allow, "allow", nil, "local powers of the tenant default, as `GRANTS`: private-network, stdio=npx, file=/etc/sluice/*, env=SVC_*, identity=aws (the proxies' own at aws, gcp or azure), metadata; * is all but metadata (default: as before, none at first)")
 	f.StringVar(&config.ClusterKeyFile, "cluster-key-file", "", "key that seals stored secrets (default: cluster.key in the data directory)")
 	logs.flags(cmd)
 	return cmd
@@ -102,10 +102,10 @@ func proxyCommand(env Env) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&config.XDSAddr, "xds-addr", "127.0.0.1:7071", "address of the control plane's xDS port")
-	f.StringVar(&config.JoinToken, "join-token", "", "token of `sluice token create --type join`, or @FILE; for the first start")
+	f.StringVar(&config.JoinToken, "join-token", "", "`TOKEN` that sluice token create --type join has made, or @FILE; for the first start")
 	f.StringVar(&config.DataDir, "data-dir", "", "where the certificate and the last good configuration are kept (default: proxy in $SLUICE_DATA_DIR)")
-	f.StringVar(&config.OpsAddr, "ops-addr", "127.0.0.1:7072", "address of the operations port: /healthz, /readyz, /metrics; `off` for none")
-	f.StringVar(&config.PeersAddr, "peers-addr", "", "address for other proxies of the group, which forward what lives here; `off` for none (default: the next port at the host of --ops-addr)")
+	f.StringVar(&config.OpsAddr, "ops-addr", "127.0.0.1:7072", "`ADDRESS` of the operations port: /healthz, /readyz, /metrics; off for none")
+	f.StringVar(&config.PeersAddr, "peers-addr", "", "`ADDRESS` for other proxies of the group, which forward what lives here; off for none (default: the next port at the host of --ops-addr)")
 	f.StringVar(&config.Bind, "bind", "127.0.0.1", "host part of every listener")
 	f.StringVar(&config.Name, "name", "", "what to call it (default: the host's name)")
 	f.StringVar(&config.DiskKeyFile, "disk-key-file", "", "key that seals the last good configuration (default: proxy.key in the data directory)")

@@ -41,7 +41,7 @@ func tenantCreate(env Env) *cobra.Command {
 		}),
 	}
 	conn.platformFlags(cmd)
-	cmd.Flags().StringSliceVar(&allow, "allow", nil, "local powers, e.g. private-network,stdio=npx,file=/etc/sluice/*,env=SVC_*")
+	cmd.Flags().StringSliceVar(&allow, "allow", nil, "local powers, as `GRANTS`: private-network, stdio=npx, file=/etc/sluice/acme/*, env=ACME_*, identity=aws (the proxies' own at aws, gcp or azure), metadata; * is all but metadata")
 	return cmd
 }
 
@@ -50,7 +50,7 @@ func tenantAllow(env Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "allow NAME GRANTS",
 		Short:   "Replace a tenant's local powers; prints them",
-		Example: "  sluice tenant allow acme private-network,stdio=npx,file=/etc/sluice/acme/*\n  sluice tenant allow acme \"\"",
+		Example: "  sluice tenant allow acme private-network,stdio=npx,file=/etc/sluice/acme/*,env=ACME_*,identity=aws\n  sluice tenant allow acme \"\"",
 		Args:    cobra.ExactArgs(2),
 		RunE: conn.run(env, func(ctx context.Context, client adminv1.AdminClient, args []string) error {
 			resp, err := client.AllowTenant(ctx, &adminv1.AllowTenantRequest{Name: args[0], Grants: grants(strings.Split(args[1], ","))})

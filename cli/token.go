@@ -63,7 +63,7 @@ func tokenCreate(env Env) *cobra.Command {
 	conn.platformFlags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&kind, "type", "admin", "admin, or join for proxies")
-	f.StringVar(&req.Group, "group", "", "join: the proxies' group (default `default`)")
+	f.StringVar(&req.Group, "group", "", "join: `NAME` of the proxies' group (default: default)")
 	f.Uint32Var(&req.Uses, "uses", 1, "join: how often it may be used")
 	f.DurationVar(&ttl, "ttl", 0, "how long it is good (default: join 1h, admin for ever)")
 	f.StringVar(&req.Role, "role", "", "admin: platform-admin, tenant-admin or tenant-viewer")

@@ -51,7 +51,7 @@ func victim(t testing.TB, stateless bool) (*mcptest.Server, *witnessed) {
 	return srv, r
 }
 
-// completesOwn refuses completions and tasks that the server has not, as servers do that look.
+// completesOwn refuses completions, subscriptions and tasks of what the server has not, as servers do that look.
 func completesOwn(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -60,10 +60,16 @@ func completesOwn(next http.Handler) http.Handler {
 			ID     json.RawMessage
 			Method string
 			Params struct {
+				URI string
 				Ref struct{ Type, Name, URI string }
 			}
 		}
 		_ = json.Unmarshal(body, &m)
+		if uri := m.Params.URI; m.Method == "resources/subscribe" && uri != "test://files/safe" && uri != "test://files/danger" {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"error":{"code":-32002,"message":"Resource not found","data":{"uri":%s}}}`, m.ID, mustJSON(uri))
+			return
+		}
 		if strings.HasPrefix(m.Method, "tasks/") {
 			w.Header().Set("Content-Type", "application/json")
 			fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"error":{"code":-32602,"message":"no task of mine"}}`, m.ID)
@@ -135,6 +141,7 @@ func TestHiddenStaysHidden(t *testing.T) {
 			`test:\/\/files\/NAME`, "test://files//NAME", "test://files/NAME?", "test://files/NAME#x"} {
 			plain := prefix + strings.ReplaceAll(uri, `\/`, "/")
 			add("reading "+prefix+uri, "resources/read", `"uri":"`+prefix+uri+`"`, plain)
+			add("subscribing to "+prefix+uri, "resources/subscribe", `"uri":"`+prefix+uri+`"`, "?")
 			add("completing "+prefix+uri, "completion/complete", `"ref":{"type":"ref/resource","uri":"`+prefix+uri+`"},"argument":{"name":"a","value":""}`, "")
 		}
 		add("a template "+prefix, "completion/complete", `"ref":{"type":"ref/resource","uri":"`+prefix+`test://NAME/{id}"},"argument":{"name":"a","value":""}`, "")
@@ -161,15 +168,19 @@ func TestHiddenStaysHidden(t *testing.T) {
 		one.batch = true
 		attacks = append(attacks, one)
 	}
-	for _, method := range []string{"tools/call", "prompts/get", "resources/read", "completion/complete", "tasks/cancel"} {
+	for _, method := range []string{"tools/call", "prompts/get", "resources/read", "resources/subscribe", "completion/complete", "tasks/cancel"} {
 		attacks = append(attacks, attack{name: "no id " + method, method: method, noID: true,
 			params: `"name":"NAME","uri":"test://files/NAME","taskId":"NAME","ref":{"type":"ref/prompt","name":"NAME"}`, header: "?"})
 	}
 
-	for _, version := range []string{"2025-03-26", "2025-11-25", "2026-07-28"} {
+	for _, era := range []struct {
+		version string
+		bridged bool // the targets are of the other era
+	}{{"2025-03-26", false}, {"2025-11-25", false}, {"2026-07-28", false}, {"2025-11-25", true}, {"2026-07-28", true}} {
+		version := era.version
 		stateless := version == "2026-07-28"
-		one, seenByOne := victim(t, stateless)
-		other, seenByOther := victim(t, stateless)
+		one, seenByOne := victim(t, stateless != era.bridged)
+		other, seenByOther := victim(t, stateless != era.bridged)
 		for _, n := range []int{1, 2} {
 			w := behind("a="+one.URL, "a-b="+other.URL)
 			w.targets = w.targets[:n]
@@ -223,6 +234,10 @@ func TestHiddenStaysHidden(t *testing.T) {
 					if strings.Contains(s, "anger") && !strings.Contains(strings.ToLower(s), "+test:") { // which is no URI of any target's
 						t.Errorf("%s, %d targets, %s: a target saw %q", version, n, a.name, s)
 					}
+				}
+				// A bridge takes any subscription, and knows no tasks: there no target says what exists, so that nothing is told of it.
+				if era.bridged && (a.method == "resources/subscribe" || strings.HasPrefix(a.method, "tasks/")) {
+					continue
 				}
 				missing, _ := send(a, "dangex")
 				if a.batch { // answers come as they are ready
@@ -351,6 +366,11 @@ func TestSmuggledHeaders(t *testing.T) {
 		{"Base64 that says the name", stateless + "Mcp-Name: " + encodeHeader("danger") + "\r\n", call("danger", meta)},
 		{"a version header on a session's call", inSession + stateless + "Mcp-Name: safe\r\n", call("danger", "")},
 		{"two sessions", inSession + inSession, call("danger", "")},
+		{"Mcp-Name named in Connection", stateless + "Connection: Mcp-Name\r\nMcp-Name: danger\r\n", call("danger", meta)},
+		{"a name under an underscore", stateless + "Mcp_Name: safe\r\nMcp-Name: danger\r\n", call("danger", meta)},
+		{"no Mcp-Name but one under an underscore", stateless + "Mcp_Name: danger\r\n", call("danger", meta)},
+		{"a method of HTTP overridden", stateless + "X-HTTP-Method-Override: DELETE\r\nMcp-Name: danger\r\n", call("danger", meta)},
+		{"a URL rewritten", inSession + "X-Original-URL: /other\r\nX-Rewrite-URL: /other\r\n", call("danger", "")},
 		{"a session and a name", inSession + "Mcp-Name: safe\r\n", call("danger", "")},
 	} {
 		for proxy, target := range map[*testProxy]*witnessed{p: seen, pOld: seenByOld} {

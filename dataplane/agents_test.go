@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -349,7 +350,7 @@ func TestAgentHeaders(t *testing.T) {
 	}
 	card := get(t, p.URL+"/.well-known/agent.json", "Authorization", "Bearer client") // the agent has the other name alone
 	if card.status != http.StatusOK || card.header.Get("X-Answer") != "yes" || card.header.Get("Cache-Control") != "private, no-cache" {
-		t.Fatalf("the card: %d %v", card.status, card.header)
+		t.Fatalf("the card: %d %v %s\n%s", card.status, card.header, card.body, p.lines)
 	}
 	if got := get(t, p.URL+"/.well-known/agent.json", "If-None-Match", `"x", `+card.header.Get("Etag")); got.status != http.StatusNotModified || got.body != "" {
 		t.Errorf("the card that the client has: %d %s", got.status, got.body)
@@ -358,8 +359,8 @@ func TestAgentHeaders(t *testing.T) {
 
 // An agent that lies, hangs or breaks off costs its own clients a clear error, and nobody memory.
 func TestHostileAgents(t *testing.T) {
-	var handler http.HandlerFunc
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler(w, r) }))
+	var handler atomic.Value // http.HandlerFunc
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handler.Load().(http.HandlerFunc)(w, r) }))
 	t.Cleanup(server.Close)
 	w := behind()
 	w.agent("only", server.URL)
@@ -392,7 +393,9 @@ func TestHostileAgents(t *testing.T) {
 		"two results": {write("application/json", `{"jsonrpc":"2.0","id":7,"result":1,"Result":2}`), 502, "no A2A"},
 		"bad JSON":    {write("application/json", `{"jsonrpc":`), 502, "no A2A"},
 		"100 MB":      {endless(`{"jsonrpc":"2.0","id":7,"result":"`, 100), 502, "no A2A"},
-		"a redirect":  {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://elsewhere.example/", 307) }, 502, "redirects are not followed"},
+		"a redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://elsewhere.example/", http.StatusTemporaryRedirect)
+		}, 502, "redirects are not followed"},
 		"credentials": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, 502, "refused the proxy's credentials"},
 		"overload":    {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Retry-After", "3"); w.WriteHeader(503) }, 503, "overloaded"},
 		"an error of its": {func(w http.ResponseWriter, _ *http.Request) {
@@ -401,7 +404,7 @@ func TestHostileAgents(t *testing.T) {
 		}, 500, "Task not found"},
 		"a hang-up": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 502, "broke off"},
 	} {
-		handler = tt.handler
+		handler.Store(tt.handler)
 		a := p.post(t, "", send)
 		if a.status != tt.status || !strings.Contains(a.body, tt.says) || !strings.Contains(a.body, `"id":7`) || strings.Contains(a.body, "secret place") {
 			t.Errorf("%s: %d %s", name, a.status, a.body)
@@ -414,7 +417,7 @@ func TestHostileAgents(t *testing.T) {
 		"breaks off":        {good + "data: {\"jsonrpc\"", "broke off"},
 		"an event of 20 MB": {good + "data: " + strings.Repeat("x", 20<<20) + "\n\n", "-32006"},
 	} {
-		handler = write("text/event-stream", tt.stream)
+		handler.Store(write("text/event-stream", tt.stream))
 		a := p.post(t, "", strings.Replace(send, "send", "stream", 1))
 		if a.status != 200 || !strings.HasPrefix(a.body, good) || !strings.Contains(a.body[len(good):], tt.says) || len(a.body) > 1000 {
 			t.Errorf("a stream with %s: %d %.300s", name, a.status, a.body)
@@ -432,14 +435,14 @@ func TestHostileAgents(t *testing.T) {
 		"nothing":           {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }, 502},
 		"URLs to elsewhere": {write("application/json", `{"url":"http://evil.example/","additionalInterfaces":[{"url":"file:///etc/passwd","transport":"JSONRPC"}]}`), 200},
 	} {
-		handler = tt.handler
+		handler.Store(tt.handler)
 		a := get(t, p.URL+"/.well-known/agent-card.json")
 		if a.status != tt.status || strings.Contains(a.body, "evil") || strings.Contains(a.body, "passwd") || strings.Contains(a.body, "secret place") {
 			t.Errorf("a card with %s: %d %.300s", name, a.status, a.body)
 		}
 	}
 	// Host names of the request alone make URLs, and they are JSON.
-	handler = write("application/json", `{"url":"http://agent/"}`)
+	handler.Store(write("application/json", `{"url":"http://agent/"}`))
 	if a := get(t, p.URL+"/%22x%2f/.well-known/agent-card.json", "X-Forwarded-Host", "evil.example", "X-Forwarded-Proto", "https", "Forwarded", "host=evil.example"); a.status != 200 ||
 		a.body != `{"url":"`+p.URL+`/%22x%2f"}` {
 		t.Errorf("a card at an odd path: %d %s", a.status, a.body)
@@ -447,7 +450,12 @@ func TestHostileAgents(t *testing.T) {
 	// One that hangs is left by whoever leaves.
 	left := make(chan struct{})
 	began := make(chan struct{})
-	handler = func(_ http.ResponseWriter, r *http.Request) { close(began); <-r.Context().Done(); close(left) }
+	handler.Store(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // a server looks whether its client is there once the body is read
+		close(began)
+		<-r.Context().Done()
+		close(left)
+	}))
 	ctx, leave := context.WithCancel(t.Context())
 	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, p.URL, strings.NewReader(send))
 	req.Header.Set("Content-Type", "application/json")

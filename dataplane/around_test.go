@@ -39,6 +39,32 @@ func protectedResource(t *testing.T, resource string) *policyv1.Policies {
 	}}}}
 }
 
+// Who shows no token to a target that takes one exchanged for it is told where to get one, as by the route itself.
+func TestChallengeOfTokenExchange(t *testing.T) {
+	for _, version := range []string{"2025-11-25", "2026-07-28"} {
+		srv := mcptest.NewServer(t, mcptest.Options{Stateless: version == "2026-07-28"})
+		for challenge, route := range map[string]*policyv1.Policies{
+			`Bearer resource_metadata="https://mcp.example.com/.well-known/oauth-protected-resource/mcp", scope="tools"`: protectedResource(t, "https://mcp.example.com/mcp"),
+			"Bearer": nil,
+		} {
+			w := behind(srv.URL)
+			if w.routePolicy = route; route != nil {
+				route.McpAuthentication.Mode = policyv1.JwtAuth_MODE_OPTIONAL // the route lets in who shows none
+			}
+			w.policies["only"] = &policyv1.Policies{BackendAuth: &policyv1.BackendAuth{Method: &policyv1.BackendAuth_TokenExchange{TokenExchange: &policyv1.TokenExchange{
+				Client: &policyv1.OauthClient{TokenUrl: "http://127.0.0.1:9/", ClientId: "c", AuthMethod: "none"}, Audience: "a"}}}}
+			p := w.start(t)
+			got := p.ask(t, "2026-07-28", "", "tools/list", "", "")
+			if version != "2026-07-28" {
+				got = p.post(t, "", `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"`+version+`","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`)
+			}
+			if got.status != 401 || got.header.Get("Www-Authenticate") != challenge || !strings.Contains(got.body, "-32600") {
+				t.Errorf("%s: %d %q %s, want %q", version, got.status, got.header.Get("Www-Authenticate"), got.body, challenge)
+			}
+		}
+	}
+}
+
 // The documents about protected resources are for everybody, at both places.
 func TestResourceMetadata(t *testing.T) {
 	srv := mcptest.NewServer(t, mcptest.Options{})

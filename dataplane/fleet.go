@@ -159,14 +159,8 @@ func (p *process) renew(ctx context.Context, csr []byte) (mtls.Certificates, err
 
 // report tells the control plane what is served: when that changes, and as often as it asks.
 func (p *process) report(ctx context.Context) error {
-	changed := make(chan struct{}, 1)
-	changed <- struct{}{} // the first report
-	cancel := p.store.Subscribe(func(_, _ *snapshot.Index) {
-		select {
-		case changed <- struct{}{}:
-		default:
-		}
-	})
+	nudge(p.news) // the first report
+	cancel := p.store.Subscribe(func(_, _ *snapshot.Index) { nudge(p.news) })
 	defer cancel()
 	interval, wait := reportInterval, reportInterval
 	peersVersion := ""
@@ -176,7 +170,7 @@ func (p *process) report(ctx context.Context) error {
 			return context.Cause(ctx)
 		case <-time.After(wait):
 		case <-p.ask: // a peer is looked for that is not known
-		case <-changed:
+		case <-p.news:
 			select { // what comes together is told together
 			case <-ctx.Done():
 				return context.Cause(ctx)
@@ -217,7 +211,8 @@ func (p *process) report(ctx context.Context) error {
 func (p *process) status() *fleetv1.ReportRequest {
 	a := p.addresses()
 	r := &fleetv1.ReportRequest{Version: p.cfg.Version, Started: timestamppb.New(p.started), Listeners: a.Listeners, Ops: a.Ops, PeersAddr: p.peersAddr()}
-	for t := range p.store.Load().Tenants() {
+	index := p.store.Load()
+	for t := range index.Tenants() {
 		r.Tenants = append(r.Tenants, &fleetv1.TenantReport{Tenant: t.Name, Revision: t.Revision, Stale: t.Stale})
 		for _, refusal := range t.Refusals() {
 			reason := refusal.GetReason()
@@ -230,8 +225,30 @@ func (p *process) status() *fleetv1.ReportRequest {
 	for _, h := range p.upstreams.Health() {
 		r.Targets = append(r.Targets, &fleetv1.TargetReport{Target: h.Target, Healthy: h.Err == "", Error: h.Err, ProtocolVersions: h.Versions})
 	}
+	r.Targets = append(r.Targets, troubles(index)...)
 	r.Tenants = r.Tenants[:min(len(r.Tenants), maxReportItems)]
 	r.Units = r.Units[:min(len(r.Units), maxReportItems)]
 	r.Targets = r.Targets[:min(len(r.Targets), maxReportItems)]
 	return r
+}
+
+// troubles are targets whose guards could not decide when they were last asked, once for each reason: a target has other
+// policies on each route.
+func troubles(index *snapshot.Index) (all []*fleetv1.TargetReport) {
+	told := map[[2]string]bool{}
+	for tenant := range index.Tenants() {
+		for _, route := range tenant.Routes() {
+			for _, backend := range route.Backends {
+				for _, t := range slices.Concat(backend.Targets, backend.Agents) {
+					err := t.Policy.Trouble()
+					if err == nil || told[[2]string{t.Resource, err.Error()}] {
+						continue
+					}
+					told[[2]string{t.Resource, err.Error()}] = true
+					all = append(all, &fleetv1.TargetReport{Target: t.Resource, Error: err.Error()})
+				}
+			}
+		}
+	}
+	return all
 }

@@ -1,8 +1,11 @@
 package dataplane
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -188,13 +191,16 @@ func TestRoundRobinParked(t *testing.T) {
 				t.Errorf("%d %s", got.status, got.body)
 			}
 			key, state = g.proxies[0].asked(t)
-			g.between[0].stop()
+			g.between[1].Set(map[string]string{"proxy-1": "127.0.0.1:1"}) // where nobody listens
 			got := g.proxies[1].retry(t, accepted(key), state)
 			if got.status != 503 || !strings.Contains(got.body, "proxy-1") || !strings.Contains(got.body, "-32603") {
 				t.Errorf("the proxy that has the call is gone: %d %s", got.status, got.body)
 			}
+			if got := g.proxies[0].retry(t, accepted(key), state); textOf(t, got) != "Hello, Ada!" {
+				t.Errorf("where the call waits: %d %s", got.status, got.body)
+			}
 			if n := len(seen.with(`"tools/call"`)) - calls; name == "http" && n != 1 {
-				t.Errorf("the target was called %d times, want the one that waits", n)
+				t.Errorf("the target was called %d times, want the one that waited", n)
 			}
 		})
 	}
@@ -263,6 +269,52 @@ func TestPeersPort(t *testing.T) {
 	}
 }
 
+// An owner that is lost while it streams an answer leaves an error in the stream: some clients wait for ever when a stream just breaks.
+func TestOwnerLostInStream(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	w := behind()
+	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
+		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	g := newGroup(t, w, 2)
+	session := g.proxies[0].initialize(t, "2025-11-25")
+	stream := func(method, body, accept string) *bufio.Reader {
+		req, err := http.NewRequestWithContext(t.Context(), method, g.proxies[1].URL, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = http.Header{"Accept": {accept}, "Content-Type": {"application/json"}, "Mcp-Session-Id": {session}}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = resp.Body.Close() })
+		return bufio.NewReader(resp.Body)
+	}
+	call := stream(http.MethodPost, `{"jsonrpc":"2.0","id":"7","method":"tools/call","params":{"name":"progress","arguments":{"n":10000,"ms":20},"_meta":{"progressToken":"p"}}}`,
+		"application/json, text/event-stream")
+	standing := stream(http.MethodGet, "", "text/event-stream")
+	for line := ""; !strings.Contains(line, "notifications/progress"); {
+		var err error
+		if line, err = call.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.between[0].stop()
+	rest, err := io.ReadAll(call)
+	if err != nil {
+		t.Errorf("the call's stream broke off: %v", err)
+	}
+	last := rest[bytes.LastIndex(rest, []byte("data: ")):]
+	for _, want := range []string{`"id":"7"`, `-32603`, `proxy-1`} {
+		if !bytes.Contains(last, []byte(want)) {
+			t.Errorf("the last event lacks %s: %s", want, last)
+		}
+	}
+	if rest, err := io.ReadAll(standing); err == nil {
+		t.Errorf("the standing stream ended as if all were well: %s", rest)
+	}
+}
+
 // A request is forwarded once, and one whose owner is lost ends in an error that says so; nothing is run in its stead.
 func TestOwnerLost(t *testing.T) {
 	child := mcptest.Stdio("serve")
@@ -321,6 +373,91 @@ func TestOwnerLost(t *testing.T) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 }
+
+// A machine that dies closes no connection: what waits for it is told all the same.
+func TestOwnerFrozen(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	w := behind()
+	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
+		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	g := newGroup(t, w, 2)
+	wire := newCable(t, g.between[0].addr)
+	g.between[1].Set(map[string]string{"proxy-1": wire.addr})
+	session := g.proxies[0].initialize(t, "2025-11-25")
+	over := make(chan answer, 1)
+	go func() {
+		over <- g.proxies[1].post(t, session, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"slow","arguments":{"ms":600000}}}`)
+	}()
+	waitFor(t, "the forwarded call", func() bool { return wire.carried.Load() > 2<<10 })
+	wire.cut()
+	if a := <-over; a.status != 502 || !strings.Contains(a.body, "proxy-1") || !strings.Contains(a.body, "may have processed") {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+}
+
+// cable carries bytes to an address until it is cut; then both ends hear nothing more.
+type cable struct {
+	addr    string
+	carried atomic.Int64
+	broken  chan struct{}
+}
+
+func newCable(t *testing.T, to string) *cable {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cable{addr: l.Addr().String(), broken: make(chan struct{})}
+	carry := func(from, to net.Conn) {
+		buf := make([]byte, 4<<10)
+		for {
+			n, err := from.Read(buf)
+			select {
+			case <-c.broken:
+				return
+			default:
+			}
+			if n > 0 {
+				c.carried.Add(int64(n))
+				_, _ = to.Write(buf[:n])
+			}
+			if err != nil {
+				_ = to.Close()
+				return
+			}
+		}
+	}
+	var ends []net.Conn
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			ends = append(ends, near, far)
+			go carry(near, far)
+			go carry(far, near)
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+		for _, end := range ends {
+			_ = end.Close()
+		}
+	})
+	return c
+}
+
+func (c *cable) cut() { close(c.broken) }
 
 func countOf(t *testing.T, body string) (n int) {
 	t.Helper()

@@ -37,7 +37,8 @@ type world struct {
 	hosts       []string          // of the route
 	secrets     map[string]string // by name
 	ttl         time.Duration
-	ssePath     string // of the route
+	ssePath     string              // of the route
+	keys        []*xdsv1.SessionKey // nil: one
 }
 
 // behind is a world of streamable HTTP targets, in the order of names: "a=http://…", or the URL alone for one target.
@@ -116,9 +117,20 @@ func (w *world) update(revision int64) snapshot.Update {
 		set(snapshot.SecretType, "default/secret/"+name, &xdsv1.Secret{Secret: &xdsv1.Secret_Value{Value: []byte(value)}})
 	}
 	set(snapshot.SecretType, "default/session-keys", &xdsv1.Secret{Secret: &xdsv1.Secret_SessionKeys{SessionKeys: &xdsv1.SessionKeys{
-		Keys: []*xdsv1.SessionKey{{Id: []byte("key1"), Key: bytes.Repeat([]byte{42}, 32)}},
+		Keys: w.sessionKeys(),
 	}}})
 	return u
+}
+
+func (w *world) sessionKeys() []*xdsv1.SessionKey {
+	if w.keys != nil {
+		return w.keys
+	}
+	return []*xdsv1.SessionKey{sessionKey(1)}
+}
+
+func sessionKey(n byte) *xdsv1.SessionKey {
+	return &xdsv1.SessionKey{Id: []byte{'k', 'e', 'y', '0' + n}, Key: bytes.Repeat([]byte{41 + n}, 32)}
 }
 
 // testProxy is a proxy that serves a world on a loopback port.

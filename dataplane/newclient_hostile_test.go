@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sluicegate/sluice/internal/mcptest"
@@ -384,13 +386,9 @@ func TestBridgeBytes(t *testing.T) {
 	}
 }
 
-// The headers that repeat arguments are checked here, where nobody behind does.
-func TestBridgeParamHeaders(t *testing.T) {
-	srv := mcptest.NewServer(t, mcptest.Options{Bare: true})
-	with := tool("region")
-	with.InputSchema = json.RawMessage(`{"type":"object","properties":{"region":{"type":"string","x-mcp-header":"Region"}}}`)
-	srv.MCP.AddTool(with, textHandler("ok"))
-	p := behind(srv.URL).start(t)
+// checksRegion calls a tool whose argument `region` stands in a header.
+func (p *testProxy) checksRegion(t *testing.T) {
+	t.Helper()
 	for _, tt := range []struct {
 		args   string
 		header []string
@@ -408,6 +406,36 @@ func TestBridgeParamHeaders(t *testing.T) {
 			t.Errorf("%s with %v: %d %s", tt.args, tt.header, got.status, got.body)
 		}
 	}
+}
+
+// A child that speaks 2026-07-28 itself sees no headers, and its errors have no status: both are made good here.
+func TestStatelessChild(t *testing.T) {
+	w := behind()
+	w.stdioTarget("it", "params")
+	p := w.start(t)
+	p.checksRegion(t)
+	for _, tt := range []struct {
+		method, name, params string
+		status, code         int
+	}{
+		{"tools/call", "nothing", `"name":"nothing","arguments":{}`, 200, -32602},
+		{"vendor/thing", "", "", 404, -32601},
+	} {
+		got := p.stateless(t, tt.method, tt.name, tt.params)
+		if got.status != tt.status || got.result(t).Error.Code != tt.code {
+			t.Errorf("%s: %d %s, want %d and %d", tt.method, got.status, got.body, tt.status, tt.code)
+		}
+	}
+}
+
+// The headers that repeat arguments are checked here, where nobody behind does.
+func TestBridgeParamHeaders(t *testing.T) {
+	srv := mcptest.NewServer(t, mcptest.Options{Bare: true})
+	with := tool("region")
+	with.InputSchema = json.RawMessage(`{"type":"object","properties":{"region":{"type":"string","x-mcp-header":"Region"}}}`)
+	srv.MCP.AddTool(with, textHandler("ok"))
+	p := behind(srv.URL).start(t)
+	p.checksRegion(t)
 	for _, r := range srv.Requests() {
 		for name := range r.Header {
 			if strings.HasPrefix(name, "Mcp-Param-") || name == "Mcp-Name" || name == "Mcp-Method" && r.Header.Get("Mcp-Protocol-Version") != "2026-07-28" {
@@ -428,5 +456,28 @@ func TestBridgeToolsOfTasks(t *testing.T) {
 	}
 	if got := p.stateless(t, "tasks/get", "t1", `"taskId":"t1"`); got.status != 404 || got.result(t).Error.Code != -32601 {
 		t.Errorf("tasks/get: %d %s", got.status, got.body)
+	}
+}
+
+// A target that refuses the first request with a version, and lists that version alone, has no sessions to be asked for.
+func TestEraOfOneThatRefusesOnce(t *testing.T) {
+	var refused atomic.Bool
+	srv := mcptest.NewServer(t, mcptest.Options{Stateless: true, Wrap: func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("MCP-Protocol-Version") != "2026-07-28" {
+				t.Errorf("%s with version %q", r.Method, r.Header.Get("MCP-Protocol-Version"))
+			}
+			if refused.Swap(true) {
+				next.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(400)
+			_, _ = io.WriteString(w, `{"jsonrpc":"2.0","id":"sluice-probe","error":{"code":-32022,"message":"Unsupported","data":{"supported":["2026-07-28"],"requested":"2026-07-28"}}}`)
+		})
+	}})
+	cli := mcptest.Connect(t, behind(srv.URL).start(t).URL, mcptest.ClientOptions{Version: "2026-07-28"})
+	if got := cli.Call(t, "echo", map[string]any{"text": "hi"}); got != "hi" {
+		t.Errorf("%q", got)
 	}
 }

@@ -59,7 +59,7 @@ func (r *witnessed) note(body []byte) {
 	what := m.Params.Name + m.Params.URI + m.Params.TaskID + m.Params.Ref.Name + m.Params.Ref.URI + strings.Join(m.Params.Notifications.ResourceSubscriptions, " ")
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.seen = append(r.seen, strings.TrimSpace(m.Method+" "+what))
+	r.seen = append(r.seen, strings.TrimSuffix(m.Method+" "+what, " "))
 }
 
 // take returns what was seen since the last time.
@@ -161,6 +161,32 @@ func (x *trial) reached(t *testing.T, method, name, params string) (bool, answer
 	return false, got
 }
 
+// listens checks that a stream is told of a resource only if it is listed and, if exact, whenever it is.
+func (x *trial) listens(t *testing.T, uri string, visible, exact bool) {
+	t.Helper()
+	for _, r := range x.recorders {
+		r.take()
+	}
+	body := strings.Replace(listenAll, `"%watched","nobody+x://y"`, `"`+uri+`"`, 1)
+	s := x.open(t, http.MethodPost, "", body, append([]string{"MCP-Protocol-Version", x.version, "Mcp-Method", "subscriptions/listen"}, x.headers...)...)
+	defer s.close()
+	first := <-s.msgs
+	params, _ := first["params"].(map[string]any)
+	granted, _ := params["notifications"].(map[string]any)
+	told := granted != nil && strings.Contains(mustJSON(granted["resourceSubscriptions"]), mustJSON(uri))
+	if first["method"] != "notifications/subscriptions/acknowledged" || told && !visible || exact && visible != told {
+		t.Errorf("listening to %s: listed %v: %s", uri, visible, mustJSON(first))
+	}
+	own := strings.TrimPrefix(strings.TrimPrefix(uri, "a+"), "a-b+")
+	for _, r := range x.recorders {
+		for _, saw := range r.take() {
+			if !visible && strings.Contains(saw, own) {
+				t.Errorf("listening to %s, which is not listed: a target saw %s", uri, saw)
+			}
+		}
+	}
+}
+
 // listed is the names of a list.
 func (x *trial) listed(t *testing.T, method string) []string {
 	t.Helper()
@@ -209,7 +235,8 @@ func TestListedAndCallable(t *testing.T) {
 			c := chance{rand.New(rand.NewPCG(seed, 4))}
 			version := c.pick("2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28", "2026-07-28")
 			stateless := version == "2026-07-28"
-			w := behind("a="+servers[stateless][0].URL, "a-b="+servers[stateless][1].URL)
+			bridged := c.IntN(3) == 0 // its targets are of the other era
+			w := behind("a="+servers[stateless != bridged][0].URL, "a-b="+servers[stateless != bridged][1].URL)
 			n := 1 + c.IntN(2)
 			w.targets = w.targets[:n]
 			w.backend.PrefixMode = []xdsv1.Backend_PrefixMode{xdsv1.Backend_PREFIX_MODE_CONDITIONAL, xdsv1.Backend_PREFIX_MODE_ALWAYS, xdsv1.Backend_PREFIX_MODE_NEVER}[c.IntN(3)]
@@ -224,7 +251,7 @@ func TestListedAndCallable(t *testing.T) {
 				{bearer(`"sub":"bob","scp":["write"]`), &policy.Principal{Claims: map[string]any{"sub": "bob", "scp": []any{"write"}}}},
 			}
 			caller := callers[c.IntN(len(callers))]
-			x := &trial{testProxy: open, version: version, headers: caller.headers, recorders: recorders[stateless]}
+			x := &trial{testProxy: open, version: version, headers: caller.headers, recorders: recorders[stateless != bridged]}
 			begin := func() {
 				if !stateless {
 					x.session = x.initialize(t, version, x.headers...)
@@ -294,7 +321,16 @@ func TestListedAndCallable(t *testing.T) {
 			}
 			for _, uri := range all["resources/list"] {
 				check("resources/list", uri, "resources/read", uri, `"uri":"`+uri+`"`)
-				if !stateless {
+				switch {
+				case stateless && scope: // a refusal of the whole stream is TestStepUp's
+				case stateless:
+					x.listens(t, uri, slices.Contains(x.listed(t, "resources/list"), uri), !callOnly && !scope)
+				case bridged: // what the target sees is a stream, when somebody listens
+					visible := slices.Contains(x.listed(t, "resources/list"), uri)
+					if got := x.ask(t, version, x.session, "resources/subscribe", "", `"uri":"`+uri+`"`, x.headers...); strings.Contains(got.body, `"result"`) != visible && (!visible || !callOnly && !scope) {
+						t.Errorf("resources/subscribe of %s: listed %v, %d %s", uri, visible, got.status, got.body)
+					}
+				default:
 					check("resources/list", uri, "resources/subscribe", "", `"uri":"`+uri+`"`)
 				}
 				check("resources/list", uri, "completion/complete", "", `"ref":{"type":"ref/resource","uri":"`+uri+`"},"argument":{"name":"a","value":"b"}`)
@@ -302,7 +338,7 @@ func TestListedAndCallable(t *testing.T) {
 			for _, uri := range all["resources/templates/list"] {
 				check("resources/templates/list", uri, "completion/complete", "", `"ref":{"type":"ref/resource","uri":"`+uri+`"},"argument":{"name":"a","value":"b"}`)
 			}
-			if n > 1 {
+			if n > 1 || bridged {
 				return
 			}
 			// What no list shows is asked of the rules themselves.

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -74,8 +75,29 @@ func (h *Rehearsal) Call(ctx context.Context, c *Caller, method string, params m
 	return h.send(ctx, c, r, method, params, false)
 }
 
+// CallAgent sends one request of A2A, whose clients keep no state, to the agent at c.Path.
+func (h *Rehearsal) CallAgent(ctx context.Context, c *Caller, method string, params map[string]any) (Performance, error) {
+	return h.send(ctx, c, "", method, params, false)
+}
+
+// Card asks for the card of the agent at c.Path.
+func (h *Rehearsal) Card(ctx context.Context, c *Caller) (Performance, error) {
+	at := *c
+	path, query, _ := strings.Cut(c.Path, "?")
+	at.Path = strings.TrimSuffix(path, "/") + "/.well-known/agent-card.json"
+	if query != "" {
+		at.Path += "?" + query
+	}
+	r, err := at.request(ctx, http.MethodGet, nil)
+	if err != nil {
+		return Performance{}, err
+	}
+	return h.Serve(c.Port, r, c.at()), nil
+}
+
 var rehearsalClient = map[string]any{"name": "sluice-rehearsal", "version": "1"}
 
+// send sends one message of a revision, or of no MCP at all.
 func (h *Rehearsal) send(ctx context.Context, c *Caller, revision mcp.Revision, method string, params map[string]any, notification bool) (Performance, error) {
 	message := map[string]any{"jsonrpc": "2.0", "method": method}
 	if !notification {
@@ -89,9 +111,12 @@ func (h *Rehearsal) send(ctx context.Context, c *Caller, revision mcp.Revision, 
 	if err != nil {
 		return Performance{}, err
 	}
-	r, err := c.request(ctx, body)
+	r, err := c.request(ctx, http.MethodPost, body)
 	if err != nil {
 		return Performance{}, err
+	}
+	if revision == "" {
+		return h.Serve(c.Port, r, c.at()), nil
 	}
 	scanned, err := mcp.Scan(body, mcp.Limits{})
 	if err != nil {
@@ -105,15 +130,19 @@ func (h *Rehearsal) send(ctx context.Context, c *Caller, revision mcp.Revision, 
 	for key, values := range c.Header {
 		r.Header[http.CanonicalHeaderKey(key)] = slices.Clone(values) // a test may break what the protocol says
 	}
-	at := c.At
-	if at.IsZero() {
-		at = time.Now()
-	}
-	return h.Serve(c.Port, r, at), nil
+	return h.Serve(c.Port, r, c.at()), nil
 }
 
-func (c *Caller) request(ctx context.Context, body []byte) (*http.Request, error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+c.Host+c.Path, bytes.NewReader(body))
+// at is when a request comes.
+func (c *Caller) at() time.Time {
+	if c.At.IsZero() {
+		return time.Now()
+	}
+	return c.At
+}
+
+func (c *Caller) request(ctx context.Context, method string, body []byte) (*http.Request, error) {
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+c.Host+c.Path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +154,7 @@ func (c *Caller) request(ctx context.Context, body []byte) (*http.Request, error
 
 // Route tells which route a caller's requests go to, by its own name.
 func (h *Rehearsal) Route(ctx context.Context, c *Caller) (string, error) {
-	r, err := c.request(ctx, nil)
+	r, err := c.request(ctx, http.MethodPost, nil)
 	if err != nil {
 		return "", err
 	}

@@ -125,7 +125,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	p := &process{cfg: cfg, started: time.Now(), registry: telemetry.NewRegistry(), ops: ops, between: between, ask: make(chan struct{}, 1)}
+	p := &process{cfg: cfg, started: time.Now(), registry: telemetry.NewRegistry(), ops: ops, between: between, ask: make(chan struct{}, 1), news: make(chan struct{}, 1)}
 	floor := make([]byte, heapFloor)
 	defer runtime.KeepAlive(floor)
 	return p.run(ctx)
@@ -176,6 +176,7 @@ type process struct {
 	ops      net.Listener  // nil: none
 	between  net.Listener  // for other proxies; nil: none
 	ask      chan struct{} // holds one: the control plane is to be asked for peers
+	news     chan struct{} // holds one: there is something to report
 
 	identity   *mtls.Identity
 	calls      *telemetry.Calls
@@ -195,11 +196,12 @@ type proxyParts struct {
 	Upstreams *upstream.Manager
 	// NewClients is closed before Upstreams. If nil, the multiplexer has its own.
 	NewClients *newclient.Bridge
-	// Transport reaches a target, and Found is told what it speaks, if not nil. If Transport is nil, Upstreams does both.
+	// Transport reaches a target. If nil, Upstreams does.
 	Transport func(*snapshot.Target) upstream.Transport
-	Found     func(*snapshot.Target, []string)
-	Calls     *telemetry.Calls
-	Log       *slog.Logger
+	// Found is told what a target speaks. If nil, nobody is.
+	Found func(t *snapshot.Target, versions []string)
+	Calls *telemetry.Calls
+	Log   *slog.Logger
 	// ProxyID names this proxy in sessions that live here.
 	ProxyID string
 	// Peers are the other proxies. Nil: none can be asked.
@@ -280,7 +282,7 @@ func (p *process) start(ctx context.Context) (err error) {
 			Handler: func(port uint16) http.Handler { return handler(port) }})
 	}
 	handler = p.cfg.handlers(proxyParts{
-		Store: p.store, Upstreams: p.upstreams, NewClients: p.newClients, Calls: p.calls, Log: p.cfg.Log, Peers: p.peers,
+		Store: p.store, Upstreams: p.upstreams, Found: p.found, NewClients: p.newClients, Calls: p.calls, Log: p.cfg.Log, Peers: p.peers,
 		ProxyID: p.identity.ID().Proxy, Loopback: loopback(p.cfg.Bind),
 	})
 	p.client = xds.New(xds.Config{
@@ -334,9 +336,18 @@ func (p *process) follow(old, now *snapshot.Index) {
 	}
 }
 
-func (p *process) askForPeers() {
+func (p *process) askForPeers() { nudge(p.ask) }
+
+// found notes what a target speaks, for the next report, which comes soon.
+func (p *process) found(t *snapshot.Target, versions []string) {
+	p.upstreams.Found(t, versions)
+	nudge(p.news)
+}
+
+// nudge makes who waits for the channel go on, now or when he comes to it.
+func nudge(c chan struct{}) {
 	select {
-	case p.ask <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

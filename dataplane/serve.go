@@ -61,7 +61,7 @@ func newProxy(parts proxyParts) *proxy {
 		p.log = slog.New(slog.DiscardHandler)
 	}
 	if p.parts.Transport == nil {
-		p.parts.Transport, p.parts.Found = parts.Upstreams.Transport, parts.Upstreams.Found
+		p.parts.Transport = parts.Upstreams.Transport
 	}
 	p.mux = mux.New(mux.Config{
 		Transport:  p.parts.Transport,
@@ -144,7 +144,7 @@ func (x *exchange) serve() error {
 		return nil
 	}
 	x.route.Policy.ResponseHeaders(x.w.Header(), x.r, x.proxy.parts.Loopback)
-	if x.principal, err = x.route.Policy.Authenticate(x.r); err != nil {
+	if x.principal, err = x.route.Authenticate(x.r); err != nil {
 		return err
 	}
 	if place, err := agent.Find(x.route, x.r.URL, x.steadily); err != nil {
@@ -180,7 +180,7 @@ func (x *exchange) forward(owner string) error {
 	if x.message != nil {
 		id = x.message.RawID()
 	}
-	lost := func(status int, text string) error {
+	lost := func(status int, text string) *mcp.Error {
 		return &mcp.Error{Status: status, Code: mcp.CodeInternal, ID: id, Message: text}
 	}
 	if from := peers.From(x.r.Context()); from != "" {
@@ -197,7 +197,16 @@ func (x *exchange) forward(owner string) error {
 	}
 	x.record.Err = err
 	if gone.Sent {
-		return lost(http.StatusBadGateway, "the proxy that has what the request goes on with ("+owner+") was lost; it may have processed the request: begin anew")
+		err := lost(http.StatusBadGateway, "the proxy that has what the request goes on with ("+owner+") was lost; it may have processed the request: begin anew")
+		if !gone.Begun {
+			return err
+		}
+		if id == nil { // a standing stream, which its client takes up again
+			panic(http.ErrAbortHandler)
+		}
+		// There are clients that wait for ever when a stream just breaks off. One that had its answer already has no use for another.
+		_ = mcp.NewEventWriter(&x.w, http.NewResponseController(&x.w).Flush).Message(err.Append(nil))
+		return nil
 	}
 	return lost(http.StatusServiceUnavailable, "the proxy that has what the request goes on with ("+owner+") cannot be reached: try again, or begin anew")
 }
@@ -255,6 +264,17 @@ func (x *exchange) metadata(index *snapshot.Index, path string) (answered bool, 
 	default:
 		h.Set("Allow", "GET, HEAD, OPTIONS")
 		return true, &httpError{http.StatusMethodNotAllowed, "the metadata of a protected resource is read with GET"}
+	}
+	if t := found.Transparent(); t != nil {
+		x.backend = found.Backends[0]
+		document, err := x.proxy.mux.ResourceMetadata(&mux.Request{HTTP: x.r, Start: x.started, Port: x.port, Route: found, Backend: x.backend, Record: &x.record}, t, path)
+		if err != nil {
+			return true, err
+		}
+		h.Set("Content-Type", "application/json")
+		h.Set("Cache-Control", "no-store") // it names the host that was asked
+		_, _ = x.w.Write(document)         // the client is gone: nobody to tell
+		return true, nil
 	}
 	document := found.Policy.Metadata(x.r, path)
 	if document == nil {
@@ -338,11 +358,16 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 	if x.principal != nil {
 		scope.Principal = x.principal.ID
 	}
+	if v.Era == mcp.Sessions && x.route.Transparent() != nil {
+		scope.Principal = session.AnyBearer
+	}
 	if len(x.route.Backends) == 0 {
 		return nil, scope, &httpError{http.StatusServiceUnavailable, "the route has no backend"}
 	}
 	if v.Action == mcp.Call || v.Action == mcp.Initialize {
-		x.backend = x.choose(v.Era == mcp.Stateless)
+		if x.backend = x.ofTask(codec, scope); x.backend == nil {
+			x.backend = x.choose(v.Era == mcp.Stateless)
+		}
 		scope.Backend = x.backend.Resource
 		return nil, scope, nil
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sluicegate/sluice/dataplane/listener"
 	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/mux"
 	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/session"
 )
@@ -72,6 +73,12 @@ func (x *exchange) serveSSE() error {
 
 // openSSE holds the stream until its client leaves; the session ends with it.
 func (x *exchange) openSSE(codec *session.Codec, scope session.Scope) error {
+	if t := x.route.Transparent(); t != nil { // the stream itself has no place for a 401
+		x.backend = x.route.Backends[0]
+		if err := x.proxy.mux.Admits(&mux.Request{HTTP: x.r, Start: x.started, Port: x.port, Route: x.route, Backend: x.backend, Principal: x.principal, Record: &x.record}, t); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancel(x.r.Context())
 	defer cancel()
 	id := session.NewNonce()

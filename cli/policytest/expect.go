@@ -117,7 +117,13 @@ func texts(result map[string]any) []string {
 			}
 		}
 	}
-	for _, member := range []string{"content", "contents", "messages"} {
+	members := []string{"content", "contents", "messages"}
+	if message, ok := result["message"].(map[string]any); ok { // of an A2A agent, in 1.0
+		result, members = message, []string{"parts"}
+	} else if result["parts"] != nil { // and in 0.3
+		members = []string{"parts"}
+	}
+	for _, member := range members {
 		list, _ := result[member].([]any)
 		for _, item := range list {
 			add(item)

@@ -268,6 +268,52 @@ tests:
 }
 
 // No test passes by what it does not look at: each expectation fails on what is otherwise.
+const agents = `
+mcp:
+  port: 3000
+  targets:
+  - name: coder
+    a2a: {host: "https://coder.example.com/rpc"}
+    policies:
+      mcpAuthorization: {rules: [{deny: 'has(a2a.skill) && a2a.skill == "deploy"'}, {deny: 'a2a.method == "tasks/cancel"'}, 'true']}
+      backendAuth: {key: {secret: one}}
+  - {name: writer, mcp: {host: "https://writer.example.com/"}, policies: {a2a: {}}}
+  - {name: files, mcp: {host: "https://files.example.com/mcp"}}
+`
+
+// Agents are asked at their own addresses, in either revision, and MCP servers beside them as if they were alone.
+func TestAgents(t *testing.T) {
+	suite := load(t, agents, `
+targets:
+  coder: {skills: [review, {id: deploy, text: done}]}
+  writer: {skills: [{id: letter, text: dear}]}
+tests:
+- {name: skills, request: {skill: review, target: coder}, expect: {list: {skills: [review]}, listed: {skills: [review]}, notListed: {skills: [deploy]}, allowed: true, received: {text: ok},
+    sent: {target: coder, url: "https://coder.example.com/rpc", headers: {authorization: "Bearer <secret:one>", mcp-protocol-version: null}}}}
+- {name: no skill, request: {skill: deploy, target: coder}, expect: {refused: {because: "rules[0] deny", status: 200}}}
+- {name: another's, request: {skill: letter, target: writer, text: write}, expect: {allowed: true, received: {text: dear}, list: {skills: [letter]}}}
+- {name: method, request: {method: tasks/cancel, target: coder, params: {id: t}}, expect: {refused: "rules[1] deny"}}
+- {name: method of 1.0, request: {method: SendMessage, target: coder, params: {message: {messageId: m, role: ROLE_USER, parts: [{text: hi}], metadata: {skillId: review}}}}, expect: {received: {text: ok}}}
+- {name: a tool, request: {tool: read_file}, expect: {allowed: true, list: [read_file], sent: {target: files}}}
+`)
+	for name, failures := range outcomes(suite.Run(t.Context(), nil)) {
+		if failures != nil {
+			t.Errorf("%s: %s", name, failures)
+		}
+	}
+	suite = load(t, agents, `
+tests:
+- {name: which, request: {skill: review}, expect: {allowed: true}}
+- {name: no agent, request: {skill: review, target: files}, expect: {allowed: true}}
+- {name: nowhere, request: {skill: review, target: nowhere}, expect: {allowed: true}}
+`)
+	for name, want := range map[string]string{"which": "say for which agent", "no agent": "is no A2A agent", "nowhere": "is not there"} {
+		if got := outcomes(suite.Run(t.Context(), nil))[name]; !strings.Contains(strings.Join(got, " "), want) {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}
+
 func TestEachExpectationFails(t *testing.T) {
 	suite := load(t, kinds, `
 targets: {a: {tools: [{name: r, annotations: {readOnlyHint: true}, text: hello, result: {content: [{type: text, text: hi}], structuredContent: {n: 1}}}]}}

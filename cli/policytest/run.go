@@ -119,6 +119,9 @@ func targetOf(t *testv1.Target) rehearsal.Target {
 	for _, p := range t.GetResources() {
 		out.Resources = append(out.Resources, rehearsal.Item{Name: p.GetUri(), Text: p.GetText(), Result: asMap(p.GetResult())})
 	}
+	for _, p := range t.GetSkills() {
+		out.Skills = append(out.Skills, rehearsal.Item{Name: p.GetId(), Text: p.GetText()})
+	}
 	for _, p := range t.GetTemplates() {
 		out.Templates = append(out.Templates, rehearsal.Item{Name: p.GetUriTemplate()})
 	}
@@ -168,6 +171,8 @@ func request(r *testv1.Request) rehearsal.Request {
 		out.Kind, out.Name = rehearsal.Resource, item.Resource
 	case *testv1.Request_Template:
 		out.Kind, out.Name = rehearsal.Template, item.Template
+	case *testv1.Request_Skill:
+		out.Kind, out.Name, out.Text = rehearsal.Skill, item.Skill, r.GetText()
 	case *testv1.Request_Method:
 		out.Kind, out.Name, out.Arguments = rehearsal.Method, item.Method, asMap(r.GetParams())
 	}
@@ -181,7 +186,8 @@ func (r *run) names() []*testv1.Names {
 }
 
 func byKind(n *testv1.Names) map[rehearsal.Kind][]string {
-	return map[rehearsal.Kind][]string{rehearsal.Tool: n.GetTools(), rehearsal.Prompt: n.GetPrompts(), rehearsal.Resource: n.GetResources(), rehearsal.Template: n.GetTemplates()}
+	return map[rehearsal.Kind][]string{rehearsal.Tool: n.GetTools(), rehearsal.Prompt: n.GetPrompts(), rehearsal.Resource: n.GetResources(), rehearsal.Template: n.GetTemplates(),
+		rehearsal.Skill: n.GetSkills()}
 }
 
 func (r *run) lists(ctx context.Context, stage *rehearsal.Stage) error {
@@ -189,10 +195,10 @@ func (r *run) lists(ctx context.Context, stage *rehearsal.Stage) error {
 	for _, kind := range rehearsal.Kinds {
 		listed, not, exactly := byKind(e.GetListed())[kind], byKind(e.GetNotListed())[kind], byKind(e.GetList())[kind]
 		nothing := e.GetList().GetNothing() || e.GetListed().GetNothing()
-		if len(listed)+len(not)+len(exactly) == 0 && !nothing {
+		if len(listed)+len(not)+len(exactly) == 0 && (!nothing || !stage.Has(kind)) {
 			continue
 		}
-		got, err := stage.List(ctx, kind)
+		got, err := stage.List(ctx, kind, r.test.GetRequest().GetTarget())
 		if err != nil {
 			return err
 		}

@@ -22,20 +22,24 @@ const (
 	Prompt   Kind = "prompts"
 	Resource Kind = "resources"
 	Template Kind = "templates"
+	// Skill of an A2A agent, which its card lists.
+	Skill Kind = "skills"
 	// Method is a request for no item of a list.
 	Method Kind = ""
 )
 
 // Kinds are those that are listed.
-var Kinds = []Kind{Tool, Prompt, Resource, Template}
+var Kinds = []Kind{Tool, Prompt, Resource, Template, Skill}
 
 // Request is what a client asks for.
 type Request struct {
 	Kind Kind
-	// Name of the item, or the method. With Target it is the target's own, else as clients see it.
+	// Name of the item, or the method; of a skill its id. With Target it is the target's own, else as clients see it.
 	Name, Target string
 	// Arguments of a tool or prompt, params of a method.
 	Arguments map[string]any
+	// Text of the message to a skill.
+	Text string
 }
 
 // Outcome is what became of a request.
@@ -76,14 +80,23 @@ type Message struct {
 
 // Ask sends a request, and tells what became of it.
 func (s *Stage) Ask(ctx context.Context, r Request) (*Outcome, error) {
-	method, params, name, err := s.prepare(r)
+	agent, err := s.agentOf(r)
+	if err != nil {
+		return nil, err
+	}
+	method, params, name, err := s.prepare(r, agent)
 	if err != nil {
 		return nil, err
 	}
 	s.cast.mu.Lock()
 	s.cast.sent = nil
 	s.cast.mu.Unlock()
-	p, err := s.rehearsal.Call(ctx, &s.caller, method, params)
+	var p dataplane.Performance
+	if agent != "" {
+		p, err = s.rehearsal.CallAgent(ctx, s.callerOf(agent), method, params)
+	} else {
+		p, err = s.rehearsal.Call(ctx, &s.caller, method, params)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -102,9 +115,15 @@ func (s *Stage) Ask(ctx context.Context, r Request) (*Outcome, error) {
 func (s *Stage) targetsOwn(e *ResponseError) bool { return e.Message == notFound }
 
 // prepare is a request as JSON-RPC has it. A target whose lists nobody gave has what it is asked for.
-func (s *Stage) prepare(r Request) (method string, params map[string]any, name string, err error) {
-	if r.Kind == Method {
+func (s *Stage) prepare(r Request, agent string) (method string, params map[string]any, name string, err error) {
+	switch {
+	case r.Kind == Method:
 		return r.Name, r.Arguments, r.Name, nil
+	case r.Kind == Skill:
+		if !s.given[agent] {
+			s.assume(agent, Skill, r.Name)
+		}
+		return "message/send", messageTo(r.Name, r.Text), r.Name, nil
 	}
 	target, ownName := "", r.Name
 	name = r.Name
@@ -139,7 +158,13 @@ func (s *Stage) prepare(r Request) (method string, params map[string]any, name s
 
 // Assume gives the target of a name that a client writes an item, if nobody said what that target has.
 func (s *Stage) Assume(k Kind, name string) {
-	if target, ownName := s.world.ownName(k, s.route, name); target != "" && !s.given[target] {
+	target, ownName := s.world.ownName(k, s.route, name)
+	if k == Skill {
+		if agents := s.agents(); len(agents) == 1 {
+			target = agents[0]
+		}
+	}
+	if target != "" && !s.given[target] {
 		s.assume(target, k, ownName)
 	}
 }
@@ -147,7 +172,7 @@ func (s *Stage) Assume(k Kind, name string) {
 // assume gives a target an item.
 func (s *Stage) assume(target string, k Kind, name string) {
 	t := s.cast.targets[s.resource(target)]
-	list := map[Kind]*[]Item{Tool: &t.Tools, Prompt: &t.Prompts, Resource: &t.Resources, Template: &t.Templates}[k]
+	list := map[Kind]*[]Item{Tool: &t.Tools, Prompt: &t.Prompts, Resource: &t.Resources, Template: &t.Templates, Skill: &t.Skills}[k]
 	if !slices.ContainsFunc(*list, func(i Item) bool { return i.Name == name }) {
 		*list = append(slices.Clone(*list), Item{Name: name})
 	}
@@ -237,7 +262,11 @@ func reason(out *Outcome) string {
 }
 
 // List is what the caller's list of a kind holds, names as clients see them, in order. A refused list is an error.
-func (s *Stage) List(ctx context.Context, k Kind) ([]string, error) {
+// target tells whose card is meant, where there are several; else it may be empty.
+func (s *Stage) List(ctx context.Context, k Kind, target string) ([]string, error) {
+	if k == Skill {
+		return s.skills(ctx, target)
+	}
 	method := map[Kind]string{Tool: "tools/list", Prompt: "prompts/list", Resource: "resources/list", Template: "resources/templates/list"}[k]
 	member := map[Kind]string{Tool: "tools", Prompt: "prompts", Resource: "resources", Template: "resourceTemplates"}[k]
 	name := map[Kind]string{Tool: "name", Prompt: "name", Resource: "uri", Template: "uriTemplate"}[k]

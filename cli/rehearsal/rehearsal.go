@@ -80,7 +80,7 @@ type Stage struct {
 // goes, nothing that could verify who the caller is.
 func New(ctx context.Context, cfg Config) (*Stage, error) {
 	cfg.Tenant = cmp.Or(cfg.Tenant, "default")
-	s := &Stage{cfg: cfg, cast: &cast{targets: map[string]Target{}, exchanged: map[string]bool{}}, given: map[string]bool{}}
+	s := &Stage{cfg: cfg, cast: &cast{targets: map[string]Target{}, exchanged: map[string]bool{}, agents: map[string]bool{}}, given: map[string]bool{}}
 	var err error
 	if s.standIns, err = newStandIns(cfg.Principal.User); err != nil {
 		return nil, err
@@ -221,6 +221,10 @@ func (s *Stage) assign() error {
 	}
 	protocols := dataplane.Protocols()
 	for _, t := range s.targets() {
+		if s.isAgent(t) {
+			s.world.agents[t], s.cast.agents[s.resource(t)] = true, true
+			continue // the versions are MCP's
+		}
 		if own := s.world.targets[t].GetProtocolVersions(); len(own) > 0 {
 			protocols = slices.DeleteFunc(protocols, func(p string) bool { return !slices.Contains(own, p) })
 		}

@@ -15,6 +15,8 @@ import (
 // Target is what a target has, and how it answers.
 type Target struct {
 	Tools, Prompts, Resources, Templates []Item
+	// Skills of an A2A agent, by their ids.
+	Skills []Item
 }
 
 // Item is a tool, prompt, resource or resource template. The zero Result answers with the text `ok`.
@@ -34,6 +36,8 @@ type cast struct {
 	targets map[string]Target // by resource name of the target
 	// exchanged are resource names of targets that need a caller's token to exchange.
 	exchanged map[string]bool
+	// agents are resource names of targets that speak A2A.
+	agents map[string]bool
 
 	mu   sync.Mutex // guards sent
 	sent []received
@@ -55,6 +59,9 @@ func (c *cast) play(s dataplane.Sent) dataplane.Answer {
 		Method string          `json:"method"`
 		Params map[string]any  `json:"params"`
 	}
+	if c.agents[s.Resource] && s.Method == http.MethodGet {
+		return jsonAnswer(card(s, c.targets[s.Resource].Skills))
+	}
 	if s.Method != http.MethodPost || json.Unmarshal(s.Body, &m) != nil {
 		return dataplane.Answer{Status: http.StatusMethodNotAllowed}
 	}
@@ -68,12 +75,18 @@ func (c *cast) play(s dataplane.Sent) dataplane.Answer {
 		return dataplane.Answer{Status: http.StatusAccepted}
 	}
 	answer := map[string]any{"jsonrpc": "2.0", "id": m.ID}
-	if result, ok := c.result(s.Resource, m.Method, m.Params); ok {
+	if c.agents[s.Resource] {
+		answer["result"] = agentResult(s, c.targets[s.Resource].Skills, m.Method, m.Params)
+	} else if result, ok := c.result(s.Resource, m.Method, m.Params); ok {
 		answer["result"] = result
 	} else {
 		answer["error"] = map[string]any{"code": -32602, "message": notFound}
 	}
-	body, err := json.Marshal(answer)
+	return jsonAnswer(answer)
+}
+
+func jsonAnswer(v any) dataplane.Answer {
+	body, err := json.Marshal(v)
 	if err != nil { // everything in it was JSON or YAML
 		return dataplane.Answer{Status: http.StatusInternalServerError}
 	}

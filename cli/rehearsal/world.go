@@ -24,6 +24,7 @@ type world struct {
 	backends  map[string]*xdsv1.Backend
 	targets   map[string]*xdsv1.Target
 	policies  map[string]*policyv1.Policies // by resource name
+	agents    map[string]bool               // targets of the caller's route that speak A2A
 }
 
 func derive(tenant string, objects []*adminv1.Object) (*world, error) {
@@ -32,7 +33,7 @@ func derive(tenant string, objects []*adminv1.Object) (*world, error) {
 		return nil, err
 	}
 	w := &world{tenant: tenant, listeners: map[string]*xdsv1.Listener{}, routes: map[string]*xdsv1.Route{}, backends: map[string]*xdsv1.Backend{},
-		targets: map[string]*xdsv1.Target{}, policies: map[string]*policyv1.Policies{}}
+		targets: map[string]*xdsv1.Target{}, policies: map[string]*policyv1.Policies{}, agents: map[string]bool{}}
 	for r := range out.Secret() {
 		w.resources = append(w.resources, dataplane.RehearsalResource{Secret: true, Name: r.Name, Version: r.Version, Body: r.Body})
 	}
@@ -88,6 +89,11 @@ func (w *world) targetsOf(backend string) []string {
 	return names
 }
 
+// serversOf are the targets of a backend that MCP clients see.
+func (w *world) serversOf(backend string) []string {
+	return slices.DeleteFunc(w.targetsOf(backend), func(t string) bool { return w.agents[t] })
+}
+
 // target finds one by `name` or `backend/name`, among those of some backends.
 func (w *world) target(name string, backends []string) (string, error) {
 	var found, all []string
@@ -118,7 +124,7 @@ func (w *world) prefixed(backend string) bool {
 	case xdsv1.Backend_PREFIX_MODE_NEVER:
 		return false
 	}
-	return len(w.targetsOf(backend)) > 1
+	return len(w.serversOf(backend)) > 1
 }
 
 // clientName is a target's own name of an item as clients write it.
@@ -126,7 +132,7 @@ func (w *world) clientName(k Kind, target, name string) string {
 	backend := own(w.targets[target].GetBackend())
 	switch {
 	case k == Resource || k == Template:
-		if len(w.targetsOf(backend)) > 1 {
+		if len(w.serversOf(backend)) > 1 {
 			return w.targets[target].GetName() + "+" + name
 		}
 	case (k == Tool || k == Prompt) && w.prefixed(backend):
@@ -138,7 +144,7 @@ func (w *world) clientName(k Kind, target, name string) string {
 // ownName is the inverse of clientName: the target of a name that a client writes, empty if the name does not tell.
 func (w *world) ownName(k Kind, route, name string) (target, ownName string) {
 	for _, backend := range w.backendsOf(route) {
-		targets := w.targetsOf(backend)
+		targets := w.serversOf(backend)
 		separator := "+"
 		if k == Tool || k == Prompt {
 			separator = "_"

@@ -300,8 +300,8 @@ func TestConcernedObjectsAreEnough(t *testing.T) {
 		few   bool
 		wrong bool
 	}{
-		"good":             {target(func(s *adminv1.Target) { s.Description = "d" }), true, false},
-		"bad rule":         {target(func(s *adminv1.Target) { s.Policies = rule("mcp.tool.name = 1") }), true, true},
+		"good":     {target(func(s *adminv1.Target) { s.Description = "d" }), true, false},
+		"bad rule": {target(func(s *adminv1.Target) { s.Policies = rule("mcp.tool.name = 1") }), true, true},
 		"a secret": {target(func(s *adminv1.Target) {
 			s.Policies = key(&policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "s"}})
 		}), true, false},

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/sluicegate/sluice/controlplane/tenant"
 	"github.com/sluicegate/sluice/internal/mtls"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 	fleetv1 "github.com/sluicegate/sluice/proto/gen/sluice/fleet/v1"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
@@ -222,6 +224,28 @@ func (r *report) revision(name string) int64 {
 		}
 	}
 	return 0
+}
+
+// found is what a tenant's targets speak, by name. Where proxies differ, as they may while a server is being replaced, it is all
+// of it.
+func (r *reports) found(tenant string) (all []*adminv1.FoundTarget) {
+	versions := map[string][]string{}
+	r.mu.Lock()
+	for _, last := range r.last {
+		for _, t := range last.report.GetTargets() {
+			if name, ok := strings.CutPrefix(t.GetTarget(), tenant+"/target/"); ok && len(t.GetProtocolVersions()) > 0 {
+				versions[name] = append(versions[name], t.GetProtocolVersions()...)
+			}
+		}
+	}
+	r.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(versions)) {
+		found := versions[name]
+		slices.Sort(found)
+		slices.Reverse(found)
+		all = append(all, &adminv1.FoundTarget{Name: name, ProtocolVersions: slices.Compact(found)})
+	}
+	return all
 }
 
 // each calls tell for all that is bad in a tenant, by resource. What those that serve the revision said of their units

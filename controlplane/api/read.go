@@ -120,6 +120,9 @@ func (a admin) List(ctx context.Context, r *adminv1.ListRequest) (*adminv1.ListR
 			response.Objects = append(response.Objects, o.Object)
 		}
 	}
+	if kind == "" || kind == "target" {
+		response.Found = a.reports.found(space)
+	}
 	return response, nil
 }
 

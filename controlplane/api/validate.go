@@ -11,7 +11,7 @@ import (
 )
 
 // validate checks what a change would make of a tenant: names, references, levels, and that no policy is accepted that
-// is not enforced yet.
+// would do nothing.
 func validate(view *View, c Change) []*adminv1.Diagnostic {
 	objects, few := concerned(view, c)
 	if !few {

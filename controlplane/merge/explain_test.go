@@ -288,14 +288,14 @@ func keyPair(t *testing.T) (cert, key []byte) {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
 }
 
-// A kind that is not enforced yet is resource.Validate's to tell, as an error or a note.
+// A kind that means nothing on a target is resource.Validate's to tell, as an error or a note.
 func TestCheckLeavesWhatValidateTells(t *testing.T) {
 	in := load(t, `
 mcp:
   port: 3000
   targets:
   - name: t
-    mcp: {host: "https://t.example"}
+    stdio: {cmd: "true"}
     policies:
       a2a: {}
 `)

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -10,6 +11,9 @@ import (
 
 // maxCard bounds a card.
 const maxCard = 1 << 20
+
+// maxInterfaces bounds those of a card, each of which gets an address that the client may have made long.
+const maxInterfaces = 100
 
 // jsonRPC is the one binding that is proxied, as cards name it.
 const jsonRPC = "JSONRPC"
@@ -140,7 +144,11 @@ func (o object) moveNewer(at []byte) (found bool, err error) {
 // keepInterfaces keeps those for JSON-RPC, each once, and moves them to at.
 func keepInterfaces(raw []byte, binding string, at []byte) (kept []byte, n int, err error) {
 	var all [][]byte
+	count := 0
 	err = elements(raw, func(value []byte) error {
+		if count++; count > maxInterfaces {
+			return fmt.Errorf("it has more than %d interfaces", maxInterfaces)
+		}
 		o, err := readObject(value, "url", binding)
 		if err != nil || o.raw("url") == nil || o.text(binding) != jsonRPC {
 			return err

@@ -5,14 +5,16 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/mux"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/guard"
 	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
@@ -24,6 +26,9 @@ func serveCard(w http.ResponseWriter, x *mux.Request, at *Place) error {
 		e := x.Fail(http.StatusMethodNotAllowed, mcp.CodeInvalidRequest, "an agent's card is asked for by GET")
 		e.Allow = "GET, HEAD"
 		return e
+	}
+	if err := x.Take(at.Agent); err != nil {
+		return err
 	}
 	ctx, cancel := x.Within(x.HTTP.Context(), at.Agent)
 	defer cancel()
@@ -46,28 +51,50 @@ func serveCard(w http.ResponseWriter, x *mux.Request, at *Place) error {
 	return nil
 }
 
-// fetchCard asks the agent, at the path of its own and at its host's root, for either name.
+// fetchCard asks the agent, at the path of its own and at its host's root, for either name. Where there is no card an agent may answer
+// anything, an error of JSON-RPC with status 200 too: what is no card is passed by, and told if there is none at all.
 func fetchCard(ctx context.Context, x *mux.Request, at *Place) ([]byte, error) {
-	var resp *upstream.Response
+	var none error
 	for _, path := range cardPaths(at) {
-		h := http.Header{"Accept": {jsonType}}
-		passProtocol(x, at.Agent, h)
-		var err error
-		if resp, err = x.Exchange(ctx, at.Agent, &upstream.Request{
-			Method: http.MethodGet, Path: path, Header: h, Call: x.Call(at.Agent, policy.Agent, ""),
-		}); err != nil {
+		card, err := fetchCardAt(ctx, x, at, path)
+		var not *notCard
+		switch {
+		case err == nil:
+			return card, nil
+		case !errors.As(err, &not):
 			return nil, err
+		case none == nil || not.answered:
+			none = not
 		}
-		if !slices.Contains([]int{http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusGone}, resp.Status) {
-			break
-		}
-		_ = resp.Body.Close()
+	}
+	return nil, invalid(x, at.Agent, "its card: %v", none)
+}
+
+// notCard is why what an agent answered is no card.
+type notCard struct {
+	answered bool // it has something at the path
+	why      string
+}
+
+func (e *notCard) Error() string { return e.why }
+
+// fetchCardAt asks for the card at one path. If the agent has none there, the error is a [*notCard].
+func fetchCardAt(ctx context.Context, x *mux.Request, at *Place, path string) ([]byte, error) {
+	h := http.Header{"Accept": {jsonType}}
+	passProtocol(x, at.Agent, h)
+	resp, err := x.Exchange(ctx, at.Agent, &upstream.Request{
+		Method: http.MethodGet, Path: path, Header: h, Call: x.Call(at.Agent, policy.Agent, ""),
+	})
+	if err != nil {
+		return nil, err
 	}
 	defer resp.Body.Close()
 	switch resp.Status {
 	case http.StatusOK:
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return nil, x.Unauthorized(at.Agent, resp)
+	case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusGone:
+		return nil, &notCard{why: fmt.Sprintf("%s is answered %d", path, resp.Status)}
 	default:
 		return nil, invalid(x, at.Agent, "it answered %d for its card", resp.Status)
 	}
@@ -80,9 +107,13 @@ func fetchCard(ctx context.Context, x *mux.Request, at *Place) ([]byte, error) {
 	}
 	card, err := rewriteCard(bytes.TrimPrefix(raw, []byte("\ufeff")), at.URL(x.HTTP), skillFilter(x, at.Agent))
 	if err != nil {
-		return nil, invalid(x, at.Agent, "its card: %v", err)
+		return nil, &notCard{true, fmt.Sprintf("%s: %v", path, err)}
 	}
-	return card, nil
+	card, err = x.Guard(ctx, at.Agent, policy.ToClient, card, guard.Card)
+	if e, ok := errors.AsType[*mcp.Error](err); ok && e.HTTPStatus() == http.StatusOK {
+		e.Status = http.StatusForbidden // who asks for a card would take all that comes with 200 for one
+	}
+	return card, err
 }
 
 // cardPaths are where an agent may have its card, the likeliest first.
@@ -115,10 +146,7 @@ func skillFilter(x *mux.Request, t target) func(skill string) bool {
 	if !t.Policy.Authorizes() {
 		return nil
 	}
-	return func(skill string) bool {
-		c := x.Call(t, policy.Agent, skill)
-		return t.Policy.AdmitList(&c).Allowed
-	}
+	return x.Listing(t, policy.Agent)
 }
 
 // tag is the entity tag of what this caller gets.

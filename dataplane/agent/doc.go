@@ -5,12 +5,9 @@ package agent
 
 import (
 	"net/http"
-	"slices"
-	"strings"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/mux"
-	"github.com/sluicegate/sluice/internal/guard"
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
@@ -20,9 +17,6 @@ const (
 	codeInvalidAgentResponse = -32006
 )
 
-// Methods whose result is a card.
-var cardMethods = []string{"agent/getAuthenticatedExtendedCard", "GetExtendedAgentCard"}
-
 // Header names of A2A; 0.3 has the second with an X.
 var protocolHeaders = []string{"A2a-Version", "A2a-Extensions", "X-A2a-Extensions"}
 
@@ -31,6 +25,9 @@ var protocolHeaders = []string{"A2a-Version", "A2a-Extensions", "X-A2a-Extension
 func Serve(m *mux.Mux, w http.ResponseWriter, x *mux.Request, at *Place) error {
 	x.Record.Target = at.Agent.Name
 	m.Adopt(x, policy.Agent, "")
+	if v := versionOf(x.HTTP); !isVersion(v) {
+		return x.Fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "A2A-Version must be a version, as 1.0")
+	}
 	if at.Card {
 		return serveCard(w, x, at)
 	}
@@ -69,9 +66,6 @@ type call struct {
 	begun bool // the answer has
 	// understood is set by the first message of the agent's that is one of JSON-RPC.
 	understood bool
-	// trail is what the agent has said in a stream, for what is split over several events.
-	trail guard.Trail
-	said  uint64 // messages
 }
 
 // check refuses what is no request of A2A.
@@ -83,9 +77,14 @@ func (c *call) check() error {
 	case mcp.Response:
 		return c.Fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "an A2A agent asks nothing of its clients, so it takes no response")
 	}
-	if h[mcp.HeaderSession] != nil || h["Mcp-Protocol-Version"] != nil || h["Mcp-Method"] != nil || slices.Contains([]string{"initialize", "server/discover"}, msg.Method) ||
-		strings.HasPrefix(msg.Method, "notifications/") || strings.HasPrefix(msg.Method, "tools/") {
+	if h[mcp.HeaderSession] != nil || h["Mcp-Protocol-Version"] != nil || h["Mcp-Method"] != nil || ofMCP(msg.Method) {
 		return c.Fail(http.StatusOK, mcp.CodeMethodNotFound, "target %q is an A2A agent and does not speak MCP; its card is at %s%s", c.agent.Name, c.at.URL(c.HTTP), wellKnown[0])
+	}
+	switch {
+	case msg.Kind != mcp.Request || msg.Method == "":
+		return c.Fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "A2A has requests alone: send an id and a method")
+	case misspelt(msg.Method):
+		return c.Fail(http.StatusOK, mcp.CodeMethodNotFound, "Method not found")
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +31,7 @@ var toClient = append([]string{"Content-Type", "Retry-After", "Cache-Control", "
 func (c *call) forward(w http.ResponseWriter) error {
 	ctx, done := c.Bound(c.agent)
 	defer done()
-	body, err := c.Guard(ctx, c.agent, policy.ToTarget, c.Message.Body)
+	body, err := c.said(ctx)
 	if err != nil {
 		return err
 	}
@@ -45,7 +44,7 @@ func (c *call) forward(w http.ResponseWriter) error {
 	defer resp.Body.Close()
 	switch {
 	case resp.Status < 300 && mux.ContentType(resp.Header) == streamType:
-		return c.relayEvents(ctx, w, resp)
+		return c.relayEvents(ctx, done, w, resp)
 	case resp.Status < 300:
 		return c.relayMessage(ctx, w, resp, c.Limits().Bytes)
 	case resp.Status == http.StatusUnauthorized, resp.Status == http.StatusForbidden:
@@ -60,8 +59,7 @@ func (c *call) header() http.Header {
 	return h
 }
 
-// passProtocol copies the headers that an agent gets from the client. The version may also stand in the query
-// (specification 1.0, section 3.6.1), which is not sent on.
+// passProtocol copies the headers that an agent gets from the client. The version may also stand in the query, which is not sent on.
 func passProtocol(x *mux.Request, t target, h http.Header) {
 	x.Pass(t, h)
 	for _, key := range protocolHeaders {
@@ -69,8 +67,8 @@ func passProtocol(x *mux.Request, t target, h http.Header) {
 			h[key] = values
 		}
 	}
-	if version := x.HTTP.URL.Query().Get("A2A-Version"); version != "" && h["A2a-Version"] == nil {
-		h.Set("A2a-Version", version)
+	if version := versionOf(x.HTTP); version != "" {
+		h["A2a-Version"] = []string{version}
 	}
 }
 
@@ -83,7 +81,7 @@ func (c *call) head(w http.ResponseWriter, resp *upstream.Response) error {
 		}
 	}
 	if mux.ContentType(resp.Header) == streamType {
-		own["X-Accel-Buffering"] = []string{"no"}
+		own["Content-Type"], own["X-Accel-Buffering"] = []string{streamType}, []string{"no"}
 	}
 	if err := answerHead(c.Request, c.agent, w, own); err != nil {
 		return err
@@ -123,9 +121,14 @@ func (c *call) relayMessage(ctx context.Context, w http.ResponseWriter, resp *up
 		return c.notA2A(resp)
 	case len(body) > 0:
 		known := mux.ContentType(resp.Header) == jsonType && resp.Status < 300
-		if body, err = c.received(ctx, body); err != nil && !known && !c.understood {
+		original, guarded, err := c.received(ctx, body)
+		if err == nil {
+			body, err = c.whole(ctx, policy.ToClient, original, guarded)
+		}
+		switch {
+		case err != nil && !known && !c.understood:
 			return c.notA2A(resp)
-		} else if err != nil {
+		case err != nil:
 			return err
 		}
 		resp.Header["Content-Type"] = []string{jsonType}
@@ -139,115 +142,28 @@ func (c *call) relayMessage(ctx context.Context, w http.ResponseWriter, resp *up
 	return nil
 }
 
-// relayEvents brings an event stream, each event as soon as it has come.
-func (c *call) relayEvents(ctx context.Context, w http.ResponseWriter, resp *upstream.Response) error {
-	if err := c.head(w, resp); err != nil {
-		return err
-	}
-	flush := http.NewResponseController(w).Flush
-	if flush() != nil {
-		return nil // the client is gone
-	}
-	out := mcp.NewEventWriter(w, flush)
-	in := mcp.NewEventReader(resp.Body, c.Limits().Bytes)
-	for {
-		ev, err := in.Next()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case c.HTTP.Context().Err() != nil:
-			return nil // the client left, and takes the agent's stream with it
-		case errors.Is(err, mcp.ErrEventTooLarge):
-			return c.endStream(out, c.invalid("an event of its stream has more than %d bytes", c.Limits().Bytes))
-		case err != nil:
-			return c.endStream(out, c.Unreachable(c.agent, err))
-		}
-		if len(bytes.TrimSpace(ev.Data)) > 0 {
-			if ev.Data, err = c.received(ctx, ev.Data); err != nil {
-				return c.endStream(out, err)
-			}
-		}
-		if out.Write(ev) != nil {
-			return nil // the client is gone
-		}
-	}
-}
-
-// endStream says in a stream why it ends before its time, so that nobody takes it for a whole one.
-func (c *call) endStream(out *mcp.EventWriter, why error) error {
-	c.Record.Failed = true
-	if e, ok := errors.AsType[*mcp.Error](why); ok {
-		_ = out.Write(mcp.Event{Data: e.Append(nil), HasData: true})
-	}
-	return why
-}
-
-// received is what becomes of one message of the agent's, a whole one however its bytes arrived.
-func (c *call) received(ctx context.Context, body []byte) ([]byte, error) {
+// received is one message of the agent's, a whole one however its bytes arrived, and what guards make of it.
+func (c *call) received(ctx context.Context, body []byte) (original, guarded []byte, err error) {
 	msg, err := mcp.Scan(body, c.Limits())
 	if err != nil {
-		return nil, c.invalid("its answer is no JSON-RPC: %v", err)
+		return nil, nil, c.invalid("its answer is no JSON-RPC: %v", err)
 	}
 	if msg.Kind != mcp.Response {
-		return nil, c.invalid("its answer is a %s of JSON-RPC, not a response", msg.Kind)
+		return nil, nil, c.invalid("its answer is a %s of JSON-RPC, not a response", msg.Kind)
 	}
 	c.understood = true
 	c.Record.Failed = c.Record.Failed || msg.Error.Present()
 	if msg.Result.Present() && slices.Contains(cardMethods, c.Message.Method) {
 		card, err := rewriteCard(msg.Result.Of(body), c.at.URL(c.HTTP), skillFilter(c.Request, c.agent))
 		if err != nil {
-			return nil, c.invalid("its card: %v", err)
+			return nil, nil, c.invalid("its card: %v", err)
 		}
 		var edits mcp.Edits
 		edits.Replace(msg.Result, card)
 		body = edits.Apply(nil, body)
 	}
-	if body, err = c.Guard(ctx, c.agent, policy.ToClient, body); err != nil {
-		return nil, err
-	}
-	return c.joined(body)
-}
-
-// joined looks for what this message of a stream completes of those before it, which have left: an agent's text comes in pieces,
-// and each is shown as it comes. What is found is taken out of this one, or ends the stream.
-func (c *call) joined(body []byte) ([]byte, error) {
-	filters := c.agent.Policy.Filters(policy.ToClient)
-	if len(filters) == 0 {
-		return body, nil
-	}
-	n := c.said
-	c.said++
-	splits, err := c.trail.Add(filters, n, body, guard.AgentSaid)
-	if err != nil {
-		return nil, c.invalid("its answer: %v", err)
-	}
-	var extra []guard.Extra
-	for _, s := range splits {
-		switch {
-		case s.Finding != nil:
-			return nil, c.Found(c.agent, s.Finding)
-		case s.Message == n:
-			extra = append(extra, s.Extra)
-		}
-	}
-	if extra == nil {
-		return body, nil
-	}
-	out, _, err := guard.Apply(nil, body, guard.Agent, extra...)
-	if err != nil {
-		return nil, c.invalid("its answer: %v", err)
-	}
-	return out, nil
-}
-
-// safe reports whether an agent may see a request of the method twice.
-func safe(method string) bool {
-	switch method {
-	case "tasks/get", "tasks/pushNotificationConfig/get", "tasks/pushNotificationConfig/list", "agent/getAuthenticatedExtendedCard",
-		"GetTask", "ListTasks", "GetTaskPushNotificationConfig", "ListTaskPushNotificationConfigs", "GetExtendedAgentCard":
-		return true
-	}
-	return false
+	guarded, err = c.Guard(ctx, c.agent, policy.ToClient, body, guard.Agent)
+	return body, guarded, err
 }
 
 // invalid says that the agent's answer cannot be one. What is wrong is for the log: it may quote the agent.

@@ -39,9 +39,9 @@ func (p *Place) URL(r *http.Request) string {
 }
 
 var (
-	// ErrNoAgent: the path is one of agents, and names none.
+	// ErrNoAgent says that the path is one of agents, and names none.
 	ErrNoAgent = errors.New("no A2A agent is here: with several targets behind a route, each agent is at the route's path followed by /NAME, the name of its target")
-	// ErrNoServer: a route leads to agents alone, and the path names none.
+	// ErrNoServer says that a route leads to agents alone, and the path names none.
 	ErrNoServer = errors.New("the route leads to A2A agents and no MCP server: each agent is at the route's path followed by /NAME, the name of its target")
 )
 

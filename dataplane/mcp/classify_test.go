@@ -185,7 +185,7 @@ func TestMethods(t *testing.T) {
 		{"tasks/get", ByTask, revisions[3:]},
 		{"tasks/result", ByTask, revisions[3:4]},
 		{"tasks/update", ByTask, revisions[4:]},
-		{"tasks/list", FanTasks, revisions[3:4]},
+		{"tasks/list", FanList, revisions[3:4]},
 		{"subscriptions/listen", Listen, revisions[4:]},
 		{"notifications/cancelled", ByRequest, revisions},
 		{"notifications/roots/list_changed", Broadcast, revisions[:4]},

@@ -49,6 +49,18 @@ func (e *Error) Append(dst []byte) []byte {
 	return AppendError(dst, e.ID, e.Code, e.Message, e.Data)
 }
 
+// StatusOf is the HTTP status that goes with an error of the stateless era, for servers behind transports that have none
+// (2026-07-28, transports: streamable HTTP).
+func StatusOf(code int) int {
+	switch code {
+	case CodeMethodNotFound:
+		return http.StatusNotFound
+	case CodeHeaderMismatch, CodeMissingCapability, CodeUnsupportedVersion:
+		return http.StatusBadRequest
+	}
+	return http.StatusOK
+}
+
 func refusal(status, code int, format string, args ...any) *Error {
 	return &Error{Code: code, Status: status, Message: fmt.Sprintf(format, args...)}
 }

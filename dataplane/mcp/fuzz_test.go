@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -266,6 +267,38 @@ func FuzzRewriteURIs(f *testing.F) {
 			t.Fatalf("good JSON was refused: %v", err)
 		}
 		if err := json.Unmarshal(whole, &after); err != nil || !reflect.DeepEqual(rewriteDecoded(before), after) {
+			t.Fatalf("became %q (%v)", whole, err)
+		}
+	})
+}
+
+// FuzzRewriteTasks: what is rewritten is what a reader of the whole finds at the same places, and all else keeps its bytes.
+func FuzzRewriteTasks(f *testing.F) {
+	for _, tt := range slices.Concat(taskCases, uriCases) {
+		f.Add([]byte(tt.in), uint16(7))
+	}
+	f.Fuzz(func(t *testing.T, body []byte, cut uint16) {
+		whole, err := Rewrite(nil, body, Rewrites{URI: prefixed, Task: tasked})
+		var out bytes.Buffer
+		w := NewRewriter(&out, Rewrites{URI: prefixed, Task: tasked})
+		n := min(int(cut), len(body))
+		_, err1 := w.Write(body[:n])
+		_, err2 := w.Write(body[n:])
+		parts := errors.Join(err1, err2, w.Close())
+		if (err == nil) != (parts == nil) || err == nil && !bytes.Equal(whole, out.Bytes()) {
+			t.Fatalf("whole %q %v, in parts %q %v", whole, err, out.Bytes(), parts)
+		}
+		if same, err2 := Rewrite(nil, body, Rewrites{Task: func([]byte) []byte { return nil }}); err == nil && (err2 != nil || !bytes.Equal(same, body)) {
+			t.Fatalf("nothing to do became %q %v", same, err2)
+		}
+		var before, after any
+		if !strictJSON(body) || Unambiguous(body, Limits{Depth: maxDepth}) != nil || json.Unmarshal(body, &before) != nil {
+			return // twofold names: a map keeps one of them
+		}
+		if err != nil {
+			t.Fatalf("good JSON was refused: %v", err)
+		}
+		if err := json.Unmarshal(whole, &after); err != nil || !reflect.DeepEqual(tasksDecoded(before), after) {
 			t.Fatalf("became %q (%v)", whole, err)
 		}
 	})

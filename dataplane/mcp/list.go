@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// List is one of the four lists that targets have.
+// List is one of the lists that targets have.
 type List uint8
 
 // The lists.
@@ -16,26 +16,29 @@ const (
 	Prompts
 	Resources
 	Templates
+	Tasks // 2025-11-25 alone
 )
 
 // Method is the list's method; "" for NoList.
 func (l List) Method() string {
-	return [...]string{"", "tools/list", "prompts/list", "resources/list", "resources/templates/list"}[l]
+	return [...]string{"", "tools/list", "prompts/list", "resources/list", "resources/templates/list", "tasks/list"}[l]
 }
 
 // Member is the result's member that holds the items; "" for NoList.
 func (l List) Member() string {
-	return [...]string{"", "tools", "prompts", "resources", "resourceTemplates"}[l]
+	return [...]string{"", "tools", "prompts", "resources", "resourceTemplates", "tasks"}[l]
 }
 
 // itemOf is how errors call an item.
 func (l List) itemOf() string {
-	return [...]string{"", "an item of tools", "an item of prompts", "an item of resources", "an item of resourceTemplates"}[l]
+	return [...]string{"", "an item of tools", "an item of prompts", "an item of resources", "an item of resourceTemplates",
+		"an item of tasks"}[l]
 }
 
 // resultOf is how errors call the list's result.
 func (l List) resultOf() string {
-	return [...]string{"", "the tools/list result", "the prompts/list result", "the resources/list result", "the resources/templates/list result"}[l]
+	return [...]string{"", "the tools/list result", "the prompts/list result", "the resources/list result", "the resources/templates/list result",
+		"the tasks/list result"}[l]
 }
 
 // An Item of a list. Spans index Raw, which aliases the result that it came from. It is only valid during the
@@ -45,10 +48,12 @@ type Item struct {
 	Name        Text // tools, prompts; of resources only a label
 	URI         Text // resources
 	URITemplate Text // templates
+	TaskID      Text // tasks
 	Annotations Span // tools: what authorization may read
 	InputSchema Span // tools: where x-mcp-header stands
 	Meta        Span // _meta
-	UI          Text // tools: _meta.ui.resourceUri, or the older _meta["ui/resourceUri"]
+	UI          Text // tools: _meta.ui.resourceUri
+	UIBefore    Text // tools: _meta["ui/resourceUri"], as MCP Apps had it first; many say both
 
 	// Edits are done when the item is written. Rename and SetURI are the usual ones.
 	Edits Edits
@@ -77,19 +82,20 @@ type Page struct {
 }
 
 var (
-	resultNames [Templates + 1]*names
+	resultNames [Tasks + 1]*names
 	itemNames   = [...]*names{
 		Tools:     readNames("name", "annotations", "inputSchema", "_meta"),
 		Prompts:   readNames("name", "_meta"),
 		Resources: readNames("name", "uri", "_meta"),
 		Templates: readNames("name", "uriTemplate", "_meta"),
+		Tasks:     readNames("taskId", "_meta"),
 	}
 	itemMetaNames = readNames("ui", "ui/resourceUri")
 	uiNames       = readNames("resourceUri")
 )
 
 func init() {
-	for l := Tools; l <= Templates; l++ {
+	for l := Tools; l <= Tasks; l++ {
 		resultNames[l] = readNames(l.Member(), "nextCursor", "ttlMs", "cacheScope", "_meta")
 	}
 }
@@ -206,7 +212,8 @@ func (s *scanner) items(i int, l List, page *Page, f func(*Item) error) (int, er
 // settle makes the spans of an item relative to it.
 func (it *Item) settle(b []byte, start, end int) {
 	it.Raw = b[start:end:end]
-	for _, s := range []*Span{&it.Name.Span, &it.URI.Span, &it.URITemplate.Span, &it.Annotations, &it.InputSchema, &it.Meta, &it.UI.Span} {
+	for _, s := range []*Span{&it.Name.Span, &it.URI.Span, &it.URITemplate.Span, &it.Annotations, &it.InputSchema, &it.Meta, &it.UI.Span, &it.UIBefore.Span,
+		&it.TaskID.Span} {
 		if s.Present() {
 			s.Start -= int32(start)
 			s.End -= int32(start)
@@ -238,6 +245,8 @@ func (s *scanner) item(i int, l List, it *Item) int {
 			it.URI, i = s.text(at)
 		case "uriTemplate":
 			it.URITemplate, i = s.text(at)
+		case "taskId":
+			it.TaskID, i = s.text(at)
 		case "annotations":
 			it.Annotations, i = s.raw(at)
 		case "inputSchema":
@@ -262,18 +271,17 @@ func (s *scanner) checkItem(l List, it *Item) {
 		s.refuse("%s has no uri", l.itemOf())
 	case l == Templates && !it.URITemplate.IsString():
 		s.refuse("%s has no uriTemplate", l.itemOf())
+	case l == Tasks && !it.TaskID.IsString():
+		s.refuse("%s has no taskId", l.itemOf())
 	}
 }
 
-// itemMeta reads _meta, in it ui, and in that resourceUri.
+// itemMeta reads _meta, in it ui, and in that resourceUri, or all of it in one name.
 func (s *scanner) itemMeta(at int, it *Item) int {
 	start := at
 	i := s.within(at, "an item's _meta", itemMetaNames, func(name string, at int) (i int) {
 		if name == "ui/resourceUri" {
-			if it.UI.Present() {
-				return s.skip(at)
-			}
-			it.UI, i = s.text(at)
+			it.UIBefore, i = s.text(at)
 			return i
 		}
 		return s.within(at, "an item's _meta.ui", uiNames, func(_ string, at int) (i int) {

@@ -19,11 +19,12 @@ func TestMergeRenamesAndKeepsBytes(t *testing.T) {
 		{"tools", Tools, []string{
 			`{"tools":[ {"name":"now", "annotations":{"readOnlyHint":true},"x":1.0, "_meta":{"ui":{"resourceUri":"ui://a"}}} ,{"title":"t","name":"d\u0072op"}],"nextCursor":"ignored"}`,
 			`{"ttlMs":5,"tools":[]}`,
-			`{"tools":[{"name":"é\n","inputSchema":{"name":"name"},"_meta":{"ui/resourceUri":"ui://b"}}]}`},
-			`{"tools":[{"name":"0_now", "annotations":{"readOnlyHint":true},"x":1.0, "_meta":{"ui":{"resourceUri":"0+ui://a"}}},{"name":"2_é\n","inputSchema":{"name":"name"},"_meta":{"ui/resourceUri":"2+ui://b"}}]}`},
+			`{"tools":[{"name":"é\n","inputSchema":{"name":"name"},"_meta":{"ui/resourceUri":"ui://b"}},{"name":"both","_meta":{"ui/resourceUri":"ui://b","ui":{"resourceUri":"ui://c"}}}]}`},
+			`{"tools":[{"name":"0_now", "annotations":{"readOnlyHint":true},"x":1.0, "_meta":{"ui":{"resourceUri":"0+ui://a"}}},{"name":"2_é\n","inputSchema":{"name":"name"},"_meta":{"ui/resourceUri":"2+ui://b"}},{"name":"2_both","_meta":{"ui/resourceUri":"2+ui://b","ui":{"resourceUri":"2+ui://c"}}}]}`},
 		{"prompts", Prompts, []string{`{"prompts":[{"description":"d","name":"p"}]}`}, `{"prompts":[{"description":"d","name":"0_p"}]}`},
 		{"resources", Resources, []string{`{"resources":[{"uri":"file:///a?\/","name":"n"}]}`}, `{"resources":[{"uri":"0+file:///a?/","name":"n"}]}`},
 		{"templates", Templates, []string{`{"resourceTemplates":[{"name":"n","uriTemplate":"file:///{a}"}]}`}, `{"resourceTemplates":[{"name":"n","uriTemplate":"0+file:///{a}"}]}`},
+		{"tasks", Tasks, []string{`{"tasks":[{"status":"working","taskId":"a\u0062","ttl":null}]}`, `{"tasks":[{"taskId":"ab"}]}`}, `{"tasks":[{"status":"working","taskId":"0.ab","ttl":null},{"taskId":"1.ab"}]}`},
 		{"no items", Tools, []string{`{}`, ` { "tools" : [ ] } `}, `{"tools":[]}`},
 		{"none", Resources, nil, `{"resources":[]}`},
 	} {
@@ -35,13 +36,17 @@ func TestMergeRenamesAndKeepsBytes(t *testing.T) {
 					switch {
 					case it.Name.String() == "drop":
 						return false
+					case tt.list == Tasks:
+						it.Edits.String(it.TaskID.Span, []byte(target+"."+it.TaskID.String()))
 					case tt.list == Tools || tt.list == Prompts:
 						it.Rename([]byte(target + "_" + it.Name.String()))
 					default:
 						it.SetURI([]byte(target + "+" + it.URI.String() + it.URITemplate.String()))
 					}
-					if it.UI.IsString() {
-						it.Edits.String(it.UI.Span, []byte(target+"+"+it.UI.String()))
+					for _, ui := range []Text{it.UI, it.UIBefore} {
+						if ui.IsString() {
+							it.Edits.String(ui.Span, []byte(target+"+"+ui.String()))
+						}
 					}
 					return true
 				}); err != nil {

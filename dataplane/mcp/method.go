@@ -18,7 +18,6 @@ const (
 	FanList                   // a page of a merged list: params.cursor
 	Broadcast                 // to every target that can: logging/setLevel, notifications of the client
 	ByTask                    // params.taskId
-	FanTasks                  // tasks/list: every target that has tasks
 	ByRequest                 // notifications/cancelled, notifications/progress: to where the request they name went
 	Listen                    // subscriptions/listen: its filter is split by target
 	FromServer                // only servers send it: sampling, elicitation, roots, and their notifications
@@ -74,7 +73,7 @@ var methods = []MethodInfo{
 	{Name: "tasks/result", Routing: ByTask, Capability: "tasks", Since: V20251125, Until: lastSession},
 	{Name: "tasks/cancel", Routing: ByTask, Capability: "tasks", Since: V20251125},
 	{Name: "tasks/update", Routing: ByTask, Capability: "tasks", Since: V20260728},
-	{Name: "tasks/list", Routing: FanTasks, Capability: "tasks", Since: V20251125, Until: lastSession},
+	{Name: "tasks/list", Routing: FanList, List: Tasks, Capability: "tasks", Since: V20251125, Until: lastSession},
 
 	{Name: "notifications/cancelled", Routing: ByRequest, Notification: true, Since: first},
 	{Name: "notifications/progress", Routing: ByRequest, Notification: true, Since: first},

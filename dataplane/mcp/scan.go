@@ -17,6 +17,7 @@ const (
 	MetaLogLevel           = "io.modelcontextprotocol/logLevel"
 	MetaSubscriptionID     = "io.modelcontextprotocol/subscriptionId"
 	MetaServerInfo         = "io.modelcontextprotocol/serverInfo"
+	MetaRelatedTask        = "io.modelcontextprotocol/related-task" // of 2025-11-25
 )
 
 // Scan reads one JSON-RPC message in one strict pass over the whole body: JSON grammar, UTF-8, nothing after

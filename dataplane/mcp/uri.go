@@ -14,13 +14,17 @@ import (
 //	result.contents[].uri          result.tools[]._meta.ui.resourceUri
 //	                               result._meta.ui.resourceUri
 //
-// and so in each element of a batch. It works on the bytes as they come, whatever their borders, and holds back
-// no more than one URI. All other bytes pass as they are; a URI that the function leaves alone keeps its form.
-// It follows the structure that it needs and validates nothing else: text whose structure cannot be followed is
-// an error, other text that is no JSON passes for the receiver to refuse.
+// and so in each element of a batch. If it is asked to, also tasks' ids where [Rewrites] says; what a task resulted in
+// (result.result, and params.result of what tells of a task) is then a result as any other.
+//
+// It works on the bytes as they come, whatever their borders, and holds back no more than one URI. All other bytes
+// pass as they are; a URI that the function leaves alone keeps its form. It follows the structure that it needs and
+// validates nothing else: text whose structure cannot be followed is an error, other text that is no JSON passes for
+// the receiver to refuse.
 type URIWriter struct {
 	w       io.Writer
 	rewrite func(uri []byte) []byte // nil: URIs stay
+	task    func(id []byte) []byte  // nil: tasks' ids stay
 	private bool
 
 	state state
@@ -51,7 +55,7 @@ const (
 	atComma               // after a value in a container that is followed
 	atEnd                 // after the message
 	inName                // in a name that may lead on: held
-	inURI                 // in a URI, or a cacheScope: held
+	inURI                 // in a URI, a task's id or a cacheScope: held
 	inString              // in another string, or a name that leads nowhere
 	inEscape              // … after its backslash
 	inScalar              // in a number or literal
@@ -78,27 +82,44 @@ const (
 	ui    // _meta.ui
 	scope // cacheScope, if it is a string
 	uri   // a URI, if it is a string
+
+	// From here on: followed only if tasks' ids are looked for.
+	params
+	outcome // what a task resulted in
+	failure // an error
+	data    // an error's
+	tasks
+	task
+	related // _meta's io.modelcontextprotocol/related-task
+	taskID  // a task's id, if it is a string
 )
 
 // members and elements are the ways on from an object and from an array.
 var members = [...]map[string]node{
-	root:     {"result": result},
-	single:   {"result": result},
-	result:   {"content": content, "contents": contents, "messages": messages, "tools": tools, "_meta": meta, "cacheScope": scope},
+	root:   {"result": result, "params": params, "error": failure},
+	single: {"result": result, "params": params, "error": failure},
+	result: {"content": content, "contents": contents, "messages": messages, "tools": tools, "_meta": meta, "cacheScope": scope,
+		"taskId": taskID, "task": task, "tasks": tasks, "result": outcome, "error": failure},
+	params:   {"_meta": meta, "taskId": taskID, "result": outcome, "error": failure},
+	outcome:  {"content": content, "contents": contents, "messages": messages, "_meta": meta},
+	failure:  {"data": data},
+	data:     {"_meta": meta, "taskId": taskID},
+	task:     {"_meta": meta, "taskId": taskID},
+	related:  {"taskId": taskID},
 	content:  {"uri": uri, "resource": resource},
 	block:    {"uri": uri, "resource": resource},
 	resource: {"uri": uri},
 	message:  {"content": content},
 	tool:     {"_meta": meta},
-	meta:     {"ui": ui, "ui/resourceUri": uri},
+	meta:     {"ui": ui, "ui/resourceUri": uri, MetaRelatedTask: related},
 	ui:       {"resourceUri": uri},
-	uri:      nil,
+	taskID:   nil,
 }
 
-var elements = [uri + 1]node{root: single, content: block, contents: resource, messages: message, tools: tool}
+var elements = [taskID + 1]node{root: single, content: block, contents: resource, messages: message, tools: tool, tasks: task}
 
 const (
-	longestName = 6 * len(`"ui/resourceUri"`) // were every character escaped
+	longestName = 6 * len(`"`+MetaRelatedTask+`"`) // were every character escaped
 	longestURI  = 64 << 10
 )
 
@@ -124,7 +145,7 @@ func MakePrivate(result []byte) []byte {
 
 // RewriteResult is [RewriteURIs] that makes result.cacheScope private, if asked to. rewrite may be nil.
 func RewriteResult(dst, body []byte, rewrite func(uri []byte) []byte, private bool) ([]byte, error) {
-	return (&URIWriter{rewrite: rewrite, private: private, next: root, out: dst}).whole(dst, body)
+	return Rewrite(dst, body, Rewrites{URI: rewrite, Private: private})
 }
 
 // RewriteURIs appends body to dst with its URIs rewritten as a [URIWriter] does.
@@ -277,7 +298,7 @@ func (u *URIWriter) hold(p []byte) (int, error) {
 	u.held = append(u.held, p[:n]...)
 	switch {
 	case u.state == inURI && len(u.held) > longestURI:
-		return n, fmt.Errorf("mcp: a URI in a result has more than %d bytes", longestURI)
+		return n, fmt.Errorf("mcp: a URI or a task's id has more than %d bytes", longestURI)
 	case end && u.state == inName:
 		u.named()
 	case end:
@@ -298,6 +319,9 @@ func (u *URIWriter) named() {
 	u.next, u.state = dead, atColon
 	if name, ok := Unquote(u.held); ok {
 		u.next = members[u.path[len(u.path)-1].node][string(name)]
+		if u.next >= params && u.task == nil {
+			u.next = dead
+		}
 	}
 }
 
@@ -305,12 +329,14 @@ func (u *URIWriter) named() {
 func (u *URIWriter) replace() error {
 	text, ok := Unquote(u.held)
 	if !ok {
-		return fmt.Errorf("mcp: a URI in a result is no valid string: %s", clip(u.held))
+		return fmt.Errorf("mcp: a URI or a task's id is no valid string: %s", clip(u.held))
 	}
 	var to []byte
 	switch {
 	case u.next == scope:
 		to = []byte("private")
+	case u.next == taskID:
+		to = u.task(text)
 	case u.rewrite != nil:
 		to = u.rewrite(text)
 	}
@@ -362,7 +388,7 @@ func (u *URIWriter) step(c byte) (int, error) {
 	case atEnd:
 		ok = space
 	case atValue:
-		if c == '"' && (u.next == uri || u.next == scope && u.private) {
+		if c == '"' && (u.next == uri && u.rewrite != nil || u.next == scope && u.private || u.next == taskID) {
 			u.state, u.held = inURI, append(u.held[:0], c)
 			return 1, nil
 		}

@@ -34,13 +34,33 @@ func (x *Request) admit(ctx context.Context, t *snapshot.Target, kind policy.Ite
 			return err
 		}
 	}
-	v := t.Policy.Admit(&call)
+	return x.decide(t, &call, kind, shown, listed)
+}
+
+// admitTask is admit for a task. tool made it, if that is known.
+func (x *Request) admitTask(ctx context.Context, t *snapshot.Target, own, shown, tool string) error {
+	if t.Refused != nil {
+		return x.refusedConfig(t)
+	}
+	if !t.Policy.Authorizes() {
+		return nil
+	}
+	call, listed, err := x.taskCall(ctx, t, own, tool)
+	if err != nil {
+		return err
+	}
+	return x.decide(t, &call, policy.Task, shown, listed)
+}
+
+// decide asks the rules. listed is false for what the target has not, as far as the proxy can tell.
+func (x *Request) decide(t *snapshot.Target, call *policy.Call, kind policy.ItemKind, shown string, listed bool) error {
+	v := t.Policy.Admit(call)
 	x.Record.Rule = v.Rule
 	switch {
 	case !listed && (v.Allowed || v.Invalid != nil || v.Scopes != nil):
 		return x.notFound(kind, shown)
 	case v.Invalid != nil:
-		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "arguments: %v", v.Invalid)
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidRequest, "%v", v.Invalid)
 	case v.Allowed:
 		return nil
 	}
@@ -122,9 +142,11 @@ func (x *Request) method() string {
 }
 
 // masks reports whether a target's own "not found" for the item has to read like a refusal: rules are in force, and
-// the proxy could not tell from a list whether the item exists. The target's answer still takes its own time.
+// the proxy could not tell from a list whether the item exists. The target's answer still takes its own time. Of a task whose
+// sealed id the caller holds he knows that it existed, and -32602 also says that it is over.
 func (x *Request) masks(t *snapshot.Target, kind policy.ItemKind) bool {
-	return t.Policy.Authorizes() && (kind == policy.Resource || kind == policy.Template || kind == policy.Task)
+	unsealed := kind == policy.Task && x.item.own == x.item.shown
+	return t.Policy.Authorizes() && (kind == policy.Resource || kind == policy.Template || unsealed)
 }
 
 // masked reports whether code is one that targets use for what they do not have.

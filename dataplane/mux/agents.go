@@ -33,8 +33,13 @@ func (x *Request) Within(ctx context.Context, t *snapshot.Target) (context.Conte
 	return x.mux.fanOut(ctx, t)
 }
 
-// Take takes the tokens that the request costs at a target.
-func (x *Request) Take(t *snapshot.Target) error { return x.take(t, x.item.kind, x.item.own) }
+// Take takes the tokens that the request costs at a target, whatever it is.
+func (x *Request) Take(t *snapshot.Target) error {
+	if !t.Policy.Limited() {
+		return nil
+	}
+	return x.charge(t, x.item.kind, x.item.own)
+}
 
 // Bound is how long a call at a target may take until the end of its answer; the client's leaving ends it too.
 func (x *Request) Bound(t *snapshot.Target) (context.Context, context.CancelFunc) {
@@ -45,26 +50,36 @@ func (x *Request) Bound(t *snapshot.Target) (context.Context, context.CancelFunc
 	return context.WithCancel(ctx)
 }
 
-// Guard lets guards see a whole message of A2A.
-func (x *Request) Guard(ctx context.Context, t *snapshot.Target, d policy.Direction, message []byte) ([]byte, error) {
+// Guard lets guards see a whole message of A2A, or a card, by its shape.
+func (x *Request) Guard(ctx context.Context, t *snapshot.Target, d policy.Direction, message []byte, shape *guard.Shape) ([]byte, error) {
 	if !t.Policy.Guards(d) {
 		return message, nil
 	}
-	code := mcp.CodeInvalidParams
-	if d == policy.ToClient {
-		code = mcp.CodeInternal
-	}
 	call := x.call(t, x.item.kind, x.item.own)
-	out, note, err := t.Policy.Guard(ctx, &call, d, message, guard.Agent)
+	out, note, err := t.Policy.Guard(ctx, &call, d, message, shape)
 	if x.noteUndecided(note); err != nil {
-		return nil, x.guarded(err, code)
+		return nil, x.guarded(err, guardCode(d))
 	}
 	return out, nil
 }
 
 // Found is the refusal for what one of a target's filters found in several messages together.
-func (x *Request) Found(t *snapshot.Target, f *guard.Finding) error {
-	return x.guarded(t.Policy.Found(f), mcp.CodeInternal)
+func (x *Request) Found(t *snapshot.Target, d policy.Direction, f *guard.Finding) error {
+	return x.guarded(t.Policy.Found(f), guardCode(d))
+}
+
+// guardCode is the code of a guard's refusal.
+func guardCode(d policy.Direction) int {
+	if d == policy.ToClient {
+		return mcp.CodeInternal
+	}
+	return mcp.CodeInvalidParams
+}
+
+// Listing makes what rules decide about the entries of one list of a target share a budget: it returns whether they may admit one.
+func (x *Request) Listing(t *snapshot.Target, kind policy.ItemKind) func(own string) bool {
+	x.work = &policy.Work{}
+	return func(own string) bool { return x.admitList(t, kind, own, nil) }
 }
 
 // Call is what policies may know of a call about one item of a target.

@@ -72,22 +72,14 @@ func (m *Mux) complete(w http.ResponseWriter, x *Request) error {
 	}
 }
 
-// other serves methods that name no item that could lead to a target: tasks, and what no revision has. With several
+// other serves methods that name no item that could lead to a target, such as those that no revision has. With several
 // targets nothing says for which of them it is.
 func (m *Mux) other(w http.ResponseWriter, x *Request) error {
 	t := x.alone()
 	if t == nil {
 		return x.unknownMethod()
 	}
-	if _, err := x.Message.Target(); err != nil {
-		return err // a task's id that rules cannot see
-	}
-	it := item{}
-	if x.Message.TaskID.IsString() {
-		id := x.Message.TaskID.String()
-		it = item{kind: policy.Task, own: id, shown: id, at: x.Message.TaskID}
-	}
-	return x.forward(w, t, it)
+	return x.forward(w, t, item{})
 }
 
 // item is what a request asks for.
@@ -95,6 +87,7 @@ type item struct {
 	kind       policy.ItemKind
 	own, shown string   // its name as the target and as the client know it; a URI for resources
 	at         mcp.Text // where the name stands
+	tool       string   // that made a task, if it is known
 	// lifecycle: no rule is asked, for no rule may keep a client from speaking the protocol at all.
 	lifecycle bool
 }
@@ -107,12 +100,23 @@ func (x *Request) forward(w http.ResponseWriter, t *snapshot.Target, it item) er
 	if err := x.take(t, it.kind, it.own); err != nil { // before rules: a refusal must not cost less than a call
 		return err
 	}
-	if !it.lifecycle {
+	switch {
+	case it.lifecycle:
+	case it.kind == policy.Task:
+		x.Record.Name = it.tool // whoever has a task's id may have the task: it is no matter for logs
+		if err := x.admitTask(ctx, t, it.own, it.shown, it.tool); err != nil {
+			return err
+		}
+		x.remember(t, it.own, it.tool)
+	default:
 		if err := x.admit(ctx, t, it.kind, it.own, it.shown); err != nil {
 			return err
 		}
 	}
 	x.item = it
+	if err := x.needsKeys(t); err != nil {
+		return err
+	}
 	call := x.call(t, it.kind, it.own)
 	if err := t.Policy.Answerable(&call); err != nil { // rather now than after the target has acted
 		return x.unreachable(t, err)

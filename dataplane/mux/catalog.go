@@ -45,7 +45,7 @@ const (
 )
 
 func (x *Request) catalogKey(t *snapshot.Target, list mcp.List) catalogKey {
-	return catalogKey{t.Digest, x.Scope.Principal, x.vary(t), x.capabilities(), x.Verdict.Era, list}
+	return catalogKey{t.Digest, x.caller(), x.vary(t), x.capabilities(), x.Verdict.Era, list}
 }
 
 // capabilities is a hash of the client's.

@@ -195,8 +195,8 @@ func (o *openStream) changed(now *snapshot.Index) {
 		o.cancel(errMoved)
 		return
 	}
-	p, err := route.Policy.Authenticate(o.x.HTTP)
-	if err != nil || p == nil && o.x.Principal != nil || p != nil && p.ID != o.x.Scope.Principal {
+	p, err := route.Authenticate(o.x.HTTP)
+	if err != nil || p == nil && o.x.Principal != nil || p != nil && p.ID != o.x.caller() {
 		o.cancel(errRevoked)
 		return
 	}

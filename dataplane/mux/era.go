@@ -25,7 +25,6 @@ type eras struct {
 	// sessionless says that clients of the session era are better off with the target's stateless one: it refuses sessions, or
 	// takes them without keeping any, so that it can ask its clients nothing there.
 	sessionless bool
-	stateless   bool
 }
 
 func (e eras) have(era mcp.Era) bool {
@@ -55,32 +54,11 @@ func (x *Request) face(ctx context.Context, t *snapshot.Target) (upstream.Transp
 	if err != nil {
 		return nil, err
 	}
+	caller := newclient.Caller{Codec: x.Codec, Scope: x.Scope}
 	if e.have(mcp.Stateless) {
-		return x.mux.cfg.Transport(t), nil
+		return x.mux.cfg.NewClients.Direct(t, caller), nil
 	}
-	return x.mux.cfg.NewClients.Stateless(t, newclient.Caller{Codec: x.Codec, Scope: x.Scope}), nil
-}
-
-// otherEra names the target and what it does speak. Clients that know both eras fall back on it.
-func (x *Request) otherEra(t *snapshot.Target, e eras) error {
-	asked := x.revision()
-	if x.Message != nil && x.Message.Version.IsString() {
-		asked = mcp.Revision(x.Message.Version.Value)
-	}
-	fail := x.fail(http.StatusBadRequest, mcp.CodeUnsupportedVersion, "target %q does not speak %s, only %s", t.Name, asked, e.list())
-	fail.Data = marshal(map[string]any{"supported": e.versions, "requested": asked})
-	return fail
-}
-
-func (e eras) list() string {
-	var s string
-	for i, v := range e.versions {
-		if i > 0 {
-			s += ", "
-		}
-		s += string(v)
-	}
-	return s
+	return x.mux.cfg.NewClients.Stateless(t, caller), nil
 }
 
 // erasOf looks up whether a target speaks 2026-07-28, and probes it the first time: server/discover, then initialize, as far
@@ -162,7 +140,7 @@ func upTo(version mcp.Revision) (all []mcp.Revision) {
 func (x *Request) eraKey(t *snapshot.Target) eraKey {
 	key := eraKey{digest: t.Digest}
 	if t.Policy.PerCaller() {
-		key.principal = x.Scope.Principal
+		key.principal = x.caller()
 	}
 	return key
 }
@@ -189,15 +167,12 @@ var discoverProbe = []byte(`{"jsonrpc":"2.0","id":"sluice-probe","method":"serve
 	`"io.modelcontextprotocol/clientCapabilities":{}}}}`)
 
 // probe asks once, at 2026-07-28. A result or -32022 that lists only versions with sessions is a server with sessions
-// (go-sdk); one that refuses 2026-07-28 yet lists it too (go-sdk again), so nothing is asked twice. What else is
+// (go-sdk); one that refuses 2026-07-28 yet lists it too (go-sdk again), so nothing is asked twice. One that lists nothing else
+// has no sessions to ask for: it refuses for a moment. What else is
 // answered comes from a server that never heard of server/discover: no answer of it is worth keying on, but one that
 // the proxy's credentials are refused or that there is no MCP at all would hide the cause, so initialize tells.
 func (x *Request) probe(ctx context.Context, t *snapshot.Target) (eras, error) {
-	h := make(http.Header, 8)
-	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
-	x.pass(t, h)
-	mcp.SetHeaders(h, mcp.V20260728, "server/discover", "")
-	resp, err := x.exchange(ctx, t, x.mux.cfg.Transport(t), &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Call: x.calling(t, outgoing{method: "server/discover"}), Safe: true}, session.Target{})
+	resp, err := x.askDiscover(ctx, t)
 	if err != nil {
 		return eras{}, err
 	}
@@ -207,11 +182,20 @@ func (x *Request) probe(ctx context.Context, t *snapshot.Target) (eras, error) {
 	}
 	if msg, err := x.readMessage(t, resp, x.scanned()); err == nil {
 		e := eras{versions: discovered(msg)}
-		if len(e.versions) > 0 && (msg.Result.Present() || !e.have(mcp.Stateless)) {
+		if len(e.versions) > 0 && (msg.Result.Present() || !e.have(mcp.Stateless) || !e.have(mcp.Sessions)) {
 			return e, nil
 		}
 	}
 	return x.probeSessions(ctx, t)
+}
+
+// askDiscover sends server/discover in the name of the caller.
+func (x *Request) askDiscover(ctx context.Context, t *snapshot.Target) (*upstream.Response, error) {
+	h := make(http.Header, 8)
+	h["Accept"], h["Content-Type"] = acceptBoth, typeJSON
+	x.pass(t, h)
+	mcp.SetHeaders(h, mcp.V20260728, "server/discover", "")
+	return x.exchange(ctx, t, x.mux.cfg.Transport(t), &upstream.Request{Method: http.MethodPost, Header: h, Body: discoverProbe, Call: x.calling(t, outgoing{method: "server/discover"}), Safe: true}, session.Target{})
 }
 
 // probeSessions begins a session to see whether the target has them, and ends it.

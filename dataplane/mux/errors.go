@@ -42,7 +42,8 @@ func (x *Request) unreachable(t *snapshot.Target, err error) error {
 		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q: %s", t.Name, tls.Reason)
 	}
 	if auth, ok := errors.AsType[*policy.AuthError](err); ok {
-		return &Error{x.fail(auth.Status, mcp.CodeInvalidRequest, "target %q needs the caller's own token: %s", t.Name, auth.Reason), http.Header{"Www-Authenticate": {auth.Challenge}}}
+		return &Error{x.fail(auth.Status, mcp.CodeInvalidRequest, "target %q needs the caller's own token: %s", t.Name, auth.Reason),
+			http.Header{"Www-Authenticate": {x.Route.Policy.BearerChallenge(x.HTTP)}}}
 	}
 	if _, ok := errors.AsType[*policy.CredentialError](err); ok {
 		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q: the proxy could not obtain its credential", t.Name)

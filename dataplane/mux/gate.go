@@ -67,7 +67,9 @@ func (g *gate) pass(ev mcp.Event) error {
 		return nil // of a type that is not MCP's: nobody looked into it, and clients ignore it
 	}
 	if len(ev.Data) == 0 || !g.x.reads(g.t) {
-		if err := g.x.translate(g.t, &ev, g.position); err != nil {
+		if err := g.x.translate(g.t, &ev, g.position); err == errHidden {
+			return nil
+		} else if err != nil {
 			return err
 		}
 		g.queue(&heldEvent{ev: ev}, 0, false)
@@ -112,7 +114,9 @@ func (g *gate) pass(ev mcp.Event) error {
 		return nil
 	}
 	ev.Data = data
-	if err := g.x.translate(g.t, &ev, g.position); err != nil {
+	if err := g.x.translate(g.t, &ev, g.position); err == errHidden {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	h.ev = ev

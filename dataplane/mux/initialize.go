@@ -34,6 +34,9 @@ func (m *Mux) initialize(w http.ResponseWriter, x *Request) error {
 		Issued:       now,
 		Expires:      now.Add(ttl),
 	}
+	if x.Scope.Principal == session.AnyBearer {
+		x.Session.Caller, x.Session.Subject = x.caller(), x.Principal.Subject()
+	}
 	if len(x.Backend.Targets) == 0 {
 		return x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "backend %q has no targets", x.Backend.Name)
 	}

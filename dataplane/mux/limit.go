@@ -18,6 +18,11 @@ func (x *Request) take(t *snapshot.Target, kind policy.ItemKind, own string) err
 	if !t.Policy.Limited() || x.Message == nil || x.Message.Kind != mcp.Request || x.Message.Method == "ping" {
 		return nil
 	}
+	return x.charge(t, kind, own)
+}
+
+// charge takes the tokens that a request costs at a target that has limits.
+func (x *Request) charge(t *snapshot.Target, kind policy.ItemKind, own string) error {
 	call := x.call(t, kind, own)
 	limit, ok := errors.AsType[*policy.LimitError](t.Policy.Take(&call, &x.taken))
 	if !ok {

@@ -23,13 +23,16 @@ type filter struct {
 	Prompts   bool     `json:"promptsListChanged,omitempty"`
 	Resources bool     `json:"resourcesListChanged,omitempty"`
 	URIs      []string `json:"resourceSubscriptions,omitempty"`
+	Tasks     []string `json:"taskIds,omitempty"`
 }
 
 func (f filter) wants(l mcp.List) bool {
 	return l == mcp.Tools && f.Tools || l == mcp.Prompts && f.Prompts || l == mcp.Resources && f.Resources
 }
 
-func (f filter) empty() bool { return !f.Tools && !f.Prompts && !f.Resources && len(f.URIs) == 0 }
+func (f filter) empty() bool {
+	return !f.Tools && !f.Prompts && !f.Resources && len(f.URIs) == 0 && len(f.Tasks) == 0
+}
 
 // metaSubscription names, in _meta, the listen that a message belongs to.
 const metaSubscription = "io.modelcontextprotocol/subscriptionId"
@@ -49,7 +52,7 @@ func (m *Mux) listen(w http.ResponseWriter, x *Request) error {
 	if raw == nil || json.Unmarshal(raw, &f) != nil {
 		return x.fail(http.StatusBadRequest, mcp.CodeInvalidParams, "subscriptions/listen needs params.notifications, an object")
 	}
-	if t := x.alone(); t != nil && !(t.Policy.Authorizes() && len(f.URIs) > 0) {
+	if t := x.alone(); t != nil && !(t.Policy.Authorizes() && len(f.URIs)+len(f.Tasks) > 0) && !x.sealsAny(f.Tasks) {
 		return m.listenOne(w, x, t, f)
 	}
 	return m.listenAll(w, x, f)
@@ -206,7 +209,7 @@ func (x *Request) split(ctx context.Context, f filter) (shares []filter, refused
 			refused[uri] = e.Message
 		}
 	}
-	return shares, refused, nil
+	return shares, refused, x.listensToTasks(ctx, f, shares)
 }
 
 // listening is one target's part of a listen.
@@ -289,6 +292,11 @@ func (x *Request) acknowledge(f filter, acks []filter, refused map[string]string
 	for _, uri := range f.URIs {
 		if t, own := x.byURI(uri); t != nil && slices.Contains(acks[x.order(t)].URIs, own) {
 			honoured.URIs = append(honoured.URIs, uri)
+		}
+	}
+	for _, id := range f.Tasks {
+		if x.honoursTask(id, acks) {
+			honoured.Tasks = append(honoured.Tasks, id)
 		}
 	}
 	params := append([]byte(`{"notifications":`), marshal(honoured)...)

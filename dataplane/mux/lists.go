@@ -12,7 +12,7 @@ import (
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
-// list serves the four lists: one page of each target that has one, merged, admitted and renamed.
+// list serves the lists: one page of each target that has one, merged, admitted and renamed.
 func (m *Mux) list(w http.ResponseWriter, x *Request) error {
 	list := x.Message.Info().List
 	if t := x.alone(); t != nil && !x.prefixed() && !t.Policy.Authorizes() {
@@ -181,8 +181,8 @@ func addPage(merge *mcp.Merge, p *page, keep keeper) (mcp.Page, error) {
 
 // keeper says what of a target's list the client sees, and under which name.
 func (x *Request) keeper(t *snapshot.Target, list mcp.List, owned map[string]string) keeper {
-	kind := [...]policy.ItemKind{mcp.Tools: policy.Tool, mcp.Prompts: policy.Prompt, mcp.Resources: policy.Resource, mcp.Templates: policy.Template}[list]
-	rules, wraps, prefixed := t.Policy.Authorizes(), x.wraps(t), x.prefixed()
+	kind := [...]policy.ItemKind{mcp.Tools: policy.Tool, mcp.Prompts: policy.Prompt, mcp.Resources: policy.Resource, mcp.Templates: policy.Template, mcp.Tasks: policy.Task}[list]
+	rules, wraps, prefixed, seals := t.Policy.Authorizes(), x.wraps(t), x.prefixed(), x.seals(t)
 	return func(it *mcp.Item) bool {
 		name := it.Name
 		switch list {
@@ -190,6 +190,8 @@ func (x *Request) keeper(t *snapshot.Target, list mcp.List, owned map[string]str
 			name = it.URI
 		case mcp.Templates:
 			name = it.URITemplate
+		case mcp.Tasks:
+			name = it.TaskID
 		}
 		if !name.IsString() {
 			return false // it could not be asked for
@@ -202,10 +204,19 @@ func (x *Request) keeper(t *snapshot.Target, list mcp.List, owned map[string]str
 				return false // no client over HTTP may call it, so none may see it
 			}
 		}
-		if rules && !x.admitList(t, kind, name.String(), it.Annotations.Of(it.Raw)) {
+		switch {
+		case kind == policy.Task:
+			if !x.admitListedTask(t, name.String()) {
+				return false
+			}
+		case rules && !x.admitList(t, kind, name.String(), it.Annotations.Of(it.Raw)):
 			return false
 		}
 		switch {
+		case kind == policy.Task:
+			if seals {
+				it.Edits.String(name.Span, []byte(x.clientTask(t, name.String(), "")))
+			}
 		case kind == policy.Resource || kind == policy.Template:
 			if wraps {
 				it.SetURI([]byte(joinURI(t.Name, name.String())))
@@ -214,8 +225,10 @@ func (x *Request) keeper(t *snapshot.Target, list mcp.List, owned map[string]str
 			if prefixed {
 				it.Rename([]byte(joinName(t.Name, name.String())))
 			}
-			if wraps && it.UI.IsString() {
-				it.Edits.String(it.UI.Span, []byte(joinURI(t.Name, it.UI.String())))
+			for _, ui := range []mcp.Text{it.UI, it.UIBefore} {
+				if wraps && ui.IsString() {
+					it.Edits.String(ui.Span, []byte(joinURI(t.Name, ui.String())))
+				}
 			}
 		}
 		return true

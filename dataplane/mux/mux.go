@@ -55,7 +55,11 @@ type Mux struct {
 	pages      *lru[pageKey, *page]
 	catalogs   *lru[catalogKey, *catalog]
 	changed    *lru[changeKey, *atomic.Uint64]
+	taken      *lru[takenKey, struct{}]
+	named      *lru[string, string]
+	documents  *lru[string, []byte]
 	reported   *lru[string, struct{}]
+	tasks      *lru[taskKey, string] // the tool that made it
 	flights    singleflight.Group
 	streams    streams
 }
@@ -63,14 +67,18 @@ type Mux struct {
 // New returns a Mux that remembers nothing yet.
 func New(cfg Config) *Mux {
 	m := &Mux{
-		cfg:      cfg,
-		log:      cfg.Log,
-		soft:     newLRU[softKey, session.Target](1 << 18),
-		eras:     newLRU[eraKey, eras](1 << 16),
-		pages:    newLRU[pageKey, *page](128 << 20),
-		catalogs: newLRU[catalogKey, *catalog](64 << 20),
-		changed:  newLRU[changeKey, *atomic.Uint64](1 << 14),
-		reported: newLRU[string, struct{}](1 << 14),
+		cfg:       cfg,
+		log:       cfg.Log,
+		soft:      newLRU[softKey, session.Target](1 << 18),
+		eras:      newLRU[eraKey, eras](1 << 16),
+		pages:     newLRU[pageKey, *page](128 << 20),
+		catalogs:  newLRU[catalogKey, *catalog](64 << 20),
+		changed:   newLRU[changeKey, *atomic.Uint64](1 << 14),
+		taken:     newLRU[takenKey, struct{}](1 << 16),
+		named:     newLRU[string, string](1 << 14),
+		documents: newLRU[string, []byte](16 << 20),
+		reported:  newLRU[string, struct{}](1 << 14),
+		tasks:     newLRU[taskKey, string](1 << 16),
 	}
 	if m.log == nil {
 		m.log = slog.Default()
@@ -124,7 +132,9 @@ type Request struct {
 	// responded: the client's stream has the response.
 	responded bool
 	taken     policy.Taken // tokens of localRateLimit
-	work      *policy.Work // of a list's decisions; nil else
+	// listened are the client's ids of the tasks that a subscriptions/listen is about.
+	listened map[taskKey]string
+	work     *policy.Work // of a list's decisions; nil else
 }
 
 // Record is what became of a request, for the log line and the metrics.
@@ -147,6 +157,13 @@ type Record struct {
 // Serve answers one request. An error was not answered yet: it is an [*Error] or an [*mcp.Error].
 func (m *Mux) Serve(w http.ResponseWriter, x *Request) error {
 	x.mux = m
+	if t := x.Route.Transparent(); t != nil {
+		return x.challenged(t, m.serveTransparent(w, x, t))
+	}
+	return m.serve(w, x)
+}
+
+func (m *Mux) serve(w http.ResponseWriter, x *Request) error {
 	switch x.Verdict.Action {
 	case mcp.Initialize:
 		return m.initialize(w, x)
@@ -201,6 +218,8 @@ func (m *Mux) request(w http.ResponseWriter, x *Request) error {
 		return m.complete(w, x)
 	case mcp.Broadcast:
 		return m.setLevel(w, x)
+	case mcp.ByTask:
+		return m.byTask(w, x)
 	case mcp.Listen:
 		return m.listen(w, x)
 	}

@@ -123,15 +123,15 @@ func TestSinkHoldsAndKeepsAlive(t *testing.T) {
 
 func TestMergeServers(t *testing.T) {
 	m := newServerMerge()
-	for name, result := range map[string]string{
-		"a": `{"capabilities":{"tools":{},"resources":{"subscribe":false},"tasks":{"list":{}}},"instructions":"one"}`,
-		"b": `{"capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true},"logging":{},"extensions":{"x/y":{"v":1}}},"ttlMs":500,"cacheScope":"public"}`,
+	for _, result := range []string{
+		`{"capabilities":{"tools":{},"resources":{"subscribe":false},"tasks":{"list":{}},"extensions":{"x/y":{"types":["a"]}}},"instructions":"one"}`,
+		`{"capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true},"logging":{},"tasks":{"cancel":{}},"extensions":{"x/y":{"v":1,"types":["b","a"]},"x/z":{}}},"ttlMs":500,"cacheScope":"public"}`,
 	} {
 		says, err := parseServer([]byte(result))
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.add(name, says)
+		m.add("a", says)
 	}
 	var got map[string]any
 	if err := json.Unmarshal(m.initializeResult("2025-11-25", missing{}), &got); err != nil {
@@ -140,7 +140,8 @@ func TestMergeServers(t *testing.T) {
 	want := map[string]any{
 		"protocolVersion": "2025-11-25", "serverInfo": map[string]any{"name": "sluice", "version": "1"}, "instructions": "## a\n\none",
 		"capabilities": map[string]any{"tools": map[string]any{"listChanged": true}, "resources": map[string]any{"subscribe": true}, "logging": map[string]any{},
-			"extensions": map[string]any{"x/y": map[string]any{"v": 1.0}}},
+			"tasks":      map[string]any{"list": map[string]any{}, "cancel": map[string]any{}},
+			"extensions": map[string]any{"x/y": map[string]any{"v": 1.0, "types": []any{"a", "b"}}, "x/z": map[string]any{}}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("initialize (-want +got):\n%s", diff)

@@ -91,7 +91,7 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 		cursor = &own
 	}
 	key := x.pageKey(t, list, cursor)
-	if t.Refused != nil || !x.caches(t) {
+	if t.Refused != nil || !x.caches(t, list) {
 		return x.forward(w, t, item{lifecycle: true})
 	}
 	x.Record.Target = t.Name
@@ -128,13 +128,13 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 	return nil
 }
 
-// caches reports whether the target's lists may be kept at all.
-func (x *Request) caches(t *snapshot.Target) bool {
-	return x.stateless() || t.Config.GetListCache() != nil
+// caches reports whether a target's list may be kept at all. Tasks come, change and go without a word.
+func (x *Request) caches(t *snapshot.Target, list mcp.List) bool {
+	return list != mcp.Tasks && (x.stateless() || t.Config.GetListCache() != nil)
 }
 
 func (x *Request) pageKey(t *snapshot.Target, list mcp.List, cursor *string) pageKey {
-	key := pageKey{digest: t.Digest, principal: "=" + x.Scope.Principal, vary: x.vary(t), caps: x.capabilities(), era: x.Verdict.Era, list: list,
+	key := pageKey{digest: t.Digest, principal: "=" + x.caller(), vary: x.vary(t), caps: x.capabilities(), era: x.Verdict.Era, list: list,
 		first: cursor == nil, changes: x.mux.changes(t, list)}
 	if cursor != nil {
 		key.cursor = *cursor
@@ -165,7 +165,7 @@ func (x *Request) cached(key pageKey) *page {
 func (x *Request) page(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string, keep keeper) (*page, error) {
 	var f *fetched
 	var err error
-	if !x.caches(t) {
+	if !x.caches(t, list) {
 		f, err = x.fetch(ctx, t, list, cursor, keep)
 	} else {
 		key := x.pageKey(t, list, cursor)
@@ -241,6 +241,9 @@ type fetched struct {
 // fetch asks the target for one page. A target without the capability has an empty list.
 func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string, keep keeper) (*fetched, error) {
 	resp, err := x.send(ctx, t, outgoing{body: x.listRequest(list, cursor), method: list.Method(), safe: true})
+	if err != nil && x.knowsNoTasks(list, cursor) {
+		return &fetched{page: &page{result: []byte("{}")}}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -256,7 +259,7 @@ func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, 
 	}
 	msg := f.msg
 	if msg.Error.Present() {
-		if code, _ := errorCode(msg); code == mcp.CodeMethodNotFound && x.alone() == nil {
+		if code, _ := errorCode(msg); x.alone() == nil && (code == mcp.CodeMethodNotFound || list == mcp.Tasks && cursor == nil && refusesMethod(code)) {
 			f.page = &page{result: []byte("{}")}
 		}
 		return f, nil

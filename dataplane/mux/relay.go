@@ -142,8 +142,9 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 	if !stream && x.reads(t) {
 		return x.relayWhole(w, t, resp)
 	}
-	restricts := x.restricts(t)
-	if resp.Length > 0 && !stream && !x.wraps(t) && !restricts {
+	rewrites := x.rewrites(t)
+	changes := rewrites.URI != nil || rewrites.Task != nil || rewrites.Private
+	if resp.Length > 0 && !stream && !changes {
 		setLength(w.Header(), resp.Length)
 	}
 	if err := x.head(w, t, resp); err != nil {
@@ -152,11 +153,8 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 	switch {
 	case stream:
 		x.relayStream(ctx, w, t, resp.Body)
-	case x.wraps(t) || restricts:
-		uris := mcp.NewURIWriter(w, x.rewriteURI(t))
-		if restricts {
-			uris.MakePrivate()
-		}
+	case changes:
+		uris := mcp.NewRewriter(w, rewrites)
 		if err := copyPooled(&noting{Writer: uris, x: x}, resp.Body); err != nil {
 			x.broke(err)
 		}
@@ -273,7 +271,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 	defer out.close()
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
 	defer stop()
-	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) {
+	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) && !x.translates(t) {
 		if err := out.copy(io.TeeReader(body, notingEvents{x})); err != io.EOF && ctx.Err() == nil {
 			x.broke(err) // nobody has read what came, so nobody can tell the client but by cutting it off too
 		}
@@ -346,22 +344,24 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 			return nil
 		}
 	}
-	if msg.Kind == mcp.Response && x.restricts(t) {
-		ev.Data, err = mcp.RewriteResult(nil, msg.Body, x.rewriteURI(t), true)
+	if msg.Kind == mcp.Response {
+		if r := x.rewrites(t); r.URI != nil || r.Task != nil || r.Private {
+			ev.Data, err = mcp.Rewrite(nil, msg.Body, r)
+		}
 		return err
 	}
 	if !x.wraps(t) {
-		return nil
+		ev.Data, err = x.translateTasks(t, &msg, msg.Body)
+		return err
 	}
 	ev.Data, err = x.translateMessage(t, &msg)
 	return err
 }
 
+// translateMessage is translate for a notification or request of one target among several.
 func (x *Request) translateMessage(t *snapshot.Target, msg *mcp.Message) ([]byte, error) {
 	var e mcp.Edits
 	switch msg.Kind {
-	case mcp.Response:
-		return mcp.RewriteURIs(nil, msg.Body, x.rewriteURI(t))
 	case mcp.Request:
 		e.String(msg.ID, []byte(x.sealRequest(t, msg.RawID())))
 	case mcp.Notification:
@@ -373,10 +373,11 @@ func (x *Request) translateMessage(t *snapshot.Target, msg *mcp.Message) ([]byte
 			e.String(msg.URI.Span, []byte(joinURI(t.Name, msg.URI.String())))
 		}
 	}
-	if e.Len() == 0 {
-		return msg.Body, nil
+	body := msg.Body
+	if e.Len() > 0 {
+		body = e.Apply(nil, body)
 	}
-	return e.Apply(nil, msg.Body), nil
+	return x.translateTasks(t, msg, body)
 }
 
 func (x *Request) sealRequest(t *snapshot.Target, id []byte) string {

@@ -59,6 +59,7 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 	if t.Refused != nil {
 		return nil, x.refusedConfig(t)
 	}
+	o.body = x.ownTasks(t, o.body)
 	if x.stateless() {
 		tr, err := x.face(ctx, t)
 		if err != nil {
@@ -140,6 +141,10 @@ func (x *Request) doBy(ctx context.Context, t *snapshot.Target, tr upstream.Tran
 
 // exchange is the one place where a request leaves for a target.
 func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.Transport, r *upstream.Request, leg session.Target) (*upstream.Response, error) {
+	if t.Policy.Unverified() && x.Route.Transparent() != t {
+		x.Record.Err = errNotTransparent
+		return nil, x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "target %q cannot be served: %v", t.Name, errNotTransparent)
+	}
 	if tr.Owned() && leg.ID != "" && x.renews(t) {
 		r.Initialize = x.initializeAgain(leg)
 	}
@@ -165,7 +170,7 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 // transport reaches a target in the client's era: through a bridge, where the leg is of the other one.
 func (x *Request) transport(t *snapshot.Target, leg session.Target) upstream.Transport {
 	if bridged(leg) && !x.stateless() {
-		return x.mux.oldclients.Sessions(t, oldclient.Client{Session: x.Session, Principal: x.Scope.Principal})
+		return x.mux.oldclients.Sessions(t, oldclient.Client{Session: x.Session, Principal: x.caller()})
 	}
 	return x.mux.cfg.Transport(t)
 }
@@ -251,7 +256,11 @@ func (x *Request) unauthorized(t *snapshot.Target, resp *upstream.Response) erro
 		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused the proxy's credentials (%d)", t.Name, resp.Status)
 	}
 	e := &Error{x.fail(resp.Status, mcp.CodeInternal, "target %q refused the caller's token (%d)", t.Name, resp.Status), http.Header{}}
-	if challenge := resp.Header.Values("Www-Authenticate"); len(challenge) > 0 {
+	challenge := resp.Header.Values("Www-Authenticate")
+	if t.Policy.Unverified() {
+		x.hearChallenge(t, challenge)
+	}
+	if len(challenge) > 0 {
 		e.Header["Www-Authenticate"] = challenge
 	}
 	return e

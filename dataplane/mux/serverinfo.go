@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -58,12 +60,12 @@ func newServerMerge() *serverMerge {
 	return &serverMerge{capabilities: map[string]any{}, hints: mcp.NewMerge(mcp.Tools, mcp.Limits{})}
 }
 
-// add takes one target into account. The union of capabilities is promised, since each is some target's; but tasks are
-// not, for nothing in a task's id says whose it is.
+// add takes one target into account. The union of capabilities is promised, extensions among them whether they are known or
+// not, since each is some target's.
 func (m *serverMerge) add(target string, s serverSays) {
 	for name, raw := range s.capabilities {
 		var value any
-		if name == "tasks" || json.Unmarshal(raw, &value) != nil {
+		if json.Unmarshal(raw, &value) != nil {
 			continue
 		}
 		m.capabilities[name] = union(m.capabilities[name], value)
@@ -74,7 +76,8 @@ func (m *serverMerge) add(target string, s serverSays) {
 	m.hints.Hint(s.page)
 }
 
-// union of two capabilities: an object has the members of both, a flag is set if one is. Else the first stands.
+// union of two capabilities: an object has the members of both, a flag is set if one is, a list has what either has. Else, and
+// where they are of two sorts, the first stands.
 func union(a, b any) any {
 	switch a := a.(type) {
 	case nil:
@@ -82,6 +85,14 @@ func union(a, b any) any {
 	case bool:
 		other, ok := b.(bool)
 		return a || ok && other
+	case []any:
+		more, _ := b.([]any)
+		for _, e := range more {
+			if !slices.ContainsFunc(a, func(have any) bool { return reflect.DeepEqual(have, e) }) {
+				a = append(a, e)
+			}
+		}
+		return a
 	case map[string]any:
 		more, ok := b.(map[string]any)
 		if !ok {

@@ -38,18 +38,20 @@ type Elsewhere struct{ Owner string }
 
 func (e *Elsewhere) Error() string { return "proxy " + e.Owner + " has what the request is about" }
 
-// ErrLost says that the owner cannot be reached, or left without an answer. Whether it has processed the request is not known if Sent.
+// ErrLost says that the owner cannot be reached, or left without a whole answer. Whether it has processed the request is not known
+// if Sent. If Begun, an event stream was begun, and the next thing on it can be an event.
 type ErrLost struct {
 	Owner string
 	Sent  bool
+	Begun bool
 	Err   error
 }
 
 func (e *ErrLost) Error() string { return fmt.Sprintf("forward to proxy %s: %v", e.Owner, e.Err) }
 func (e *ErrLost) Unwrap() error { return e.Err }
 
-// Forward has a request answered by its owner. body is what was read of it already, all of it. An error has not been answered yet,
-// and is an [*ErrLost]; an answer that breaks off ends the connection.
+// Forward has a request answered by its owner. body is what was read of it already, all of it. An error is an [*ErrLost], and has
+// not been answered yet unless it says so; an answer that breaks off in the middle ends the connection.
 func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, owner string, body []byte) error {
 	c, err := p.find(r.Context(), owner)
 	if err != nil {
@@ -96,8 +98,11 @@ func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, own
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	if err := pass(w, resp.Body); err != nil && r.Context().Err() == nil {
+	if whole, err := pass(w, resp.Body); err != nil && r.Context().Err() == nil {
 		p.cfg.Log.Warn("a forwarded answer broke off", "owner", owner, "err", err)
+		if whole {
+			return &ErrLost{Owner: owner, Sent: true, Begun: true, Err: err}
+		}
 		panic(http.ErrAbortHandler) // the client must not take it for a whole one
 	}
 	return nil
@@ -116,35 +121,39 @@ func (n *noted) Read(p []byte) (int, error) {
 
 func (n *noted) Close() error { return nil }
 
-// pass copies and flushes piece by piece: it may be an event stream.
-func pass(w http.ResponseWriter, body io.Reader) error {
+// pass copies and flushes piece by piece: it may be an event stream. Then whole says that it stands between two events.
+func pass(w http.ResponseWriter, body io.Reader) (whole bool, err error) {
 	flush := func() error {
 		if err := http.NewResponseController(w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err
 		}
 		return nil
 	}
-	if strings.HasPrefix(w.Header().Get("Content-Type"), "text/event-stream") { // on which nothing may happen for long
+	events := strings.HasPrefix(w.Header().Get("Content-Type"), "text/event-stream")
+	if events { // on which nothing may happen for long
 		if err := flush(); err != nil {
-			return err
+			return false, err
 		}
 	}
+	var end []byte // of what was passed
 	buf := make([]byte, 8<<10)
 	for {
 		n, err := body.Read(buf)
 		if n > 0 {
+			end = append(end, buf[max(0, n-4):n]...)
+			end = end[max(0, len(end)-4):]
 			if _, err := w.Write(buf[:n]); err != nil {
-				return err
+				return false, err
 			}
 			if err := flush(); err != nil {
-				return err
+				return false, err
 			}
 		}
 		if err == io.EOF {
-			return nil
+			return false, nil
 		}
 		if err != nil {
-			return err
+			return events && (len(end) == 0 || bytes.HasSuffix(end, []byte("\n\n")) || bytes.HasSuffix(end, []byte("\r\n\r\n"))), err
 		}
 	}
 }

@@ -156,9 +156,11 @@ func (p *Peers) clientLocked(id string) *client {
 		TLSClientConfig:     p.cfg.Identity.PeerClientConfig(id),
 		TLSHandshakeTimeout: p.cfg.Wait,
 		ForceAttemptHTTP2:   true,
-		MaxIdleConns:        64,
-		IdleConnTimeout:     time.Minute,
-		DisableCompression:  true, // bytes pass as they are
+		// A machine that died closes no connection. A call may be silent for long, but the connection that it waits on may not.
+		HTTP2:              &http.HTTP2Config{SendPingTimeout: p.cfg.Wait / 3, PingTimeout: p.cfg.Wait * 2 / 3},
+		MaxIdleConns:       64,
+		IdleConnTimeout:    time.Minute,
+		DisableCompression: true, // bytes pass as they are
 	}}
 	p.clients[id] = c
 	return c

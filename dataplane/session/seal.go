@@ -29,6 +29,10 @@ type Scope struct {
 	Principal string
 }
 
+// AnyBearer is the Principal in the scope of sessions that go on with another token if their target takes it: [State.Caller] says
+// who began one. No principal has it as its ID.
+const AnyBearer = "bearer"
+
 const (
 	format    = 1 // first byte of every id; another layout of what follows is another format
 	keyIDSize = 4
@@ -47,6 +51,7 @@ const (
 	kindEvent   kind = 'E'
 	kindStream  kind = 'L'
 	kindCall    kind = 'P'
+	kindTask    kind = 'T'
 )
 
 // strict refuses a second spelling of the same bytes: trailing bits must be zero, and newlines are no part of an id.

@@ -45,6 +45,9 @@ type State struct {
 	Targets []Target
 	// Owner is the proxy on which a part of the session lives, "" if none does.
 	Owner string
+	// Caller is who began a session that Scope does not bind to one, and Subject whom the token was about, as policy.Principal's ID and
+	// Subject say; else both are "".
+	Caller, Subject string
 }
 
 // Target is the session at one target.
@@ -101,6 +104,9 @@ func (c *Codec) Encode(scope Scope, s State) (string, error) {
 		plain = appendString(plain, t.Version)
 		plain = binary.AppendUvarint(plain, uint64(t.Place))
 	}
+	if s.Caller != "" {
+		plain = appendString(appendString(plain, s.Caller), s.Subject)
+	}
 	if n := base64.RawURLEncoding.EncodedLen(len(plain) + overhead); n > MaxIDSize {
 		return "", &SizeError{fmt.Sprintf("the session ids of %d targets make a session id of %d bytes; the limit is %d: serve fewer session-era targets at one endpoint", len(s.Targets), n, MaxIDSize)}
 	}
@@ -134,6 +140,9 @@ func (c *Codec) Decode(scope Scope, id string) (*State, error) {
 	}
 	for i := range s.Targets {
 		s.Targets[i] = Target{Name: r.string(), ID: r.string(), Version: r.string(), Place: uint32(r.number())}
+	}
+	if r.rest != "" {
+		s.Caller, s.Subject = r.string(), r.string()
 	}
 	if !r.done() || !time.Now().Before(s.Expires) {
 		return nil, ErrInvalid

@@ -334,3 +334,44 @@ func BenchmarkDecode(b *testing.B) {
 		}
 	}
 }
+
+// A task's id is the same whenever it is sealed, and good for its caller alone, in every session and as nothing else.
+func TestTaskIDs(t *testing.T) {
+	c := codec(t, newKey, oldKey)
+	task := Task{Target: "a-b", Tool: "work", ID: "task\x00 1"}
+	id := c.SealTask(alice, task)
+	if again := codec(t, newKey).SealTask(alice, task); again != id {
+		t.Errorf("sealed twice: %s and %s", id, again)
+	}
+	if got, err := codec(t, newKey).OpenTask(alice, id); err != nil || got != task {
+		t.Errorf("opened: %+v, %v", got, err)
+	}
+	if got, err := c.OpenTask(alice, codec(t, oldKey).SealTask(alice, task)); err != nil || got != task {
+		t.Errorf("of the key before: %+v, %v", got, err)
+	}
+	seen := map[string]bool{id: true}
+	for _, other := range []Task{{"a", "work", task.ID}, {"a-b", "", task.ID}, {"a-b", "work", "task"}, {"a-bw", "ork", task.ID}} {
+		other := c.SealTask(alice, other)
+		if seen[other] {
+			t.Error("two tasks have one id")
+		}
+		seen[other] = true
+	}
+	bob := alice
+	bob.Principal = ""
+	for name, open := range map[string]func() (Task, error){
+		"another caller": func() (Task, error) { return c.OpenTask(bob, id) },
+		"a lost key":     func() (Task, error) { return codec(t, oldKey).OpenTask(alice, id) },
+		"a cursor":       func() (Task, error) { return c.OpenTask(alice, c.SealCursor(alice, Cursor{Epoch: "a-b"})) },
+		"changed":        func() (Task, error) { return c.OpenTask(alice, id[:20]+string(id[20]^1)+id[21:]) },
+		"cut":            func() (Task, error) { return c.OpenTask(alice, id[:len(id)-1]) },
+		"empty":          func() (Task, error) { return c.OpenTask(alice, "") },
+	} {
+		if got, err := open(); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	if _, err := c.OpenCursor(alice, id); !errors.Is(err, ErrInvalid) {
+		t.Errorf("as a cursor: %v", err)
+	}
+}

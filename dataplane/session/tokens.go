@@ -156,6 +156,39 @@ func (c *Codec) OpenStream(scope Scope, id string) (s Stream, err error) {
 	return s, nil
 }
 
+// Task is a task that a target made for the client.
+type Task struct {
+	Target string
+	// Tool is the tool whose call made it, as the target knows it; "" if that is not known, or does not matter.
+	Tool string
+	// ID is the target's own id of the task.
+	ID string
+}
+
+// SealTask returns the id under which the client sees a target's task, always the same for the same task: clients tell by it
+// which of their tasks a message is about. It is good for every session of the scope, since tasks outlive sessions.
+func (c *Codec) SealTask(scope Scope, t Task) string {
+	plain := make([]byte, 0, 128)
+	plain = appendString(plain, t.Target)
+	plain = appendString(plain, t.Tool)
+	plain = appendString(plain, t.ID)
+	return c.sealSame(kindTask, scope, plain)
+}
+
+// OpenTask returns what SealTask was given, or [ErrInvalid].
+func (c *Codec) OpenTask(scope Scope, id string) (Task, error) {
+	plain, err := c.open(kindTask, scope, id)
+	if err != nil {
+		return Task{}, err
+	}
+	r := reader{rest: string(plain)}
+	t := Task{Target: r.string(), Tool: r.string(), ID: r.string()}
+	if !r.done() {
+		return Task{}, ErrInvalid
+	}
+	return t, nil
+}
+
 // inSession opens an id that belongs to one session and returns the record behind the session's nonce.
 func (c *Codec) inSession(k kind, scope Scope, n Nonce, id string) (reader, error) {
 	plain, err := c.open(k, scope, id)

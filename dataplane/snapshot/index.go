@@ -116,6 +116,36 @@ func (r *Route) Named() bool {
 	return len(r.Listener.Hostnames) > 0 || !slices.Contains(r.hostnames, "")
 }
 
+// Transparent is the target of the route that judges callers' tokens itself, as the protected resource that it is; nil of any other
+// route. Such a target stands alone on its route, and nothing on the way asks for a credential: else its own would be mixed with
+// those of others.
+func (r *Route) Transparent() *Target {
+	if len(r.Backends) != 1 || len(r.Backends[0].Targets) != 1 || len(r.Backends[0].Agents) > 0 || r.Policy.Authenticates() {
+		return nil
+	}
+	if t := r.Backends[0].Targets[0]; t.Policy.Unverified() {
+		return t
+	}
+	return nil
+}
+
+// Authenticate is policy.Route's: who sent q. On a transparent route that is whoever holds the token in it, if there is one.
+func (r *Route) Authenticate(q *http.Request) (*policy.Principal, error) {
+	if r.Transparent() != nil {
+		return policy.BearerPrincipal(q)
+	}
+	return r.Policy.Authenticate(q)
+}
+
+// resource is policy.Route's ProtectedResource. A transparent route is one too, in its target's stead.
+func (r *Route) resource() (path string, named, ok bool) {
+	if t := r.Transparent(); t != nil {
+		path, named = t.Policy.ProtectedResource()
+		return path, named, true
+	}
+	return r.Policy.ProtectedResource()
+}
+
 // Backend is one MCP endpoint as reached through one route, and the A2A agents beside it: the policies of its targets
 // depend on the route.
 type Backend struct {
@@ -187,7 +217,7 @@ func (ix *Index) Resource(portNumber uint16, r *http.Request, path string) (*Rou
 	var all []*Route
 	for _, l := range ix.ports[portNumber].host(name).listeners {
 		for _, one := range l.routes {
-			own, named, ok := one.Policy.ProtectedResource()
+			own, named, ok := one.resource()
 			if !ok || !slices.ContainsFunc(one.hostnames, func(pattern string) bool { return route.Names(pattern, name) }) {
 				continue
 			}
@@ -198,7 +228,7 @@ func (ix *Index) Resource(portNumber uint16, r *http.Request, path string) (*Rou
 		}
 	}
 	unnamed := func(one *Route) bool {
-		_, named, ok := one.Policy.ProtectedResource()
+		_, named, ok := one.resource()
 		return ok && !named
 	}
 	if takes != nil && unnamed(takes) {

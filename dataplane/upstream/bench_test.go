@@ -110,3 +110,15 @@ func BenchmarkCall(b *testing.B) {
 		})
 	})
 }
+
+// What `concurrency` costs a call that need not wait.
+func BenchmarkTurns(b *testing.B) {
+	var s turns
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := s.take(b.Context(), 8, 0); err != nil {
+			b.Fatal(err)
+		}
+		s.give()
+	}
+}

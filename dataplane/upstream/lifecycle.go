@@ -408,14 +408,7 @@ func (s *sessions) close(ctx context.Context) error {
 	for _, sn := range all {
 		sn.discard(ErrClosed)
 	}
-	done := make(chan struct{})
-	go func() { s.closing.Wait(); close(done) }()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return s.closing.Wait(ctx)
 }
 
 // slotsUsed tells how many processes the target has, of this and other configurations.

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -33,7 +34,7 @@ type sessions struct {
 	idle   time.Duration
 	starts backoff
 
-	closing sync.WaitGroup // connections being closed
+	closing Background // connections being closed
 
 	mu       sync.Mutex // guards what is below
 	byID     map[string]*session
@@ -190,6 +191,8 @@ func (o *owned) exchange(ctx context.Context, r *Request, m *mcp.Message, sn *se
 	res, err := o.answer(ctx, ch, k)
 	if m.Method == "server/discover" && id == "" && (err != nil || isRefusal(res)) {
 		ch.refuse() // of the session era, as it seems
+	} else if err == nil && id == "" {
+		res.Status = statusOf(res)
 	}
 	return res, err
 }
@@ -314,6 +317,20 @@ func isRefusal(res *Response) bool {
 	}
 	m, err := mcp.Scan(b.rest, mcp.Limits{Bytes: len(b.rest)})
 	return err != nil || m.Error.Present()
+}
+
+// statusOf is the HTTP status of an answer without a session: there an error has one, which the channel could not carry.
+func statusOf(res *Response) int {
+	b, ok := res.Body.(*wholeBody)
+	if !ok || res.Status != http.StatusOK || !bytes.Contains(b.rest, []byte(`"error"`)) {
+		return res.Status
+	}
+	m, err := mcp.Scan(b.rest, mcp.Limits{Bytes: len(b.rest)})
+	if err != nil || !m.Error.Present() {
+		return res.Status
+	}
+	code, _ := m.ErrorCode()
+	return mcp.StatusOf(code)
 }
 
 func jsonBody(msg []byte) *Response {

@@ -68,6 +68,7 @@ func TestApply(t *testing.T) {
 		"errors":         {[]*Filter{hide}, Response("tools/call"), `{"error":{"code":-32000,"message":"hunter2","data":{"m":"hunter2"}}}`, `{"error":{"code":-32000,"message":"<MASKED>","data":{"m":"<MASKED>"}}}`, ""},
 		"log data":       {[]*Filter{hide}, FromServer("notifications/message"), `{"params":{"level":"info","logger":"hunter2","data":{"type":"hunter2"}}}`, `{"params":{"level":"info","logger":"<MASKED>","data":{"type":"<MASKED>"}}}`, ""},
 		"progress":       {[]*Filter{hide}, FromServer("notifications/progress"), `{"params":{"progressToken":"hunter2","progress":1,"message":"hunter2"}}`, `{"params":{"progressToken":"hunter2","progress":1,"message":"<MASKED>"}}`, ""},
+		"task":           {[]*Filter{hide}, FromServer("notifications/tasks"), `{"params":{"taskId":"hunter2","statusMessage":"hunter2","result":{"content":[{"type":"resource_link","uri":"hunter2","name":"hunter2"}]},"_meta":{"io.modelcontextprotocol/related-task":{"taskId":"hunter2"}}}}`, `{"params":{"taskId":"hunter2","statusMessage":"<MASKED>","result":{"content":[{"type":"resource_link","uri":"hunter2","name":"<MASKED>"}]},"_meta":{"io.modelcontextprotocol/related-task":{"taskId":"hunter2"}}}}`, ""},
 		"sampling":       {[]*Filter{hide}, FromServer("sampling/createMessage"), `{"params":{"messages":[{"role":"user","content":{"type":"text","text":"hunter2"}}],"systemPrompt":"hunter2"}}`, `{"params":{"messages":[{"role":"user","content":{"type":"text","text":"<MASKED>"}}],"systemPrompt":"<MASKED>"}}`, ""},
 		"elicitation":    {[]*Filter{hide}, FromServer("elicitation/create"), `{"params":{"message":"hunter2","requestedSchema":{"type":"object","properties":{"type":{"title":"hunter2","type":"string"}}}}}`, `{"params":{"message":"<MASKED>","requestedSchema":{"type":"object","properties":{"type":{"title":"<MASKED>","type":"string"}}}}}`, ""},
 		"input requests": {[]*Filter{hide}, Response("tools/call"), `{"result":{"resultType":"input_required","requestState":"hunter2","inputRequests":{"a":{"method":"elicitation/create","params":{"message":"hunter2"}}}}}`, `{"result":{"resultType":"input_required","requestState":"hunter2","inputRequests":{"a":{"method":"elicitation/create","params":{"message":"<MASKED>"}}}}}`, ""},
@@ -352,26 +353,37 @@ func resultOf(size int) []byte {
 }
 
 func BenchmarkApply(b *testing.B) {
-	four := filterOf(b, true, "email", "creditCard", "phoneNumber", "ssn")
-	all := filterOf(b, true, Builtins()...)
-	deny := patternOf(b, false, ".*password.*", ".*secret.*")
-	plain := resultOf(10 << 10)
-	dirty := bytes.Replace(plain, []byte("two chairs"), []byte("bob@example.com 4111111111111111"), 1)
-	for _, tt := range []struct {
-		name   string
-		filter *Filter
-		in     []byte
+	patterns := func(n int) *Filter {
+		var deny []string
+		for i := range n {
+			deny = append(deny, fmt.Sprintf("(?i)code ?name[: ]+%c%c[a-z]*", 'a'+i/26, 'a'+i%26))
+		}
+		return patternOf(b, false, deny...)
+	}
+	filters := []struct {
+		name string
+		*Filter
 	}{
-		{"four/10KiB", four, plain}, {"four/10KiB/masked", four, dirty}, {"all/10KiB", all, plain}, {"patterns/10KiB", deny, plain}, {"four/1KiB", four, resultOf(1 << 10)},
-	} {
-		b.Run(tt.name, func(b *testing.B) {
-			b.SetBytes(int64(len(tt.in)))
+		{"email", filterOf(b, true, "email")}, {"four built-ins", filterOf(b, true, "email", "creditCard", "phoneNumber", "ssn")}, {"all built-ins", filterOf(b, true, Builtins()...)},
+		{"1 pattern", patterns(1)}, {"10 patterns", patterns(10)}, {"100 patterns", patterns(100)},
+		// Patterns that hold no text which every match has: the automaton has to look at all of it.
+		{"1 pattern without words", patternOf(b, false, `[a-f0-9]{8}-[a-f0-9]{4}`)},
+	}
+	run := func(name string, f *Filter, in []byte) {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(len(in)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, _, err := Apply([]*Filter{tt.filter}, tt.in, Response("tools/call")); err != nil {
+				if _, _, err := Apply([]*Filter{f}, in, Response("tools/call")); err != nil {
 					b.Fatal(err)
 				}
 			}
 		})
 	}
+	for _, f := range filters {
+		for _, size := range []int{1, 10, 100} {
+			run(fmt.Sprintf("%s/%dKiB", f.name, size), f.Filter, resultOf(size<<10))
+		}
+	}
+	run("four built-ins/10KiB, two masked", filters[1].Filter, bytes.Replace(resultOf(10<<10), []byte("two chairs"), []byte("bob@example.com 4111111111111111"), 1))
 }

@@ -35,7 +35,7 @@ func compilePattern(expression string) (*pattern, error) {
 		if errors.As(err, &bad) && (bad.Code == syntax.ErrLarge || bad.Code == syntax.ErrNestingDepth || bad.Code == syntax.ErrInvalidRepeatSize) {
 			return nil, fmt.Errorf("is beyond what RE2 takes: %w; write less, or smaller repetitions", err)
 		}
-		return nil, fmt.Errorf("is no RE2: %w", err)
+		return nil, fmt.Errorf("is no RE2: %w; RE2 has neither look-around nor back references", err)
 	}
 	tree, err := syntax.Parse(expression, syntax.Perl)
 	if err != nil {

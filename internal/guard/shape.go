@@ -85,7 +85,8 @@ var (
 
 	meta = &Shape{text: true, free: true, meta: true, rest: free, members: members{
 		"progressToken": none, "traceparent": none, "tracestate": none, "baggage": none, "ui/resourceUri": none,
-		"ui": {text: true, free: true, rest: free, members: members{"resourceUri": none}},
+		"io.modelcontextprotocol/related-task": {text: true, free: true, rest: free, members: members{"taskId": none}},
+		"ui":                                   {text: true, free: true, rest: free, members: members{"resourceUri": none}},
 	}}
 	icons       = &Shape{text: true, members: members{"src": none, "mimeType": none, "sizes": none, "theme": none}}
 	annotations = &Shape{text: true, members: members{"audience": role, "lastModified": none}}
@@ -238,7 +239,7 @@ var ofServers = map[string]*Shape{
 	"notifications/prompts/list_changed":       envelope(&Shape{rest: none, members: members{"_meta": meta}}, result),
 	"notifications/resources/list_changed":     envelope(&Shape{rest: none, members: members{"_meta": meta}}, result),
 	"notifications/tasks/status":               envelope(task, result),
-	"notifications/tasks":                      envelope(task, result),
+	"notifications/tasks":                      envelope(task.with(members{"result": result, "error": failure, "inputRequests": inputRequests}), result),
 	"":                                         envelope(vendor, result),
 }
 
@@ -274,36 +275,58 @@ var ModelHints = &Shape{rest: none, members: members{
 	"modelPreferences": {rest: none, members: members{"hints": {rest: none, members: members{"name": {text: true, rest: none}}}}},
 }}
 
-// Agent is where text stands in a message of A2A, of either direction and of v0.3 or v1.0: everywhere but in the protocol's own
-// fields, and in the bytes of files.
-var Agent = func() *Shape {
-	of := recursive(func(self *Shape) *Shape {
-		m := members{
-			"data": free, "metadata": free, "bytes": {text: true, base64: true}, "raw": {text: true, base64: true},
-			"role": words("user", "agent", "ROLE_USER", "ROLE_AGENT"), "pushNotificationConfig": none,
-		}
-		for _, fixed := range []string{
-			"kind", "id", "messageId", "contextId", "taskId", "artifactId", "referenceTaskIds", "extensions", "state", "timestamp",
-			"uri", "url", "mimeType", "mediaType", "acceptedOutputModes", "pageToken", "nextPageToken",
-		} {
-			m[fixed] = none
-		}
-		return &Shape{text: true, rest: self, members: m}
-	})
-	return envelope(of, of)
-}()
+// Card is where text stands in an agent's card, and in what A2A's messages are made of: everywhere but in the protocol's own
+// fields (of v0.3 or v1.0), and in the bytes of files.
+var Card = recursive(func(self *Shape) *Shape {
+	m := members{
+		"data": free, "metadata": free, "bytes": {text: true, base64: true}, "raw": {text: true, base64: true},
+		"role": words("user", "agent", "ROLE_USER", "ROLE_AGENT"), "pushNotificationConfig": none,
+	}
+	for _, fixed := range []string{
+		"kind", "id", "messageId", "contextId", "taskId", "artifactId", "referenceTaskIds", "extensions", "state", "timestamp",
+		"uri", "url", "mimeType", "mediaType", "acceptedOutputModes", "pageToken", "nextPageToken",
+		"preferredTransport", "transport", "protocolBinding", "protocolVersion", "defaultInputModes", "defaultOutputModes", "inputModes", "outputModes",
+	} {
+		m[fixed] = none
+	}
+	return &Shape{text: true, rest: self, members: m}
+})
 
-// AgentSaid is where a message of an agent's stream holds what it says: what a reader joins with what the one before it said.
+// Agent is where text stands in a message of A2A, of either direction and revision.
+var Agent = envelope(Card, Card)
+
+// AgentSaid is where a message of A2A, of either direction, holds what it says in pieces: what a reader joins with the piece before.
 var AgentSaid = func() *Shape {
 	of := recursive(func(self *Shape) *Shape {
 		m := members{"text": free}
-		for _, other := range []string{"metadata", "data", "error"} {
+		for _, other := range []string{"metadata", "data"} {
 			m[other] = none
 		}
 		return &Shape{rest: self, members: m}
 	})
-	return &Shape{rest: none, members: members{"result": of}}
+	return &Shape{rest: none, members: members{"params": of, "result": of}}
 }()
+
+// Artifact is the id of the artifact that a message of an agent's stream adds to, as it is written (0.3: result.artifact.artifactId,
+// 1.0: result.artifactUpdate.artifact.artifactId); nil for none. It aliases message.
+func Artifact(message []byte) []byte {
+	artifact := within(within(message, "result"), "artifact")
+	if artifact == nil {
+		artifact = within(within(within(message, "result"), "artifactUpdate"), "artifact")
+	}
+	return within(artifact, "artifactId")
+}
+
+// within is a member's value, nil if there is none.
+func within(object []byte, member string) (value []byte) {
+	_ = Members(object, func(name []byte, from, to int) error {
+		if string(name) == member {
+			value = object[from:to]
+		}
+		return nil
+	})
+	return value
+}
 
 // said are what a notification says to people, apart from who says it.
 var said = map[string]*Shape{

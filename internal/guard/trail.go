@@ -6,6 +6,9 @@ const maxTrail = 4 << 10
 // A Trail remembers the end of what the messages of a stream said, so that what is split over several of them is found
 // when its last part comes. It belongs to one stream of texts that are read one after the other. The zero value is ready.
 type Trail struct {
+	// Pieces says that readers join the texts of one message too, each of which is looked at with what was before it.
+	Pieces bool
+
 	text  []byte
 	parts []part
 }
@@ -51,6 +54,17 @@ type adding struct {
 
 func (a *adding) visit(v *visit) bool {
 	t := a.trail
+	if t.Pieces {
+		if len(t.text) > 4*maxTrail {
+			t.forget()
+		}
+		a.start, a.joined = len(t.text), false
+		defer func() {
+			if !a.joined {
+				a.join()
+			}
+		}()
+	}
 	for skip := 0; skip < len(v.text); {
 		n := min(len(v.text)-skip, maxTrail)
 		from := len(t.text)

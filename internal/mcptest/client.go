@@ -24,13 +24,17 @@ type ClientOptions struct {
 	Passive bool
 	// Decline refuses elicitations instead of answering Ada.
 	Decline bool
+	// Answer is what elicitations are accepted with. If nil, {"name": "Ada"}.
+	Answer map[string]any
 	// NoStream opens no GET stream.
 	NoStream bool
+	// Reconnect takes broken streams up again, as go-sdk's client does unless told otherwise.
+	Reconnect bool
 	// HTTPClient to use, e.g. with a CA. If nil, one of its own. Its Transport is wrapped.
 	HTTPClient *http.Client
 }
 
-// Client is a connected go-sdk client. It answers elicitations with {"name": "Ada"}, sampling with "Paris" and
+// Client is a connected go-sdk client. It answers elicitations with {"name": "Ada"} or what it is told, sampling with "Paris" and
 // roots with file:///work, and remembers notifications.
 type Client struct {
 	*mcp.ClientSession
@@ -65,7 +69,11 @@ func Dial(ctx context.Context, url string, o ClientOptions) (*Client, error) {
 		base = http.DefaultTransport.(*http.Transport).Clone()
 	}
 	hc.Transport = addHeader{base, o.Header}
-	var tr mcp.Transport = &mcp.StreamableClientTransport{Endpoint: url, HTTPClient: hc, MaxRetries: -1, DisableStandaloneSSE: o.NoStream}
+	retries := -1
+	if o.Reconnect {
+		retries = 0
+	}
+	var tr mcp.Transport = &mcp.StreamableClientTransport{Endpoint: url, HTTPClient: hc, MaxRetries: retries, DisableStandaloneSSE: o.NoStream}
 	if o.SSE {
 		tr = &mcp.SSEClientTransport{Endpoint: url, HTTPClient: hc}
 	}
@@ -118,6 +126,9 @@ func (c *Client) options(o ClientOptions) *mcp.ClientOptions {
 		if o.Decline {
 			return &mcp.ElicitResult{Action: "decline"}, nil
 		}
+		if o.Answer != nil {
+			return &mcp.ElicitResult{Action: "accept", Content: o.Answer}, nil
+		}
 		return &mcp.ElicitResult{Action: "accept", Content: map[string]any{"name": "Ada"}}, nil
 	}
 	opts.CreateMessageHandler = func(context.Context, *mcp.CreateMessageRequest) (*mcp.CreateMessageResult, error) {
@@ -144,7 +155,17 @@ func (c *Client) Notifications() []Notification {
 // Await waits until n notifications of the method have come, and fails the test after 5 s.
 func (c *Client) Await(t testing.TB, method string, n int) []Notification {
 	t.Helper()
-	late := time.After(5 * time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	got, err := c.Hear(ctx, method, n)
+	if err != nil {
+		t.Fatalf("%d notifications %s within 5 s, want %d", len(got), method, n)
+	}
+	return got
+}
+
+// Hear waits until n notifications of the method have come, and returns those that did.
+func (c *Client) Hear(ctx context.Context, method string, n int) ([]Notification, error) {
 	for {
 		c.mu.Lock()
 		var got []Notification
@@ -156,12 +177,12 @@ func (c *Client) Await(t testing.TB, method string, n int) []Notification {
 		wake := c.wake
 		c.mu.Unlock()
 		if len(got) >= n {
-			return got
+			return got, nil
 		}
 		select {
 		case <-wake:
-		case <-late:
-			t.Fatalf("%d notifications %s within 5 s, want %d", len(got), method, n)
+		case <-ctx.Done():
+			return got, context.Cause(ctx)
 		}
 	}
 }
@@ -178,7 +199,12 @@ func (c *Client) Call(t testing.TB, tool string, args map[string]any) string {
 
 // TryCall is [Client.Call] for what may fail. A result with isError is an error too.
 func (c *Client) TryCall(ctx context.Context, tool string, args map[string]any) (string, error) {
-	res, err := c.CallTool(ctx, &mcp.CallToolParams{Name: tool, Arguments: args})
+	return c.TryCallParams(ctx, &mcp.CallToolParams{Name: tool, Arguments: args})
+}
+
+// TryCallParams is [Client.TryCall] with all that a call can have.
+func (c *Client) TryCallParams(ctx context.Context, params *mcp.CallToolParams) (string, error) {
+	res, err := c.CallTool(ctx, params)
 	if err != nil {
 		return "", err
 	}

@@ -42,6 +42,8 @@ type Command struct {
 //	crash        answers initialize and dies, status 3, at the next request
 //	dead         dies at once, status 4, with a word on stderr
 //	family       serves, and has a child of its own that sleeps; tool "env" {"name": "CHILD_PID"} gives its pid
+//	hold         a real server with the tool of [Holds], which is at the URL in SLUICE_MCPTEST_HOLDS
+//	params       a real server with the tool region {region}, whose argument stands in the header Mcp-Param-Region
 //	stderrflood  serves, and writes 10 MiB to stderr first, some of it without line ends
 func Stdio(mode string) Command {
 	exe, err := os.Executable()
@@ -129,6 +131,15 @@ func serveStdio(mode string) int {
 		}
 		os.Setenv("CHILD_PID", strconv.Itoa(child.Process.Pid))
 		return serve(os.Stdin, os.Stdout)
+	case "hold":
+		s := newMCP(Options{Name: "mcptest-hold", Bare: true})
+		addHold(s, holdAt(os.Getenv(holdsEnv)))
+		return serveMCP(s, os.Stdin, os.Stdout)
+	case "params":
+		s := newMCP(Options{Name: "mcptest-params", Bare: true})
+		s.AddTool(&mcp.Tool{Name: "region", InputSchema: json.RawMessage(`{"type":"object","properties":{"region":{"type":"string","x-mcp-header":"Region"}}}`)},
+			func(context.Context, *mcp.CallToolRequest) (*mcp.CallToolResult, error) { return text("ok"), nil })
+		return serveMCP(s, os.Stdin, os.Stdout)
 	case "stderrflood":
 		os.Stderr.Write(bytes.Repeat([]byte("e"), 5<<20))
 		os.Stderr.Write(bytes.Repeat([]byte("line\n"), 1<<20))
@@ -139,7 +150,10 @@ func serveStdio(mode string) int {
 }
 
 func serve(in io.Reader, out io.Writer) int {
-	s := newMCP(Options{Name: "mcptest-stdio"})
+	return serveMCP(newMCP(Options{Name: "mcptest-stdio"}), in, out)
+}
+
+func serveMCP(s *mcp.Server, in io.Reader, out io.Writer) int {
 	err := s.Run(context.Background(), &mcp.IOTransport{Reader: io.NopCloser(in), Writer: nopCloser{out}})
 	if err != nil && err != io.EOF {
 		fmt.Fprintf(os.Stderr, "mcptest: %v\n", err)

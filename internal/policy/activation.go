@@ -173,11 +173,22 @@ func (a *activation) getMethod() (any, error) {
 	return once(&a.method, a.call.Method), nil
 }
 
+// partial reports whether something is unknown that a rule may come out either way by.
+func (a *activation) partial() bool { return a.list || a.call.past }
+
 func (a *activation) getName() (any, error)   { return once(&a.name, a.call.Name), nil }
 func (a *activation) getTarget() (any, error) { return once(&a.target, a.call.Target), nil }
 
+// getToolName is the name of the tool, or of the tool that made the task.
+func (a *activation) getToolName() (any, error) {
+	if a.call.Kind == Task {
+		return types.String(a.call.Tool), nil
+	}
+	return a.getName()
+}
+
 func (a *activation) getArguments() (any, error) {
-	if a.list {
+	if a.partial() {
 		return unknown, nil
 	}
 	if a.arguments == nil {

@@ -3,6 +3,7 @@ package policy
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/sluicegate/sluice/internal/guard"
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
@@ -29,7 +30,8 @@ type ai struct {
 // A stage is guards that look at a message in one go: filters, or one that asks somebody.
 type stage struct {
 	filters []*guard.Filter
-	asks    judge // nil: filters
+	asks    judge                  // nil: filters
+	trouble *atomic.Pointer[error] // why there was no decision the last time; nil inside: there was one
 	judged
 }
 
@@ -84,7 +86,7 @@ func (a *ai) add(d Direction, g *policyv1.Guard, r Resolver, field string, errs 
 		errs.add(field, "says none of regex, webhook and openAIModeration")
 		return
 	}
-	a.stages[d] = append(a.stages[d], stage{asks: asks, judged: j})
+	a.stages[d] = append(a.stages[d], stage{asks: asks, trouble: new(atomic.Pointer[error]), judged: j})
 }
 
 func compileRegexGuard(g *policyv1.RegexGuard, field string, note func(place string), errs *problems) *guard.Filter {

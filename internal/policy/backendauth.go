@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"net/url"
 	"regexp"
 	"strings"
 
@@ -15,6 +16,8 @@ import (
 type backendAuth struct {
 	credentials []placed
 	passthrough *location
+	unverified  bool       // with passthrough: whatever token the caller shows
+	resource    *url.URL   // with unverified: how clients reach the route; nil: as they do
 	token       *tokenAuth // gcp, azure, oauth, tokenExchange
 	aws         *awsAuth
 }
@@ -54,7 +57,17 @@ func compileBackendAuth(a *policyv1.BackendAuth, t Transport, r Resolver, field 
 		return nil, compileChildEnv(a.GetEnv(), m.Key, credentials, field+".key", errs)
 	case *policyv1.BackendAuth_Passthrough:
 		l := compileLocation(m.Passthrough.GetLocation(), field+".passthrough.location", errs)
-		return &backendAuth{passthrough: &l}, nil
+		if m.Passthrough.GetUnverified() && (t == SSE || t == A2A) {
+			errs.add(field+".passthrough.unverified", "needs a target of streamable HTTP (`mcp`), whose every answer can be the 401 that tells the client where to get a token; use a method that needs no answer of the target's")
+		}
+		var resource *url.URL
+		switch r := m.Passthrough.GetResource(); {
+		case r != "" && !m.Passthrough.GetUnverified():
+			errs.add(field+".passthrough.resource", "says how clients reach a target that judges their tokens itself, and means nothing without unverified; remove it")
+		case r != "":
+			resource = compileResource(r, field+".passthrough.resource", errs)
+		}
+		return &backendAuth{passthrough: &l, unverified: m.Passthrough.GetUnverified(), resource: resource}, nil
 	case *policyv1.BackendAuth_Basic:
 		return &backendAuth{credentials: compileBasic(m.Basic, r, field+".basic", errs)}, nil
 	case *policyv1.BackendAuth_Aws:

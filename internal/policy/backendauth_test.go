@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -322,39 +321,5 @@ func TestSessionOfCaller(t *testing.T) {
 		if _, own := errors.AsType[*CredentialError](err); !own || len(h) > 0 {
 			t.Errorf("%v: sent %v, %v", tt.claims, h, err)
 		}
-	}
-}
-
-func BenchmarkBackendAuth(b *testing.B) {
-	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, `{"access_token":"t","token_type":"bearer","expires_in":36000}`)
-	}))
-	defer endpoint.Close()
-	g, err := ParseGrants([]string{"private-network"})
-	if err != nil {
-		b.Fatal(err)
-	}
-	client := `"client":{"tokenUrl":"` + endpoint.URL + `","clientId":"c","authMethod":"none"}`
-	body := []byte(strings.Repeat("x", 1024))
-	for name, auth := range map[string]string{
-		"basic": `{"basic":{"username":"u","password":{"value":"p"}}}`, "oauth": `{"oauth":{` + client + `}}`, "tokenExchange": `{"tokenExchange":{` + client + `}}`, "aws": `{"aws":{` + awsStatic + `}}`,
-	} {
-		b.Run(name, func(b *testing.B) {
-			target, err := CompileTarget(parse(b, authPolicy(auth)), HTTP, Resolver{Grants: g, Runtime: NewRuntime()})
-			if err != nil {
-				b.Fatal(err)
-			}
-			call := &Call{Principal: &Principal{ID: "p", Token: NewSecret("subject")}}
-			u := &url.URL{Scheme: "https", Host: "api.example.com", Path: "/mcp"}
-			h := http.Header{}
-			b.ReportAllocs()
-			for b.Loop() {
-				clear(h)
-				h["Content-Type"], h["Accept"], h["Mcp-Session-Id"] = []string{"application/json"}, []string{"application/json, text/event-stream"}, []string{"s"}
-				if err := target.Outgoing(b.Context(), &Outbound{Method: "POST", URL: u, Header: h, Body: body, Call: call}); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
 	}
 }

@@ -28,11 +28,15 @@ type Call struct {
 	Start     time.Time     // request.startTime; zero: now
 	Kind      ItemKind
 	Name      string // the target's own, without a prefix; a URI for resources
+	// Tool is the tool whose call made a Task, as the target knows it. If empty, nobody knows; rules have no mcp.tool then.
+	Tool      string
 	Arguments []byte // raw JSON object of a tool call; nil, or null: no arguments, which rules see as {}
-	// Annotations is the raw JSON object of the target's last list. Nil: absent, reading it is an error.
+	// Annotations is the raw JSON object of the target's last list, of a Task its Tool's. Nil: absent, reading it is an error.
 	Annotations []byte
 	// Work is shared by calls about the items of one list. If nil, the decision has only a bound of its own.
 	Work *Work
+
+	past bool // a call that was made before, so that its arguments are not known any more
 }
 
 // A Verdict is the outcome of admission.

@@ -69,7 +69,7 @@ var objects = map[string]map[string]field{
 		"target": {cel.StringType, varName, (*activation).getAgent, (*activation).ofAgent},
 	},
 	"sluice.tool": {
-		"name":        {cel.StringType, varName, (*activation).getName, nil},
+		"name":        {cel.StringType, varName, (*activation).getToolName, nil},
 		"target":      {cel.StringType, varName, (*activation).getTarget, nil},
 		"arguments":   {anyMap, varArguments, (*activation).getArguments, nil},
 		"annotations": {anyMap, varAnnotations, (*activation).getAnnotations, (*activation).hasAnnotations},
@@ -116,7 +116,9 @@ var objects = map[string]map[string]field{
 // error, so rules ask has(mcp.tool) first.
 func object(typeName, path string, kinds ...ItemKind) field {
 	absent := unreadable(path + ", and the call is about something else; ask has(" + path + ") first")
-	isSet := func(a *activation) bool { return slices.Contains(kinds, a.call.Kind) }
+	isSet := func(a *activation) bool {
+		return slices.Contains(kinds, a.call.Kind) || a.call.Kind == Task && a.call.Tool != "" && kinds[0] == Tool // a task has both
+	}
 	return field{cel.ObjectType(typeName), varName, func(a *activation) (any, error) {
 		if !isSet(a) {
 			a.absent = true

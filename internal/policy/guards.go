@@ -91,6 +91,25 @@ func (t *Target) Guard(ctx context.Context, c *Call, d Direction, message []byte
 	return message, note, nil
 }
 
+// Trouble is what keeps guards from deciding, each as it was the last time that it was asked: operators have to know, whether
+// it refuses then or lets pass. Nil if there is none.
+func (t *Target) Trouble() error {
+	if t == nil || t.ai == nil {
+		return nil
+	}
+	var all []error
+	for d := range t.ai.stages {
+		for i := range t.ai.stages[d] {
+			if s := &t.ai.stages[d][i]; s.asks != nil {
+				if err := s.trouble.Load(); err != nil {
+					all = append(all, *err)
+				}
+			}
+		}
+	}
+	return errors.Join(all...)
+}
+
 // unseen refuses what no guard can look at.
 func unseen(err error) error {
 	return &GuardError{Message: "the message cannot be read", Undecided: true, Err: err}
@@ -113,10 +132,18 @@ func (s *stage) ask(ctx context.Context, c *Call, d Direction, message []byte, s
 	}
 	instead, err := s.asks.judge(ctx, c, d, said)
 	if r, ok := errors.AsType[*refusal](err); ok {
+		s.trouble.Store(nil)
 		return nil, nil, s.refuse(s.place, r)
+	}
+	if err == nil {
+		s.trouble.Store(nil)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", s.place, err)
+		if ctx.Err() == nil { // else the caller has left, which says nothing of the service
+			why := err
+			s.trouble.Store(&why)
+		}
 		if ctx.Err() == nil && s.asks.failsOpen() {
 			return message, err, nil
 		}

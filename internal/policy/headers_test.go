@@ -183,30 +183,3 @@ func TestSameResponse(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkHeaders(b *testing.B) {
-	ten := func(value string) string {
-		var set []string
-		for i := range 10 {
-			set = append(set, fmt.Sprintf(`"X-H%d":%s`, i, value))
-		}
-		return fmt.Sprintf(tenSet, strings.Join(set, ","))
-	}
-	for _, bb := range []struct{ name, policies string }{
-		{"ten literal", ten(`{"value":"acme"}`)},
-		{"ten from claims", ten(`{"expression":"jwt.sub"}`)},
-	} {
-		b.Run(bb.name, func(b *testing.B) {
-			target := mustTarget(b, parse(b, bb.policies))
-			out := &Outbound{Method: http.MethodPost, Header: http.Header{}, Call: caller("tools/call", Tool, `{}`)}
-			out.Call.Principal.jwt = toCEL(out.Call.Principal.Claims)
-			b.ReportAllocs()
-			for b.Loop() {
-				clear(out.Header)
-				if err := target.Outgoing(context.Background(), out); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
-}

@@ -418,18 +418,3 @@ func TestJWTRefused(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkAuthenticateCached(b *testing.B) {
-	k := keys()
-	rt, err := CompileRoute(jwtPolicy(0, inline("https://idp.test", jwks(b, jose.JSONWebKey{Key: &k.rsa.PublicKey}))), Resolver{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	r := request(sign(b, jose.RS256, k.rsa, "", claimsAt(time.Now())))
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := rt.Authenticate(r); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

@@ -107,13 +107,22 @@ func (m *mcpAuth) compileMetadata(p *policyv1.McpAuthentication, field string, e
 	if resource == "" {
 		return
 	}
-	u, err := url.Parse(resource)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.User != nil || strings.ContainsAny(resource, "?# \t\r\n\"\\") {
-		errs.add(at, "%q is no http or https URL without user, query and fragment (RFC 8707 section 2)", resource)
+	u := compileResource(resource, at, errs)
+	if u == nil {
 		return
 	}
 	m.resource, m.own = u, []string{normalResource(resource)}
 	m.metadata["resource"] = mustMarshal(resource)
+}
+
+// compileResource is a resource's identifier, nil if it is none.
+func compileResource(resource, field string, errs *problems) *url.URL {
+	u, err := url.Parse(resource)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.User != nil || strings.ContainsAny(resource, "?# \t\r\n\"\\") {
+		errs.add(field, "%q is no http or https URL without user, query and fragment (RFC 8707 section 2)", resource)
+		return nil
+	}
+	return u
 }
 
 func mustMarshal(v any) json.RawMessage {
@@ -190,10 +199,20 @@ func (m *mcpAuth) challenge(r *http.Request, code, description string) string {
 
 // metadataURL is where the sender of r finds the document: at the resource's own host, or where he sent r.
 func (m *mcpAuth) metadataURL(r *http.Request) string {
-	if m.resource != nil {
-		return m.resource.Scheme + "://" + m.resource.Host + WellKnownResource + withoutRoot(m.resource.EscapedPath())
+	return metadataURL(m.resource, r)
+}
+
+// metadataURL holds nothing that a quoted string of a header may not. If resource is nil, it is the URL of r.
+func metadataURL(resource *url.URL, r *http.Request) string {
+	if resource != nil {
+		return resource.Scheme + "://" + resource.Host + WellKnownResource + withoutRoot(resource.EscapedPath())
 	}
-	u := url.URL{Host: strings.ToLower(r.Host), Path: WellKnownResource + withoutRoot(r.URL.Path)} // escapes what no header may hold
+	return ownURL(r, WellKnownResource+withoutRoot(r.URL.Path))
+}
+
+// ownURL is the URL by which the sender of r reaches path, at the host that he named.
+func ownURL(r *http.Request, path string) string {
+	u := url.URL{Host: strings.ToLower(r.Host), Path: path} // escapes what no header may hold
 	return schemeOf(r) + "://" + strings.ReplaceAll(u.Host, `"`, "%22") + u.EscapedPath()
 }
 
@@ -273,6 +292,15 @@ func (rt *Route) ResourceMetadata(r *http.Request) string {
 		return ""
 	}
 	return rt.mcp.metadataURL(r)
+}
+
+// BearerChallenge asks the sender of r for a token (RFC 6750 section 3): with the metadata and the scopes of the route,
+// where it is a protected resource.
+func (rt *Route) BearerChallenge(r *http.Request) string {
+	if rt == nil || rt.mcp == nil {
+		return "Bearer"
+	}
+	return rt.mcp.challenge(r, "", "")
 }
 
 // ProtectedResource reports whether the route is one, and the path of the identifier that it is configured with, "" for

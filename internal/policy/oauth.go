@@ -184,8 +184,8 @@ func compileExchange(x *policyv1.TokenExchange, r Resolver, field string, errs *
 	return out
 }
 
-// NoTokenToExchange refuses a caller who showed no token where tokenExchange needs one.
-var NoTokenToExchange = &AuthError{Status: http.StatusUnauthorized, Challenge: "Bearer", Reason: "the target takes a token that is exchanged for the caller's, and the caller showed none"}
+// NoTokenToExchange refuses a caller who showed no token where tokenExchange needs one; [Route.BearerChallenge] asks for it.
+var NoTokenToExchange = &AuthError{Status: http.StatusUnauthorized, Reason: "the target takes a token that is exchanged for the caller's, and the caller showed none"}
 
 func compileActor(a *policyv1.TokenExchangeActor, r Resolver, field string, errs *problems) (out credential.Actor, known bool) {
 	if a == nil {

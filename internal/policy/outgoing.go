@@ -61,7 +61,10 @@ func (t *Target) Outgoing(ctx context.Context, o *Outbound) error {
 			return &CredentialError{"policies.backendAuth", errFixedURL}
 		}
 	}
-	if l, p := t.auth.passthrough, o.Call.Principal; l != nil && p != nil && !p.Token.IsZero() {
+	if l, p := t.auth.passthrough, o.Call.Principal; l != nil && p != nil && !p.Token.IsZero() && p.Unverified == t.auth.unverified {
+		if !l.valid(p.Token.Reveal()) {
+			return &CredentialError{"policies.backendAuth.passthrough", errNoPlace}
+		}
 		if !l.put(o.Header, o.URL, p.Token.Reveal()) {
 			return &CredentialError{"policies.backendAuth.passthrough", errFixedURL}
 		}
@@ -90,6 +93,9 @@ func (t *Target) Renew(ctx context.Context, o *Outbound) (bool, error) {
 
 // Passthrough reports whether callers' tokens are sent on, so that the target's 401 is for them to read.
 func (t *Target) Passthrough() bool { return t != nil && t.auth != nil && t.auth.passthrough != nil }
+
+// Unverified reports whether any bearer token that a caller shows is sent on, for the target alone to judge.
+func (t *Target) Unverified() bool { return t.Passthrough() && t.auth.unverified }
 
 // tokenAuth sends a token that expires.
 type tokenAuth struct {

@@ -68,6 +68,12 @@ func TestOutgoing(t *testing.T) {
 		{"passthrough elsewhere", `{"backendAuth":{"passthrough":{"location":{"header":{"name":"X-Token"}}}}}`, &Principal{Token: NewSecret("tok")},
 			http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}, "X-Token": {"tok"}}, "q=1"},
 		{"passthrough of an API key's owner", `{"backendAuth":{"passthrough":{}}}`, &Principal{ID: "key:x"}, http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}}, "q=1"},
+		{"passthrough of a token that nobody verified", `{"backendAuth":{"passthrough":{}}}`, &Principal{Token: NewSecret("tok"), Unverified: true},
+			http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}}, "q=1"},
+		{"unverified passthrough", `{"backendAuth":{"passthrough":{"unverified":true}}}`, &Principal{Token: NewSecret("tok"), Unverified: true},
+			http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}, "Authorization": {"Bearer tok"}}, "q=1"},
+		{"unverified passthrough of a verified token", `{"backendAuth":{"passthrough":{"unverified":true}}}`, &Principal{Token: NewSecret("tok")},
+			http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}}, "q=1"},
 		{"passthrough of nobody", `{"backendAuth":{"passthrough":{}}}`, nil, http.Header{"X-Old": {"1"}, "Cookie": {"a=1; k=2"}}, "q=1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -170,6 +176,11 @@ func TestRefusedAtCompile(t *testing.T) {
 		{`{"backendAuth":{` + key + `,"env":"A=B"}}`, Stdio, "policies.backendAuth.env", "no environment variable"},
 		{`{"backendAuth":{` + key + `,"env":"SLUICE_TOKEN"}}`, Stdio, "policies.backendAuth.env", "SLUICE_*"},
 		{`{"backendAuth":{"passthrough":{},"env":"T"}}`, Stdio, "policies.backendAuth.passthrough", "stdio child"},
+		{`{"backendAuth":{"passthrough":{"resource":"https://h/mcp"}}}`, HTTP, "policies.backendAuth.passthrough.resource", "without unverified"},
+		{`{"backendAuth":{"passthrough":{"unverified":true,"resource":"h/mcp"}}}`, HTTP, "policies.backendAuth.passthrough.resource", "no http or https URL"},
+		{`{"backendAuth":{"passthrough":{"unverified":true}}}`, Stdio, "policies.backendAuth.passthrough", "stdio child"},
+		{`{"backendAuth":{"passthrough":{"unverified":true}}}`, SSE, "policies.backendAuth.passthrough.unverified", "streamable HTTP"},
+		{`{"backendAuth":{"passthrough":{"unverified":true}}}`, A2A, "policies.backendAuth.passthrough.unverified", "streamable HTTP"},
 		{`{"backendAuth":{"passthrough":{}}}`, Stdio, "policies.backendAuth.passthrough", "stdio child"},
 		{`{"backendAuth":{"key":{"credentials":[{"credential":{"value":"a"},"location":{"cookie":{"name":"k"}}}]},"env":"T"}}`, Stdio, "policies.backendAuth.key.location", "HTTP request"},
 	} {
@@ -254,20 +265,5 @@ func TestSecretShowsNowhere(t *testing.T) {
 	}
 	if s.Reveal() != "hunter2" {
 		t.Error("not revealed")
-	}
-}
-
-func BenchmarkOutgoing(b *testing.B) {
-	target, err := CompileTarget(parse(b, `{"requestHeaderModifier":{"set":{"X-Team":{"value":"a"}},"remove":["X-Old"]},"backendAuth":{"key":{"credentials":[{"credential":{"value":"k"}}]}}}`), HTTP, Resolver{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.ReportAllocs()
-	h := http.Header{}
-	for b.Loop() {
-		clear(h)
-		if outgoing(target, h, nil, nil) != nil {
-			b.Fatal("error")
-		}
 	}
 }

@@ -9,7 +9,8 @@ import (
 
 // A Principal is who calls. A nil *Principal is anonymous. It may be shared by requests: nobody changes it.
 type Principal struct {
-	// ID is stable, and unique in a tenant: "jwt:<iss>\x00<sub>", "key:<id>" or "basic:<user>". Sessions and caches are bound to it.
+	// ID is stable, and unique in a tenant: "jwt:<iss>\x00<sub>", "key:<id>", "basic:<user>" or "bearer:<hash>". Sessions and caches are
+	// bound to it.
 	ID string
 	// Name is for the log line.
 	Name string
@@ -19,8 +20,10 @@ type Principal struct {
 	APIKey map[string]any
 	// Username is a user's whose password was right; empty without one.
 	Username string
-	// Token is the verified bearer token, for passthrough. Empty without one.
+	// Token is the verified bearer token, for passthrough, or with Unverified the one that nobody here has looked at. Empty without one.
 	Token Secret
+	// Unverified says that nothing is known of the caller but the token: see [BearerPrincipal].
+	Unverified bool
 	// Expires is when the token does. Zero: never.
 	Expires time.Time
 

@@ -44,7 +44,7 @@ func (g generator) boolean(depth int) string {
 		return g.pick("true", "false", "has(jwt.sub)", "has(jwt.none)", "jwt.admin", "has(mcp.tool)", "has(mcp.prompt)", "has(mcp.tool.arguments)", "has(mcp.tool.arguments.x)",
 			"has(mcp.tool.arguments.o.x)", "mcp.tool.name == 'echo'", "mcp.tool.name in ['a', 'b']", "mcp.method == 'tools/call'", "mcp.prompt.name == 'x'",
 			"mcp.tool.arguments.x == 1", "size(mcp.tool.arguments) > 1", "'x' in mcp.tool.arguments", "mcp.tool.arguments == {'x': 1}", "mcp.tool.annotations.h == 1",
-			"'a' in scopes", "'b' in scopes", "mcp.resource.name == 'echo'", "mcp.resource.name.startsWith('test://')", "has(mcp.task)", "mcp.task.name == 'a'",
+			"'a' in scopes", "'b' in scopes", "mcp.resource.name == 'echo'", "mcp.resource.name.startsWith('test://')", "has(mcp.task)", "mcp.task.name == 'a'", "a2a.skill == 'echo'", "has(a2a.skill)", "a2a.method.startsWith('message/')", "has(a2a.method)", "a2a.target == 'files'",
 			"request.startTime.getHours('Europe/Berlin') == 1", "has(source.certificate)", "source.subjectCn == 'ci'", "mcp.tool.name.matches('^e')")
 	}
 	switch g.IntN(9) {
@@ -99,6 +99,7 @@ func TestNotListedIsNotCallable(t *testing.T) {
 		{Resource, []string{"resources/read", "resources/subscribe", "completion/complete"}, []string{"test://a", "TEST://%61", "echo"}},
 		{Template, []string{"completion/complete"}, []string{"test://{a}"}},
 		{Task, []string{"tasks/get", "tasks/cancel", "tasks/result"}, []string{"a", "b"}},
+		{Agent, []string{"message/send", "message/stream", "SendMessage"}, []string{"echo", "a"}},
 	}
 	var hidden, shown, exact, gated, compiled int
 	for range 2500 {
@@ -115,6 +116,9 @@ func TestNotListedIsNotCallable(t *testing.T) {
 		c := toolCall(g.pick(kind.names...), "")
 		c.Kind, c.Principal, c.Start = kind.kind, principals[g.IntN(len(principals))], time.Unix(int64(g.IntN(1<<30)), 0)
 		c.HTTP = httptest.NewRequest("POST", "http://a/mcp", nil)
+		if c.Kind == Task && g.IntN(2) == 0 {
+			c.Tool = g.pick("echo", "a", "other")
+		}
 		if g.IntN(2) == 0 {
 			c.Annotations = []byte(`{"h":1}`)
 		}
@@ -124,7 +128,7 @@ func TestNotListedIsNotCallable(t *testing.T) {
 		} else {
 			hidden++
 		}
-		callOnly := target.ReadsArguments() || c.Kind != Tool && len(target.Reads("mcp.method")) > 0 || hasScope(p)
+		callOnly := target.ReadsArguments() || c.Kind != Tool && len(target.Reads("mcp.method")) > 0 || c.Kind == Agent && len(target.Reads("a2a.method")) > 0 || hasScope(p)
 		if !callOnly {
 			exact++
 		}

@@ -199,13 +199,11 @@ func TestBucketsGoWithTheirLimit(t *testing.T) {
 	first := limited(t, r, "backend/b", one)
 	_ = wait(t, first, c)
 	second := limited(t, r, "backend/b", one)
-	first = nil
 	runtime.GC()
 	if wait(t, second, c) == 0 {
 		t.Error("a policy that is compiled anew forgets what callers took")
 	}
 	runtime.KeepAlive(second)
-	second = nil
 	left := func() int {
 		rt.limits.mu.Lock()
 		defer rt.limits.mu.Unlock()

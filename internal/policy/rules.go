@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/google/cel-go/cel"
@@ -60,6 +61,27 @@ func compileRule(expression, field, place string, errs *problems) *rule {
 	return compileExpression(expression, field, place, cel.BoolType, errs)
 }
 
+// notExpected is what the parser says of a token that cannot stand where it stands, with all the others that could.
+var notExpected = regexp.MustCompile(`^Syntax error: (?:mismatched input|extraneous input|no viable alternative at input) '(.*?)'(?: expecting .*)?$`)
+
+// unknownToken is what the parser says of characters that begin nothing.
+var unknownToken = regexp.MustCompile(`^Syntax error: token recognition error at: '(.*?) *'$`)
+
+// plainly is the parser's message in words that need no grammar at hand.
+func plainly(message string) string {
+	if found := unknownToken.FindStringSubmatch(message); found != nil {
+		return "Syntax error: `" + found[1] + "` is nothing that CEL knows"
+	}
+	found := notExpected.FindStringSubmatch(message)
+	switch {
+	case found == nil:
+		return message
+	case found[1] == "<EOF>":
+		return "Syntax error: something is missing at the end"
+	}
+	return "Syntax error: `" + found[1] + "` cannot stand here"
+}
+
 // compileExpression returns nil if the expression is wrong or not of type want, and says so in errs.
 func compileExpression(expression, field, place string, want *cel.Type, errs *problems) *rule {
 	if strings.TrimSpace(expression) == "" {
@@ -74,7 +96,7 @@ func compileExpression(expression, field, place string, want *cel.Type, errs *pr
 	checked, issues := env.Compile(expression)
 	if issues.Err() != nil {
 		for _, e := range issues.Errors() {
-			errs.add(field, "%s, at character %d of `%s`%s", e.Message, e.Location.Column()+1, oneLine(expression), hint(e.Message))
+			errs.add(field, "%s, at character %d of `%s`%s", plainly(e.Message), e.Location.Column()+1, oneLine(expression), hint(e.Message))
 		}
 		return nil
 	}
@@ -183,7 +205,7 @@ func (z *authorization) reads(any variable) bool {
 func (z *authorization) decide(a *activation) Verdict {
 	for _, r := range z.deny {
 		switch got := r.eval(a); {
-		case got == isFalse, got == isUnknown && a.list:
+		case got == isFalse, got == isUnknown && a.partial():
 		default:
 			return Verdict{Rule: r.place, Explain: z.explain}
 		}
@@ -191,7 +213,7 @@ func (z *authorization) decide(a *activation) Verdict {
 	gated := Verdict{Explain: z.explain}
 	for _, r := range z.require {
 		switch got := r.eval(a); {
-		case got == isTrue, got == isUnknown && a.list:
+		case got == isTrue, got == isUnknown && a.partial():
 		case r.opens(a):
 			gated.keepsOut(r)
 		default:
@@ -212,7 +234,7 @@ func (z *authorization) decide(a *activation) Verdict {
 func (z *authorization) allows(a *activation, gated *Verdict) (place string, closed bool) {
 	for _, r := range z.allow {
 		switch got := r.eval(a); {
-		case got == isTrue, got == isUnknown && a.list:
+		case got == isTrue, got == isUnknown && a.partial():
 			return r.place, false
 		}
 	}
@@ -250,6 +272,9 @@ func (t *Target) admit(c *Call, list bool) Verdict {
 	if len(c.Name) > maxNameSize || len(c.Method) > maxNameSize { // see sizes
 		return Verdict{Rule: "name too long"}
 	}
+	if c.Kind == Task && c.Tool != "" {
+		return t.admitTask(c, list)
+	}
 	verdict := t.decide(c, list)
 	if c.Kind == Resource || c.Kind == Template {
 		// A target may take two spellings for one, so rules must admit both: the client's own, and what it comes down to.
@@ -268,6 +293,23 @@ func (t *Target) admit(c *Call, list bool) Verdict {
 		}
 	}
 	return verdict
+}
+
+// admitTask decides on a task whose tool is known: who may not call the tool now has no business with what it does either,
+// and besides the rules are asked about the task itself. With what arguments the tool was called is not known any more; the
+// call was admitted with them.
+func (t *Target) admitTask(c *Call, list bool) Verdict {
+	tool, task := *c, *c
+	tool.Kind, tool.Name, tool.Tool, tool.Method = Tool, c.Tool, "", "tools/call"
+	tool.past, task.past = true, true
+	made := t.decide(&tool, list)
+	if !made.Allowed && made.Scopes == nil {
+		return made
+	}
+	if verdict := t.decide(&task, list); made.Allowed || !verdict.Allowed && verdict.Scopes == nil {
+		return verdict
+	}
+	return made
 }
 
 func (t *Target) decide(c *Call, list bool) Verdict {

@@ -239,7 +239,9 @@ func TestArgumentsMustBeStrict(t *testing.T) {
 func TestRulesThatDoNotCompile(t *testing.T) {
 	for rule, want := range map[string]string{
 		"":                                    "is empty",
-		"jwt.sub ==":                          "Syntax error",
+		"jwt.sub ==":                          "Syntax error: something is missing at the end, at character 11 of",
+		"jwt.sub = 'a'":                       "Syntax error: `=` is nothing that CEL knows",
+		"jwt.sub == 'a' 'b'":                  "Syntax error: `'b'` cannot stand here, at character 16 of",
 		"jwt.sub == 'a":                       "Syntax error",
 		"nobody.sub == 'x'":                   "variables are jwt, apiKey",
 		"mcp.tol.name == 'x'":                 "undefined field 'tol'",
@@ -353,34 +355,43 @@ func authenticated() *Principal {
 	return &p
 }
 
-func BenchmarkAdmitTenRules(b *testing.B) {
-	target := mustTarget(b, tenRules)
-	c := toolCall("echo", `{"x":1}`)
-	c.Principal = authenticated()
-	b.ReportAllocs()
-	for b.Loop() {
-		if !target.Admit(c).Allowed {
-			b.Fatal("refused")
-		}
-	}
-}
-
-func BenchmarkAdmitArguments(b *testing.B) {
-	target := mustTarget(b, authz(allow("mcp.tool.arguments.path.startsWith('/tmp/')"), deny("mcp.tool.arguments.tags.exists(t, t == 'x')")))
-	c := toolCall("echo", `{"path":"/tmp/a","tags":["a","b"],"n":1}`)
-	b.ReportAllocs()
-	for b.Loop() {
-		if !target.Admit(c).Allowed {
-			b.Fatal("refused")
-		}
-	}
-}
-
 func TestTenRulesAllocateLittle(t *testing.T) {
 	target := mustTarget(t, tenRules)
 	c := toolCall("echo", `{"x":1}`)
 	c.Principal = authenticated()
 	if n := testing.AllocsPerRun(100, func() { target.Admit(c) }); n > 10 {
 		t.Errorf("ten rules cost %v allocations, want at most 10", n)
+	}
+}
+
+// A task of a known tool is for who may call the tool, and whom the rules do not keep from the task itself.
+func TestTaskOfTool(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		rules []*policyv1.AuthorizationRule
+		tool  string
+		want  bool
+	}{
+		{"of an allowed tool", []*policyv1.AuthorizationRule{allow(`mcp.tool.name == "work"`)}, "work", true},
+		{"of another", []*policyv1.AuthorizationRule{allow(`mcp.tool.name == "work"`)}, "other", false},
+		{"of nobody knows what", []*policyv1.AuthorizationRule{allow(`mcp.tool.name == "work"`)}, "", false},
+		{"tasks do not widen tools", []*policyv1.AuthorizationRule{allow(`mcp.tool.name == "work"`), allow(`has(mcp.task)`)}, "other", false},
+		{"but allow what nobody knows", []*policyv1.AuthorizationRule{allow(`mcp.tool.name == "work"`), allow(`has(mcp.task)`)}, "", true},
+		{"denied by its tool", []*policyv1.AuthorizationRule{allow(`true`), deny(`has(mcp.tool) && mcp.tool.name == "work"`)}, "work", false},
+		{"denied itself", []*policyv1.AuthorizationRule{allow(`true`), deny(`has(mcp.task) && mcp.task.name == "t"`)}, "work", false},
+		{"denied by method", []*policyv1.AuthorizationRule{allow(`true`), deny(`mcp.method == "tasks/cancel"`)}, "work", false},
+		{"required of tools", []*policyv1.AuthorizationRule{require(`mcp.tool.name == "work"`)}, "work", true},
+		{"arguments are over", []*policyv1.AuthorizationRule{require(`mcp.tool.arguments.x == 1`), deny(`mcp.tool.arguments.y == 2`)}, "work", true},
+		{"annotations", []*policyv1.AuthorizationRule{require(`mcp.tool.annotations.readOnlyHint`)}, "work", true},
+		{"both there", []*policyv1.AuthorizationRule{require(`mcp.tool.target == "a" && (!has(mcp.task) || mcp.task.target == "a")`)}, "work", true},
+	} {
+		target, err := CompileTarget(authz(tt.rules...), HTTP, Resolver{})
+		if err != nil {
+			t.Fatalf("%s: %v", tt.name, err)
+		}
+		c := &Call{Kind: Task, Name: "t", Tool: tt.tool, Target: "a", Method: "tasks/cancel", Annotations: []byte(`{"readOnlyHint":true}`)}
+		if got := target.Admit(c); got.Allowed != tt.want {
+			t.Errorf("%s: %+v", tt.name, got)
+		}
 	}
 }

@@ -27,7 +27,7 @@ type authority struct {
 	pem  string
 }
 
-func newAuthority(t *testing.T) *authority {
+func newAuthority(t testing.TB) *authority {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -47,7 +47,7 @@ func newAuthority(t *testing.T) *authority {
 }
 
 // issue returns certificate and key as PEM.
-func (a *authority) issue(t *testing.T, change func(*x509.Certificate)) (cert, key string) {
+func (a *authority) issue(t testing.TB, change func(*x509.Certificate)) (cert, key string) {
 	t.Helper()
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -64,7 +64,7 @@ type webhookAnswer struct {
 
 func (w *webhook) judge(ctx context.Context, c *Call, d Direction, texts []guard.Text) ([]*string, error) {
 	ask := webhookRequest{Tenant: c.Tenant, Target: c.Target, Direction: d.String(), Method: c.Method, Name: c.Name, Content: make([]webhookText, len(texts))}
-	if c.Principal != nil {
+	if c.Principal != nil && !c.Principal.Unverified {
 		ask.Principal = &webhookPrincipal{strings.ReplaceAll(c.Principal.ID, "\x00", " "), c.Principal.Name}
 	}
 	places := make(map[string]int, len(texts))

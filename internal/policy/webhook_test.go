@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -177,7 +178,8 @@ func TestJudgesThatFail(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			j := newJudging(t, false, tt.answer)
-			_, note, err := judgedBy(t, fmt.Sprintf(tt.guard, j.URL, ""), "private-network").guardCall(t.Context(), searchCall)
+			guarded := judgedBy(t, fmt.Sprintf(tt.guard, j.URL, ""), "private-network")
+			_, note, err := guarded.guardCall(t.Context(), searchCall)
 			g, ok := errors.AsType[*GuardError](err)
 			if !ok || !g.Undecided || note != nil || !strings.Contains(fmt.Sprint(g.Err), tt.says) || !strings.Contains(g.Message, "policies.ai.promptGuard.request[0]") {
 				t.Errorf("closed: %v (%v), want …%s…", err, g, tt.says)
@@ -185,6 +187,9 @@ func TestJudgesThatFail(t *testing.T) {
 			out, note, err := judgedBy(t, fmt.Sprintf(tt.guard, j.URL, `,"failureMode":"FAILURE_MODE_FAIL_OPEN"`), "private-network").guardCall(t.Context(), searchCall)
 			if out != searchCall || err != nil || note == nil || !strings.Contains(note.Error(), tt.says) {
 				t.Errorf("open: %v, %v, want …%s…", note, err, tt.says)
+			}
+			if err := guarded.Trouble(); err == nil || !strings.Contains(err.Error(), tt.says) || !strings.HasPrefix(err.Error(), "policies.ai.promptGuard.request[0]: ") {
+				t.Errorf("the operator is told %v", err)
 			}
 			if all := fmt.Sprint(g, g.Err, note); strings.Contains(all, "s3cret") || strings.Contains(all, j.URL) {
 				t.Errorf("tells a secret, or where: %s", all)
@@ -195,6 +200,38 @@ func TestJudgesThatFail(t *testing.T) {
 				t.Errorf("%d requests for two questions: a redirect was followed, or something sent again", len(j.bodies))
 			}
 		})
+	}
+}
+
+// Trouble is over when there is a decision, whichever; who leaves early says nothing of the service.
+func TestTroubleWithJudges(t *testing.T) {
+	var answer atomic.Pointer[string]
+	say := func(s string) { answer.Store(&s) }
+	j := newJudging(t, false, func(w http.ResponseWriter, _ *http.Request, _ []byte) { _, _ = io.WriteString(w, *answer.Load()) })
+	target := judgedBy(t, `{"regex":{"rules":[{"pattern":"stop"}]}},{"webhook":{"url":"`+j.URL+`"}}`, "private-network")
+	for _, tt := range []struct {
+		answer, message string
+		trouble         bool
+	}{
+		{`{"action":"pass"}`, searchCall, false},
+		{`oops`, searchCall, true},
+		{`{"action":"pass"}`, strings.Replace(searchCall, `"one"`, `"stop"`, 1), true}, // it was not asked
+		{`{"action":"reject","reason":"x"}`, searchCall, false},
+	} {
+		say(tt.answer)
+		_, _, _ = target.guardCall(t.Context(), tt.message)
+		if err := target.Trouble(); (err != nil) != tt.trouble {
+			t.Errorf("after %s: %v", tt.answer, err)
+		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _, _ = target.guardCall(gone, searchCall)
+	if err := target.Trouble(); err != nil {
+		t.Errorf("after a caller who left: %v", err)
+	}
+	if err := (*Target)(nil).Trouble(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -45,6 +45,8 @@ func (v *validator) policies() {
 		v.ofTwoResources(o, policies, enforced)
 		v.limitKeys(o, "policies", policies)
 		v.limitKeys(o, "enforced", enforced)
+		v.keySets(o, "policies", policies)
+		v.keySets(o, "enforced", enforced)
 		if o.GetTarget() != nil {
 			v.onTarget(o)
 		}
@@ -80,9 +82,32 @@ func (v *validator) block(o *adminv1.Object, block string, p *policyv1.Policies)
 		}
 	}
 	stdio := o.GetTarget().GetStdio() != nil // where it is an error
-	if p.GetBackendAuth().GetPassthrough() != nil && !stdio && !v.audienceIsTarget(o) {
+	if pass := p.GetBackendAuth().GetPassthrough(); pass != nil && !pass.GetUnverified() && !stdio && !v.audienceIsTarget(o) {
 		v.tell(severityWarning, o, block+".backendAuth.passthrough", "sends the client's token to the target, which can use it elsewhere as the client",
 			"use it only where the target is the token's audience, and name its URL in jwtAuth's audiences")
+	}
+}
+
+// keySets notes what cannot be seen offline: whether the control plane gets at the keys that tokens are verified with.
+func (v *validator) keySets(o *adminv1.Object, block string, p *policyv1.Policies) {
+	if !v.Offline {
+		return
+	}
+	note := func(field, source string) {
+		if issuer, ok := policy.SourceIssuer(source); ok {
+			source = "the key set of issuer " + issuer
+		} else if source != "" {
+			source = "the key set " + source
+		}
+		if source != "" {
+			v.tell(severityNote, o, field, fmt.Sprintf("%s is not looked at here", source), "the control plane fetches it, and refuses what is applied if it cannot")
+		}
+	}
+	for i, provider := range p.GetJwtAuth().GetProviders() {
+		note(fmt.Sprintf("%s.jwtAuth.providers[%d].jwks", block, i), policy.JwksSource(provider.GetJwks()))
+	}
+	for i, provider := range p.GetMcpAuthentication().GetProviders() {
+		note(fmt.Sprintf("%s.mcpAuthentication.providers[%d].jwks", block, i), policy.JwksSource(policy.ProviderJwks(provider)))
 	}
 }
 
@@ -239,6 +264,11 @@ func (v *validator) onTarget(o *adminv1.Object) {
 	told := map[string]bool{} // one policy may come by several routes
 	for _, route := range routes {
 		chain := append([]*adminv1.Object{o}, v.chains.above(o, route)...)
+		_, agent := effective(chain, kindField("a2a"))
+		if agent = transport == policy.A2A || agent && policy.Applies("a2a", transport); agent && !told["agent"] {
+			told["agent"] = true
+			v.agent(o)
+		}
 		for _, k := range policy.Kinds() {
 			p, ok := effective(chain, kindField(k.Name))
 			source := Key(p.level) + p.field
@@ -253,7 +283,62 @@ func (v *validator) onTarget(o *adminv1.Object) {
 				v.tell(severityNote, o, "", fmt.Sprintf("%s of %s does not apply here: it means nothing on a %s target", k.Name, describe(p), transport), "")
 			case k.Name == "backendAuth":
 				v.authOnTarget(o, p, transport)
+				v.standsAlone(o, p)
+			case k.Name == "mcpAuthorization":
+				v.deniesOnTarget(o, p, agent)
+			case k.Name == "ai" && agent:
+				v.fillsOnAgent(o, p)
 			}
+		}
+	}
+}
+
+// deniesOnTarget warns of deny rules that refuse all that is asked of a target, since they read what it cannot have.
+func (v *validator) deniesOnTarget(o *adminv1.Object, p policyAt, agent bool) {
+	z, _ := p.message.Interface().(*policyv1.McpAuthorization)
+	for i, rule := range z.GetRules() {
+		if rule.GetDeny() == "" || !policy.DenyFails(rule.GetDeny(), agent) {
+			continue
+		}
+		field, of := index(p.field+".rules", i), ""
+		if p.level != o {
+			field, of = "", fmt.Sprintf("mcpAuthorization.rules[%d] of %s: ", i, describe(p))
+		}
+		if agent {
+			v.tell(severityWarning, o, field, of+"the rule reads what a call of an A2A agent has not: it fails, and a deny that fails refuses", "read a2a.method and a2a.skill, or begin with `has(mcp.tool) &&`")
+			continue
+		}
+		v.tell(severityWarning, o, field, of+"the rule reads a2a, which a call of an MCP server has not: it fails, and a deny that fails refuses", "if only agents are meant, begin with `has(a2a.method) &&`")
+	}
+}
+
+// agent refuses what a target has for MCP alone, if it is an A2A agent.
+func (v *validator) agent(o *adminv1.Object) {
+	t := o.GetTarget()
+	for _, f := range []struct {
+		set         bool
+		field, what string
+	}{
+		{len(t.GetProtocolVersions()) > 0, "protocolVersions", "revisions of MCP"}, {t.GetListCache() != nil, "listCache", "lists"}, {t.GetReinitialize(), "reinitialize", "sessions"},
+	} {
+		if f.set {
+			v.fail(o, f.field, fmt.Sprintf("the target is an A2A agent, which has no %s, and this would do nothing", f.what), "remove it")
+		}
+	}
+}
+
+// fillsOnAgent tells of the parts of ai that are about MCP's tools and sampling.
+func (v *validator) fillsOnAgent(o *adminv1.Object, p policyAt) {
+	ai, _ := p.message.Interface().(*policyv1.Ai)
+	for _, f := range []struct {
+		set  bool
+		name string
+	}{{ai.GetDefaults() != nil, "defaults"}, {ai.GetOverrides() != nil, "overrides"}, {len(ai.GetModelAliases()) > 0, "modelAliases"}} {
+		switch {
+		case f.set && p.level == o:
+			v.fail(o, p.field+"."+f.name, "is about tools, which an A2A agent has not, and would do nothing", "remove it")
+		case f.set:
+			v.tell(severityNote, o, "", fmt.Sprintf("%s of ai of %s do not apply here: they are about tools, which an A2A agent has not", f.name, describe(p)), "")
 		}
 	}
 }
@@ -291,7 +376,7 @@ func (v *validator) unverified(o *adminv1.Object, block string, p *policyv1.Poli
 		return
 	}
 	for i, rule := range p.GetMcpAuthorization().GetRules() {
-		if policy.DenyRefusesOthers(rule.GetDeny()) {
+		if policy.DenyRefusesOthers(rule.GetDeny()) && transportOf(o) != policy.A2A {
 			v.tell(severityWarning, o, index(block+".mcpAuthorization.rules", i),
 				"the rule reads mcp.tool, which prompts and resources have not: it fails for them, and a deny that fails refuses",
 				"if only tools are meant, begin with `has(mcp.tool) &&`")

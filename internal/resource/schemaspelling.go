@@ -94,6 +94,7 @@ func init() {
 		testPackage + "Prompt":           orText,
 		testPackage + "Resource":         orText,
 		testPackage + "ResourceTemplate": orText,
+		testPackage + "Skill":            orText,
 		testPackage + "Source":           orText,
 		testPackage + "Names":            or(list(text)),
 		testPackage + "Refusal":          or(node07{"anyOf": []any{text, node07{"const": true}}}),

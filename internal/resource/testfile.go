@@ -21,6 +21,7 @@ func testShapes() map[protoreflect.FullName]shape {
 		testPackage + "Prompt":           {rewrite: short("name")},
 		testPackage + "Resource":         {rewrite: short("uri")},
 		testPackage + "ResourceTemplate": {rewrite: short("uriTemplate")},
+		testPackage + "Skill":            {rewrite: short("id")},
 		testPackage + "Source":           {rewrite: short("address")},
 		testPackage + "Principal":        {rewrite: principal},
 		testPackage + "Request":          {refuse: map[string]string{"name": "write tool: NAME, or prompt: NAME"}},

@@ -89,7 +89,7 @@ func TestAmbiguousMessages(t *testing.T) {
 
 // Names that look like prefixes, and each way of writing them.
 func TestPrefixGames(t *testing.T) {
-	a, ab := named(t, "a", "b_c", "_", "b-x_y", "same", "a_same"), named(t, "a-b", "c", "_x", "x_y", "same")
+	a, ab := named(t, "a", "b_c", "-b_c", "_", "b-x_y", "same", "a_same"), named(t, "a-b", "c", "_x", "x_y", "same")
 	f := newFleet(t, 1, "private-network")
 	var routes strings.Builder
 	for _, mode := range []string{"conditional", "always", "never"} {
@@ -99,11 +99,11 @@ func TestPrefixGames(t *testing.T) {
 	fmt.Fprintf(&routes, "    - matches: [{path: {pathPrefix: /prefixed}}]\n      backends:\n      - {name: prefixed, mcp: {prefixMode: always, targets: [{name: a, mcp: {host: %q}}]}}\n", a.URL)
 	f.apply(fmt.Sprintf("binds:\n- port: %d\n  listeners:\n  - routes:\n%s", f.port, routes.String()))
 
-	both := map[string]string{"a_b_c": "a/b_c", "a__": "a/_", "a_b-x_y": "a/b-x_y", "a_same": "a/same", "a_a_same": "a/a_same",
+	both := map[string]string{"a_b_c": "a/b_c", "a_-b_c": "a/-b_c", "a__": "a/_", "a_b-x_y": "a/b-x_y", "a_same": "a/same", "a_a_same": "a/a_same",
 		"a-b_c": "a-b/c", "a-b__x": "a-b/_x", "a-b_x_y": "a-b/x_y", "a-b_same": "a-b/same"}
-	alone := map[string]string{"b_c": "a/b_c", "_": "a/_", "b-x_y": "a/b-x_y", "same": "a/same", "a_same": "a/a_same"}
-	prefixed := map[string]string{"a_b_c": "a/b_c", "a__": "a/_", "a_b-x_y": "a/b-x_y", "a_same": "a/same", "a_a_same": "a/a_same"}
-	never := map[string]string{"b_c": "a/b_c", "_": "a/_", "b-x_y": "a/b-x_y", "same": "a/same", "a_same": "a/a_same", "c": "a-b/c", "_x": "a-b/_x", "x_y": "a-b/x_y"}
+	alone := map[string]string{"b_c": "a/b_c", "-b_c": "a/-b_c", "_": "a/_", "b-x_y": "a/b-x_y", "same": "a/same", "a_same": "a/a_same"}
+	prefixed := map[string]string{"a_b_c": "a/b_c", "a_-b_c": "a/-b_c", "a__": "a/_", "a_b-x_y": "a/b-x_y", "a_same": "a/same", "a_a_same": "a/a_same"}
+	never := map[string]string{"b_c": "a/b_c", "-b_c": "a/-b_c", "_": "a/_", "b-x_y": "a/b-x_y", "same": "a/same", "a_same": "a/a_same", "c": "a-b/c", "_x": "a-b/_x", "x_y": "a-b/x_y"}
 	for path, want := range map[string]map[string]string{"/conditional": both, "/always": both, "/never": never, "/one": alone, "/prefixed": prefixed} {
 		url := f.endpoint(0, path)
 		s := handshake(t, url, nil)

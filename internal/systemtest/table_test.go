@@ -139,7 +139,7 @@ func (w *table) walk(t *testing.T, k policy.KindInfo, pr probe) {
 				switch {
 				case outcome != "":
 					w.note(k, level, c, outcome)
-				case w.unknown[c] != "" && !pr.agents:
+				case w.unknown[c] != "" && !pr.agent(c):
 					w.note(k, level, c, "era not spoken: "+w.unknown[c])
 				default:
 					live[level] = append(live[level], c)
@@ -273,7 +273,7 @@ func (w *table) cell(t *testing.T, k policy.KindInfo, pr probe, level policy.Lev
 // peer is the target of a column for a probe.
 func (w *table) peer(c column, pr probe) *peer {
 	p := w.peers[pr.secure && c.kind != "stdio"][c]
-	if pr.agents && c.transport() == "mcp" {
+	if pr.agent(c) {
 		own, agent := *p, w.peers[false][column{kind: "a2a"}]
 		own.host, own.requests = agent.host, agent.requests
 		return &own

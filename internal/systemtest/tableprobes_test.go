@@ -27,6 +27,9 @@ type probe struct {
 	inherent []string
 }
 
+// agent tells whether the probe makes a column's target an agent, which MCP's eras are nothing to.
+func (p probe) agent(c column) bool { return p.agents && c.transport() == "mcp" }
+
 func always(yaml string) func(string) string { return func(string) string { return yaml } }
 
 // refusesWith is a probe for what refuses requests, with a status, that pass without it.

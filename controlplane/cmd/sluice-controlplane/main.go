@@ -33,7 +33,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&c.XDSAddr, "xds-addr", controlplane.DefaultXDSAddr, "address for proxies; mutual TLS")
 	flags.StringVar(&c.OpsAddr, "ops-addr", controlplane.DefaultOpsAddr, "address of health, metrics and profiles")
 	flags.StringVar(&c.ClusterKeyFile, "cluster-key-file", "", "key that seals secrets (default: cluster.key in the data directory, made if it is not there)")
-	flags.Func("allow", "local powers of the tenant default, e.g. private-network,stdio=npx,file=/etc/sluice/*,env=SVC_* (default: as before, none at first)", func(text string) error {
+	flags.Func("allow", "local powers of the tenant default, as `GRANTS`: private-network, stdio=npx, file=/etc/sluice/*, env=SVC_*, identity=aws (the proxies' own at aws, gcp or azure), metadata; * is all but metadata (default: as before, none at first)", func(text string) error {
 		for grant := range strings.SplitSeq(text, ",") {
 			if grant = strings.TrimSpace(grant); grant != "" {
 				c.Allow = append(c.Allow, grant)

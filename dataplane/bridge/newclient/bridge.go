@@ -45,7 +45,7 @@ type Bridge struct {
 	mu     sync.Mutex
 	pools  map[string]*pool         // guarded by mu; by resource name of the target
 	parked map[session.CallID]*call // guarded by mu
-	ending sync.WaitGroup           // goroutines that end sessions and calls
+	ending upstream.Background      // what begins and ends sessions and calls
 	closed bool                     // guarded by mu
 	live   map[string]bool          // guarded by mu; digests of targets in use; nil: not told yet
 }
@@ -141,12 +141,5 @@ func (b *Bridge) Close(ctx context.Context) error {
 	for _, s := range all {
 		s.kill()
 	}
-	done := make(chan struct{})
-	go func() { b.ending.Wait(); close(done) }()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return b.ending.Wait(ctx)
 }

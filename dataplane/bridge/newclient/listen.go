@@ -232,6 +232,9 @@ func (f *stateless) listen(ctx context.Context, r *upstream.Request, m *mcp.Mess
 	if errors.Is(err, errFull) {
 		return f.full(m), nil
 	}
+	if refused, ok := errors.AsType[*unauthorizedError](err); ok {
+		return (&failure{status: refused.status, header: refused.header}).answer()
+	}
 	if resp != nil || err != nil {
 		return resp, err
 	}

@@ -94,6 +94,20 @@ func (f *failure) answer() (*upstream.Response, error) {
 	return &upstream.Response{Status: f.status, Header: f.header.Clone(), Body: io.NopCloser(bytes.NewReader(f.body)), Length: int64(len(f.body))}, nil
 }
 
+// unauthorizedError is a target's refusal of the credential that something was said with.
+type unauthorizedError struct {
+	status int
+	header http.Header
+}
+
+func (e *unauthorizedError) Error() string {
+	return fmt.Sprintf("the target answered with status %d", e.status)
+}
+
+func unauthorized(resp *upstream.Response) bool {
+	return resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden
+}
+
 func newPeer(f *stateless, r *upstream.Request, k key, c *client) *peer {
 	s := &peer{
 		b: f.b, t: f.t, tr: f.tr, key: k, header: r.Header.Clone(), who: r.Call,
@@ -129,6 +143,9 @@ func (s *peer) begin(ctx context.Context) {
 	if s.failed == nil {
 		if err := s.settle(ctx); err != nil {
 			s.failed = &failure{err: err}
+			if refused, ok := errors.AsType[*unauthorizedError](err); ok {
+				s.failed = &failure{status: refused.status, header: refused.header}
+			}
 		}
 	}
 	if s.failed != nil {
@@ -152,6 +169,9 @@ func (s *peer) initialize(ctx context.Context) *failure {
 		return &failure{err: err}
 	}
 	defer resp.Body.Close()
+	if unauthorized(resp) { // for the caller to judge, whatever its body says
+		return &failure{status: resp.Status, header: resp.Header}
+	}
 	msg, raw, err := s.readAnswer(resp, true)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -288,6 +308,9 @@ func (s *peer) tell(ctx context.Context, body []byte, from *upstream.Request) er
 		s.lost()
 		return errLost
 	}
+	if unauthorized(resp) {
+		return &unauthorizedError{resp.Status, resp.Header}
+	}
 	if resp.Status >= 300 {
 		return &upstream.Error{Op: "post", Target: s.t.Resource, Sent: true, Err: fmt.Errorf("the target answered with status %d", resp.Status)}
 	}
@@ -306,13 +329,11 @@ func (s *peer) tellLater(body []byte) {
 
 // later runs f in the background, for a short while.
 func (b *Bridge) later(f func(ctx context.Context)) {
-	b.ending.Add(1)
-	go func() {
-		defer b.ending.Done()
+	b.ending.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), goodbyeTime)
 		defer cancel()
 		f(ctx)
-	}()
+	})
 }
 
 // ask sends a request of the proxy's own and returns the answer. An error response is an answer.
@@ -329,6 +350,9 @@ func (s *peer) ask(ctx context.Context, method string, params []byte) (*mcp.Mess
 	if resp.Status == http.StatusNotFound && s.id != "" {
 		s.lost()
 		return nil, errLost
+	}
+	if unauthorized(resp) {
+		return nil, &unauthorizedError{resp.Status, resp.Header}
 	}
 	msg, _, err := s.readAnswer(resp, false)
 	if err != nil {

@@ -93,11 +93,7 @@ func (f *stateless) join(ctx context.Context, r *upstream.Request, m *mcp.Messag
 		if !alone {
 			p.sessions[k] = s
 		}
-		b.ending.Add(1)
-		go func() {
-			defer b.ending.Done()
-			s.begin(context.WithoutCancel(ctx))
-		}()
+		b.ending.Go(func() { s.begin(context.WithoutCancel(ctx)) })
 	}
 	s.refs++
 	s.idle.Stop()
@@ -219,9 +215,7 @@ func (s *peer) dropLocked() {
 // goEnd says goodbye to the target, once, in the background.
 func (s *peer) goEnd() {
 	s.ended.Do(func() {
-		s.b.ending.Add(1)
-		go func() {
-			defer s.b.ending.Done()
+		s.b.ending.Go(func() {
 			<-s.ready // what is being begun cannot be ended yet
 			s.close(errRetired)
 			s.cancel(nil)
@@ -236,7 +230,7 @@ func (s *peer) goEnd() {
 			if resp, err := s.do(ctx, http.MethodDelete, nil, nil); err == nil {
 				_ = resp.Body.Close()
 			}
-		}()
+		})
 	})
 }
 

@@ -47,12 +47,15 @@ func (f *stateless) Do(ctx context.Context, r *upstream.Request) (*upstream.Resp
 		return f.discover(ctx, r, &m)
 	case m.Method == "subscriptions/listen":
 		return f.listen(ctx, r, &m)
-	case m.Info().Routing == mcp.ByTask || m.Info().Routing == mcp.FanTasks || !mcp.V20260728.MethodAllowed(m.Method):
+	case m.Info().Routing == mcp.ByTask || !mcp.V20260728.MethodAllowed(m.Method):
 		return f.refuse(&m, http.StatusNotFound, mcp.CodeMethodNotFound, "Method not found: %s", m.Method), nil
 	}
 	resp, err := f.call(ctx, r, &m)
 	if errors.Is(err, errFull) {
 		return f.full(&m), nil
+	}
+	if refused, ok := errors.AsType[*unauthorizedError](err); ok { // of what the call needed first
+		return (&failure{status: refused.status, header: refused.header}).answer()
 	}
 	return resp, err
 }

@@ -23,13 +23,7 @@ type stream struct {
 
 // follow opens the stream, once, and keeps it open while the session lives.
 func (s *peer) follow() {
-	s.stream.once.Do(func() {
-		s.b.ending.Add(1)
-		go func() {
-			defer s.b.ending.Done()
-			s.keepStream()
-		}()
-	})
+	s.stream.once.Do(func() { s.b.ending.Go(s.keepStream) })
 }
 
 // errNoStream: the target offers none.

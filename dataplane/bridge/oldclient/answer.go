@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/upstream"
@@ -41,6 +42,27 @@ func (b *Bridge) readJSON(resp *upstream.Response) (*mcp.Message, error) {
 		return nil, nil
 	}
 	return &msg, err
+}
+
+// unauthorizedError is a target's refusal of the credential that a request came with: for the multiplexer to judge, whatever was asked.
+type unauthorizedError struct {
+	target, method string
+	status         int
+	header         http.Header
+}
+
+func (e *unauthorizedError) Error() string {
+	return fmt.Sprintf("target %s answered %s with %d", e.target, e.method, e.status)
+}
+
+// answer is the refusal for one of those who waited.
+func (e *unauthorizedError) answer() *upstream.Response {
+	return &upstream.Response{Status: e.status, Header: e.header.Clone(), Body: http.NoBody}
+}
+
+// unauthorized reports whether an answer is about the credential; what its body says is no answer to the request.
+func unauthorized(resp *upstream.Response) bool {
+	return resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden
 }
 
 // jsonResponse is one message; what else the target's head says of it stays.
@@ -81,6 +103,7 @@ func streamHeader(from http.Header) http.Header {
 type eventPipe struct {
 	mu     sync.Mutex // guards what is below
 	events *mcp.EventWriter
+	begun  bool
 	w      *io.PipeWriter
 	stop   func() bool
 }
@@ -93,11 +116,17 @@ func (b *Bridge) pipe(ctx context.Context) (io.ReadCloser, *eventPipe) {
 	return r, p
 }
 
+// message writes one. With the first, the client is told how soon to come back, as targets with sessions do.
 func (p *eventPipe) message(raw []byte) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.events.Message(raw)
+	ev := mcp.Event{Type: []byte("message"), Data: raw, HasData: true, HasRetry: !p.begun, Retry: comeBack}
+	p.begun = true
+	return p.events.Write(ev)
 }
+
+// comeBack is how long a client should wait with another GET, when a stream ends.
+const comeBack = time.Second
 
 // finish ends the stream: well, if err is nil.
 func (p *eventPipe) finish(err error) {

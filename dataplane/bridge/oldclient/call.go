@@ -45,6 +45,10 @@ func (c *call) send(ctx context.Context, answers, state []byte) (*upstream.Respo
 			}
 		}
 		resp, err := c.f.inner.Do(ctx, &r)
+		if err == nil && unauthorized(resp) {
+			_ = resp.Body.Close()
+			return nil, &unauthorizedError{c.f.t.Name, c.m.Method, resp.Status, resp.Header}
+		}
 		if err != nil || again || resp.Status != http.StatusBadRequest || c.m.Method != "tools/call" {
 			return resp, err
 		}

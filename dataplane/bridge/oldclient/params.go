@@ -214,6 +214,10 @@ func (f *sessionsFace) ownRequest(ctx context.Context, r *upstream.Request, meth
 	if err != nil {
 		return nil, err
 	}
+	if unauthorized(resp) {
+		_ = resp.Body.Close()
+		return nil, &unauthorizedError{f.t.Name, method, resp.Status, resp.Header}
+	}
 	if !isStream(resp) {
 		msg, err := f.b.readJSON(resp)
 		if msg == nil && err == nil {

@@ -64,7 +64,11 @@ func (f *sessionsFace) Do(ctx context.Context, r *upstream.Request) (*upstream.R
 	case mcp.Notification:
 		return f.notification(ctx, r, &m)
 	case mcp.Request:
-		return f.request(ctx, r, &m)
+		resp, err := f.request(ctx, r, &m)
+		if refused, ok := errors.AsType[*unauthorizedError](err); ok {
+			return refused.answer(), nil
+		}
+		return resp, err
 	}
 	return refuse(http.StatusBadRequest, nil, mcp.CodeInvalidRequest, "the body is not one message"), nil
 }

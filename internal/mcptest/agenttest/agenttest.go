@@ -33,25 +33,15 @@ type Agent struct {
 
 // Request is what an [Agent] saw of one HTTP request.
 type Request struct {
-	Method, Path string
+	Method, Path string // Path with its query
 	Header       http.Header
 }
 
 // Serve starts an agent whose endpoint is at path, with its card beside the root. change may change the card.
 func Serve(t testing.TB, path string, change func(*a2a.AgentCard)) *Agent {
 	t.Helper()
-	a := &Agent{left: make(chan struct{}, 100)}
 	router := http.NewServeMux()
-	a.http = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		a.mu.Lock()
-		a.reqs = append(a.reqs, Request{r.Method, r.URL.RequestURI(), r.Header.Clone()})
-		a.mu.Unlock()
-		router.ServeHTTP(w, r)
-		if r.Context().Err() != nil {
-			a.left <- struct{}{}
-		}
-	}))
-	a.URL = a.http.URL + path
+	a := listen(t, path, router)
 	card := &a2a.AgentCard{
 		Name: "test agent", Description: "does as it is told", Version: "1", ProtocolVersion: "0.3.0",
 		URL: a.URL, PreferredTransport: a2a.TransportProtocolJSONRPC,
@@ -74,6 +64,22 @@ func Serve(t testing.TB, path string, change func(*a2a.AgentCard)) *Agent {
 		a2asrv.WithPushNotifications(push.NewInMemoryStore(), push.NewHTTPPushSender(nil)))
 	router.Handle(a2asrv.WellKnownAgentCardPath, a2asrv.NewStaticAgentCardHandler(card))
 	router.Handle(path, a2asrv.NewJSONRPCHandler(handler))
+	return a
+}
+
+// listen serves an agent's handlers, and notes what comes.
+func listen(t testing.TB, path string, handler http.Handler) *Agent {
+	a := &Agent{left: make(chan struct{}, 100)}
+	a.http = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.mu.Lock()
+		a.reqs = append(a.reqs, Request{r.Method, r.URL.RequestURI(), r.Header.Clone()})
+		a.mu.Unlock()
+		handler.ServeHTTP(w, r)
+		if r.Context().Err() != nil {
+			a.left <- struct{}{}
+		}
+	}))
+	a.URL = a.http.URL + path
 	t.Cleanup(func() {
 		a.http.CloseClientConnections()
 		a.http.Close()

@@ -3,10 +3,11 @@
 # server-everything, over stdio) for clients of the session era; `go` and `fast` (FastMCP) for those of the stateless era.
 #
 #   run.sh            all clients
-#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page seeds credentials
+#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page tasks seeds credentials
 #
 # `credentials` has what backendAuth sends checked by verifiers that are not ours: signatures by an S3 server (versitygw), clients
 # by oidc-provider, token exchange by zitadel/oidc. It is internal/systemtest/issuers_test.go.
+# `tasks` has tasks of both eras: two FastMCP servers with the extension, and two of the reference server-everything.
 # `seeds` runs the examples of internal/systemtest/seeds_test.go with the reference servers from npm, through npx.
 #
 # Settings: CACHE (tools; default ~/.cache/sluice), OUT (logs). Needs Go, npm, Python >= 3.10 with venv, and Chromium for the page.
@@ -26,28 +27,17 @@ pids=()
 cleanup() { for p in ${pids[@]+"${pids[@]}"}; do kill "$p" 2>/dev/null || true; wait "$p" 2>/dev/null || true; done; }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
-source "$here/../tools.sh"
+source "$here/peers.sh"
 
-gosdk_version=v1.8.0
-fastmcp_version=4.1.2
 versitygw_version=v1.8.0
 oidc_provider_version=9.13.3
 zitadel_version=v3.52.0
-inspector_version=2.12.0
 inspector_page_version=1.0.3 # the last whose page connects from the browser itself
-
-python_with_fastmcp() {
-  local venv="$CACHE/fastmcp-$fastmcp_version"
-  if [ ! -x "$venv/bin/fastmcp" ]; then
-    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check "fastmcp==$fastmcp_version" >&2 || die "fastmcp $fastmcp_version does not install from PyPI"
-  fi
-  echo "$venv/bin/python"
-}
 
 need_node
 PYTHON="$(python_with_fastmcp)"
 everything_go="$(go_sdk_binary conformance/everything-server "$gosdk_version")"
-everything_npm="$(npm_package @modelcontextprotocol/server-everything@2026.8.31)/dist/index.js"
+everything_npm="$(npm_package @modelcontextprotocol/server-everything@$npm_servers_version)/dist/index.js"
 
 stateful="$(free_port)" stateless="$(free_port)" fast="$(free_port)" front_l="$(free_port)" front_m="$(free_port)"
 start go-stateful "$everything_go" -http="localhost:$stateful" -stateless=false
@@ -85,24 +75,42 @@ start sluice "$SLUICE" up -f "$OUT/sluice.yaml" --data-dir "$OUT/data" --admin-a
 listening "$front_l"; listening "$front_m"
 export SESSION_URL="http://localhost:$front_l/mcp" STATELESS_URL="http://localhost:$front_m/mcp"
 
-# package NAME@VERSION: installs it and makes `import` find it from the script's own folder.
-node_client() { # SCRIPT PACKAGE@VERSION…
-  local script="$1" dir; shift
-  for p in "$@"; do dir="$(npm_package "$p")"; done
-  dir="${dir%%/node_modules/*}"
-  cp "$here/$script" "$here/checks.mjs" "$dir/" && "$NODE" "$dir/$script"
-}
+# node_client SCRIPT PACKAGE@VERSION
+node_client() { "$NODE" "$(node_script "$2" "$here/$1" "$here/checks.mjs")"; }
 
 client_go() { (cd "$repo" && go run ./internal/systemtest/interop/goclient); }
 client_fastmcp() { "$PYTHON" "$here/fastmcp_client.py"; }
-client_ts-v1() { node_client ts_v1.mjs @modelcontextprotocol/sdk@1.32.2; }
-client_ts-v2() { node_client ts_v2.mjs @modelcontextprotocol/client@2.4.0; }
+client_ts-v1() { node_client ts_v1.mjs "$ts_v1"; }
+client_ts-v2() { node_client ts_v2.mjs "$ts_v2"; }
 client_inspector() {
   INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_version")" "$NODE" "$here/inspector.mjs"
 }
 client_page() {
   command -v chromium >/dev/null || die "the inspector's page needs chromium (Debian: apt-get install chromium)"
   INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_page_version")" PORT="$(free_port)" node_client page.mjs playwright-core@1.64.1
+}
+
+client_tasks() {
+  local venv="$CACHE/fastmcp-tasks-$fastmcp_version" i
+  if [ ! -d "$venv/lib" ] || ! "$venv/bin/python" -c 'import fastmcp_tasks' 2>/dev/null; then
+    python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --disable-pip-version-check "fastmcp[tasks]==$fastmcp_version" >&2 || die "fastmcp[tasks] $fastmcp_version does not install from PyPI"
+  fi
+  local ports=(); for i in 1 2 3 4 5 6; do ports+=("$(free_port)"); done
+  for i in 0 1; do
+    start "tasks-fastmcp-$i" "$venv/bin/python" "$here/tasks_server.py" "${ports[i]}"
+    PORT="${ports[i + 2]}" start "tasks-everything-$i" "$NODE" "$everything_npm" streamableHttp
+  done
+  cat >"$OUT/tasks.yaml" <<YAML
+binds:
+- port: ${ports[4]}
+  listeners: [{routes: [{backends: [{mcp: {targets: [{name: one, mcp: {host: "http://localhost:${ports[0]}/mcp"}}, {name: two, mcp: {host: "http://localhost:${ports[1]}/mcp"}}]}}]}]}]
+- port: ${ports[5]}
+  listeners: [{routes: [{backends: [{mcp: {targets: [{name: one, mcp: {host: "http://localhost:${ports[2]}/mcp"}}, {name: two, mcp: {host: "http://localhost:${ports[3]}/mcp"}}]}}]}]}]
+YAML
+  start sluice-tasks "$SLUICE" up -f "$OUT/tasks.yaml" --data-dir "$OUT/tasks-data" --admin-addr 127.0.0.1:0 --xds-addr 127.0.0.1:0 --ops-addr 127.0.0.1:0
+  for i in 0 1 2 3 4 5; do listening "${ports[i]}"; done
+  STATELESS_URL="http://localhost:${ports[4]}/mcp" "$venv/bin/python" "$here/tasks_client.py" &&
+    SESSION_URL="http://localhost:${ports[5]}/mcp" node_client tasks_v1.mjs @modelcontextprotocol/sdk@1.32.2
 }
 
 client_seeds() { (cd "$repo" && SLUICE_NPM=1 go test -count=1 -v -run TestSeed ./internal/systemtest/ | sed 's/^ *--- PASS/ok&/'; exit "${PIPESTATUS[0]}"); }
@@ -130,7 +138,7 @@ client_credentials() {
     go test -count=1 -v -run 'TestSignaturesAtS3|TestClientsAtOidcProvider|TestExchangeAtIssuer' ./internal/systemtest/ | sed 's/^ *--- PASS/ok&/; s/^ *--- SKIP/FAIL&/'; exit "${PIPESTATUS[0]}")
 }
 
-[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page seeds credentials
+[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page tasks seeds credentials
 passed=0 failed=0
 for client in "$@"; do
   if "client_$client" >"$OUT/$client.log" 2>&1; then

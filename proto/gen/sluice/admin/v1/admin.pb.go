@@ -177,7 +177,7 @@ func (x CreateTokenRequest_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CreateTokenRequest_Type.Descriptor instead.
 func (CreateTokenRequest_Type) EnumDescriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{39, 0}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{40, 0}
 }
 
 // Diagnostics is an error's detail: all that is wrong at once.
@@ -761,9 +761,11 @@ func (x *ListRequest) GetKind() string {
 }
 
 type ListResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      int64                  `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Objects       []*Object              `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision int64                  `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Objects  []*Object              `protobuf:"bytes,2,rep,name=objects,proto3" json:"objects,omitempty"`
+	// What proxies found of the targets among the objects; a target that no proxy has asked yet is not there.
+	Found         []*FoundTarget `protobuf:"bytes,3,rep,name=found,proto3" json:"found,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -812,6 +814,68 @@ func (x *ListResponse) GetObjects() []*Object {
 	return nil
 }
 
+func (x *ListResponse) GetFound() []*FoundTarget {
+	if x != nil {
+		return x.Found
+	}
+	return nil
+}
+
+// FoundTarget is what the proxies that asked a target found it to speak.
+type FoundTarget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the object, e.g. `tools/search`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Revisions of MCP, newest first.
+	ProtocolVersions []string `protobuf:"bytes,2,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *FoundTarget) Reset() {
+	*x = FoundTarget{}
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FoundTarget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FoundTarget) ProtoMessage() {}
+
+func (x *FoundTarget) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FoundTarget.ProtoReflect.Descriptor instead.
+func (*FoundTarget) Descriptor() ([]byte, []int) {
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FoundTarget) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FoundTarget) GetProtocolVersions() []string {
+	if x != nil {
+		return x.ProtocolVersions
+	}
+	return nil
+}
+
 type DeleteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -825,7 +889,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +901,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +914,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeleteRequest) GetTenant() string {
@@ -899,7 +963,7 @@ type LogRequest struct {
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +975,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +988,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LogRequest) GetTenant() string {
@@ -950,7 +1014,7 @@ type LogResponse struct {
 
 func (x *LogResponse) Reset() {
 	*x = LogResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1026,7 @@ func (x *LogResponse) String() string {
 func (*LogResponse) ProtoMessage() {}
 
 func (x *LogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1039,7 @@ func (x *LogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogResponse.ProtoReflect.Descriptor instead.
 func (*LogResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogResponse) GetEntries() []*LogEntry {
@@ -1000,7 +1064,7 @@ type LogEntry struct {
 
 func (x *LogEntry) Reset() {
 	*x = LogEntry{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1012,7 +1076,7 @@ func (x *LogEntry) String() string {
 func (*LogEntry) ProtoMessage() {}
 
 func (x *LogEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1025,7 +1089,7 @@ func (x *LogEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEntry.ProtoReflect.Descriptor instead.
 func (*LogEntry) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LogEntry) GetRevision() int64 {
@@ -1081,7 +1145,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1157,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1170,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RollbackRequest) GetTenant() string {
@@ -1141,7 +1205,7 @@ type ExplainRequest struct {
 
 func (x *ExplainRequest) Reset() {
 	*x = ExplainRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1153,7 +1217,7 @@ func (x *ExplainRequest) String() string {
 func (*ExplainRequest) ProtoMessage() {}
 
 func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1166,7 +1230,7 @@ func (x *ExplainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainRequest.ProtoReflect.Descriptor instead.
 func (*ExplainRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExplainRequest) GetTenant() string {
@@ -1197,7 +1261,7 @@ type ExplainResponse struct {
 
 func (x *ExplainResponse) Reset() {
 	*x = ExplainResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1209,7 +1273,7 @@ func (x *ExplainResponse) String() string {
 func (*ExplainResponse) ProtoMessage() {}
 
 func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1222,7 +1286,7 @@ func (x *ExplainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainResponse.ProtoReflect.Descriptor instead.
 func (*ExplainResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExplainResponse) GetTarget() string {
@@ -1265,7 +1329,7 @@ type RouteExplanation struct {
 
 func (x *RouteExplanation) Reset() {
 	*x = RouteExplanation{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1277,7 +1341,7 @@ func (x *RouteExplanation) String() string {
 func (*RouteExplanation) ProtoMessage() {}
 
 func (x *RouteExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1290,7 +1354,7 @@ func (x *RouteExplanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteExplanation.ProtoReflect.Descriptor instead.
 func (*RouteExplanation) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RouteExplanation) GetRoute() string {
@@ -1336,7 +1400,7 @@ type PolicyExplanation struct {
 
 func (x *PolicyExplanation) Reset() {
 	*x = PolicyExplanation{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1412,7 @@ func (x *PolicyExplanation) String() string {
 func (*PolicyExplanation) ProtoMessage() {}
 
 func (x *PolicyExplanation) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1425,7 @@ func (x *PolicyExplanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyExplanation.ProtoReflect.Descriptor instead.
 func (*PolicyExplanation) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PolicyExplanation) GetKind() string {
@@ -1426,7 +1490,7 @@ type Replaced struct {
 
 func (x *Replaced) Reset() {
 	*x = Replaced{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1438,7 +1502,7 @@ func (x *Replaced) String() string {
 func (*Replaced) ProtoMessage() {}
 
 func (x *Replaced) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1451,7 +1515,7 @@ func (x *Replaced) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replaced.ProtoReflect.Descriptor instead.
 func (*Replaced) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Replaced) GetFrom() string {
@@ -1499,7 +1563,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1575,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1588,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusRequest) GetTenant() string {
@@ -1585,7 +1649,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1661,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1674,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StatusResponse) GetTenant() string {
@@ -1696,7 +1760,7 @@ type ProxyRefusal struct {
 
 func (x *ProxyRefusal) Reset() {
 	*x = ProxyRefusal{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +1772,7 @@ func (x *ProxyRefusal) String() string {
 func (*ProxyRefusal) ProtoMessage() {}
 
 func (x *ProxyRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +1785,7 @@ func (x *ProxyRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyRefusal.ProtoReflect.Descriptor instead.
 func (*ProxyRefusal) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ProxyRefusal) GetProxy() string {
@@ -1765,7 +1829,7 @@ type ObjectStatus struct {
 
 func (x *ObjectStatus) Reset() {
 	*x = ObjectStatus{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1841,7 @@ func (x *ObjectStatus) String() string {
 func (*ObjectStatus) ProtoMessage() {}
 
 func (x *ObjectStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1854,7 @@ func (x *ObjectStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectStatus.ProtoReflect.Descriptor instead.
 func (*ObjectStatus) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ObjectStatus) GetObject() string {
@@ -1831,7 +1895,7 @@ type ListProxiesRequest struct {
 
 func (x *ListProxiesRequest) Reset() {
 	*x = ListProxiesRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +1907,7 @@ func (x *ListProxiesRequest) String() string {
 func (*ListProxiesRequest) ProtoMessage() {}
 
 func (x *ListProxiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +1920,7 @@ func (x *ListProxiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProxiesRequest.ProtoReflect.Descriptor instead.
 func (*ListProxiesRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListProxiesRequest) GetTenant() string {
@@ -1875,7 +1939,7 @@ type ListProxiesResponse struct {
 
 func (x *ListProxiesResponse) Reset() {
 	*x = ListProxiesResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1951,7 @@ func (x *ListProxiesResponse) String() string {
 func (*ListProxiesResponse) ProtoMessage() {}
 
 func (x *ListProxiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +1964,7 @@ func (x *ListProxiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListProxiesResponse.ProtoReflect.Descriptor instead.
 func (*ListProxiesResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListProxiesResponse) GetProxies() []*Proxy {
@@ -1931,7 +1995,7 @@ type Proxy struct {
 
 func (x *Proxy) Reset() {
 	*x = Proxy{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +2007,7 @@ func (x *Proxy) String() string {
 func (*Proxy) ProtoMessage() {}
 
 func (x *Proxy) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2020,7 @@ func (x *Proxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proxy.ProtoReflect.Descriptor instead.
 func (*Proxy) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Proxy) GetName() string {
@@ -2046,7 +2110,7 @@ type CreateTenantRequest struct {
 
 func (x *CreateTenantRequest) Reset() {
 	*x = CreateTenantRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2058,7 +2122,7 @@ func (x *CreateTenantRequest) String() string {
 func (*CreateTenantRequest) ProtoMessage() {}
 
 func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2071,7 +2135,7 @@ func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTenantRequest.ProtoReflect.Descriptor instead.
 func (*CreateTenantRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateTenantRequest) GetName() string {
@@ -2099,7 +2163,7 @@ type AllowTenantRequest struct {
 
 func (x *AllowTenantRequest) Reset() {
 	*x = AllowTenantRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2111,7 +2175,7 @@ func (x *AllowTenantRequest) String() string {
 func (*AllowTenantRequest) ProtoMessage() {}
 
 func (x *AllowTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2124,7 +2188,7 @@ func (x *AllowTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowTenantRequest.ProtoReflect.Descriptor instead.
 func (*AllowTenantRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AllowTenantRequest) GetName() string {
@@ -2152,7 +2216,7 @@ type TenantResponse struct {
 
 func (x *TenantResponse) Reset() {
 	*x = TenantResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2164,7 +2228,7 @@ func (x *TenantResponse) String() string {
 func (*TenantResponse) ProtoMessage() {}
 
 func (x *TenantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2177,7 +2241,7 @@ func (x *TenantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantResponse.ProtoReflect.Descriptor instead.
 func (*TenantResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TenantResponse) GetName() string {
@@ -2209,7 +2273,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2285,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2298,7 @@ func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsRequest.ProtoReflect.Descriptor instead.
 func (*ListTenantsRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 type ListTenantsResponse struct {
@@ -2246,7 +2310,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2322,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2335,7 @@ func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTenantsResponse.ProtoReflect.Descriptor instead.
 func (*ListTenantsResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListTenantsResponse) GetTenants() []*TenantResponse {
@@ -2290,7 +2354,7 @@ type DeleteTenantRequest struct {
 
 func (x *DeleteTenantRequest) Reset() {
 	*x = DeleteTenantRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +2366,7 @@ func (x *DeleteTenantRequest) String() string {
 func (*DeleteTenantRequest) ProtoMessage() {}
 
 func (x *DeleteTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +2379,7 @@ func (x *DeleteTenantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTenantRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTenantRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DeleteTenantRequest) GetName() string {
@@ -2333,7 +2397,7 @@ type DeleteTenantResponse struct {
 
 func (x *DeleteTenantResponse) Reset() {
 	*x = DeleteTenantResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2409,7 @@ func (x *DeleteTenantResponse) String() string {
 func (*DeleteTenantResponse) ProtoMessage() {}
 
 func (x *DeleteTenantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2422,7 @@ func (x *DeleteTenantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTenantResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTenantResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 type PutGroupRequest struct {
@@ -2371,7 +2435,7 @@ type PutGroupRequest struct {
 
 func (x *PutGroupRequest) Reset() {
 	*x = PutGroupRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2447,7 @@ func (x *PutGroupRequest) String() string {
 func (*PutGroupRequest) ProtoMessage() {}
 
 func (x *PutGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2460,7 @@ func (x *PutGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutGroupRequest.ProtoReflect.Descriptor instead.
 func (*PutGroupRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *PutGroupRequest) GetName() string {
@@ -2423,7 +2487,7 @@ type GroupResponse struct {
 
 func (x *GroupResponse) Reset() {
 	*x = GroupResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2499,7 @@ func (x *GroupResponse) String() string {
 func (*GroupResponse) ProtoMessage() {}
 
 func (x *GroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2512,7 @@ func (x *GroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupResponse.ProtoReflect.Descriptor instead.
 func (*GroupResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GroupResponse) GetName() string {
@@ -2473,7 +2537,7 @@ type ListGroupsRequest struct {
 
 func (x *ListGroupsRequest) Reset() {
 	*x = ListGroupsRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2485,7 +2549,7 @@ func (x *ListGroupsRequest) String() string {
 func (*ListGroupsRequest) ProtoMessage() {}
 
 func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2498,7 +2562,7 @@ func (x *ListGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsRequest.ProtoReflect.Descriptor instead.
 func (*ListGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 type ListGroupsResponse struct {
@@ -2510,7 +2574,7 @@ type ListGroupsResponse struct {
 
 func (x *ListGroupsResponse) Reset() {
 	*x = ListGroupsResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2522,7 +2586,7 @@ func (x *ListGroupsResponse) String() string {
 func (*ListGroupsResponse) ProtoMessage() {}
 
 func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2535,7 +2599,7 @@ func (x *ListGroupsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGroupsResponse.ProtoReflect.Descriptor instead.
 func (*ListGroupsResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListGroupsResponse) GetGroups() []*GroupResponse {
@@ -2554,7 +2618,7 @@ type DeleteGroupRequest struct {
 
 func (x *DeleteGroupRequest) Reset() {
 	*x = DeleteGroupRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2630,7 @@ func (x *DeleteGroupRequest) String() string {
 func (*DeleteGroupRequest) ProtoMessage() {}
 
 func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2643,7 @@ func (x *DeleteGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupRequest.ProtoReflect.Descriptor instead.
 func (*DeleteGroupRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DeleteGroupRequest) GetName() string {
@@ -2597,7 +2661,7 @@ type DeleteGroupResponse struct {
 
 func (x *DeleteGroupResponse) Reset() {
 	*x = DeleteGroupResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2609,7 +2673,7 @@ func (x *DeleteGroupResponse) String() string {
 func (*DeleteGroupResponse) ProtoMessage() {}
 
 func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2622,7 +2686,7 @@ func (x *DeleteGroupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteGroupResponse.ProtoReflect.Descriptor instead.
 func (*DeleteGroupResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type CreateTokenRequest struct {
@@ -2646,7 +2710,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +2722,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +2735,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateTokenRequest) GetType() CreateTokenRequest_Type {
@@ -2734,7 +2798,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2810,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2823,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateTokenResponse) GetId() string {
@@ -2791,7 +2855,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2803,7 +2867,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2816,7 +2880,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 type ListTokensResponse struct {
@@ -2828,7 +2892,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +2904,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +2917,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -2879,7 +2943,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +2955,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +2968,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -2972,7 +3036,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2984,7 +3048,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2997,7 +3061,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RevokeTokenRequest) GetId() string {
@@ -3015,7 +3079,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3091,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3104,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 type IssueCertificatesRequest struct {
@@ -3055,7 +3119,7 @@ type IssueCertificatesRequest struct {
 
 func (x *IssueCertificatesRequest) Reset() {
 	*x = IssueCertificatesRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3067,7 +3131,7 @@ func (x *IssueCertificatesRequest) String() string {
 func (*IssueCertificatesRequest) ProtoMessage() {}
 
 func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3080,7 +3144,7 @@ func (x *IssueCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *IssueCertificatesRequest) GetGroup() string {
@@ -3115,7 +3179,7 @@ type IssueCertificatesResponse struct {
 
 func (x *IssueCertificatesResponse) Reset() {
 	*x = IssueCertificatesResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3127,7 +3191,7 @@ func (x *IssueCertificatesResponse) String() string {
 func (*IssueCertificatesResponse) ProtoMessage() {}
 
 func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3140,7 +3204,7 @@ func (x *IssueCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*IssueCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *IssueCertificatesResponse) GetRoot() string {
@@ -3169,7 +3233,7 @@ type IssuedCertificate struct {
 
 func (x *IssuedCertificate) Reset() {
 	*x = IssuedCertificate{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3181,7 +3245,7 @@ func (x *IssuedCertificate) String() string {
 func (*IssuedCertificate) ProtoMessage() {}
 
 func (x *IssuedCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3194,7 +3258,7 @@ func (x *IssuedCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuedCertificate.ProtoReflect.Descriptor instead.
 func (*IssuedCertificate) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *IssuedCertificate) GetName() string {
@@ -3227,7 +3291,7 @@ type RevokeProxyRequest struct {
 
 func (x *RevokeProxyRequest) Reset() {
 	*x = RevokeProxyRequest{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[49]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +3303,7 @@ func (x *RevokeProxyRequest) String() string {
 func (*RevokeProxyRequest) ProtoMessage() {}
 
 func (x *RevokeProxyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[49]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +3316,7 @@ func (x *RevokeProxyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeProxyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeProxyRequest) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RevokeProxyRequest) GetName() string {
@@ -3270,7 +3334,7 @@ type RevokeProxyResponse struct {
 
 func (x *RevokeProxyResponse) Reset() {
 	*x = RevokeProxyResponse{}
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[50]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3282,7 +3346,7 @@ func (x *RevokeProxyResponse) String() string {
 func (*RevokeProxyResponse) ProtoMessage() {}
 
 func (x *RevokeProxyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_admin_v1_admin_proto_msgTypes[50]
+	mi := &file_sluice_admin_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3295,7 +3359,7 @@ func (x *RevokeProxyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeProxyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeProxyResponse) Descriptor() ([]byte, []int) {
-	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_sluice_admin_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 var File_sluice_admin_v1_admin_proto protoreflect.FileDescriptor
@@ -3358,10 +3422,14 @@ const file_sluice_admin_v1_admin_proto_rawDesc = "" +
 	"\brevision\x18\x04 \x01(\x03R\brevision\"9\n" +
 	"\vListRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
-	"\x04kind\x18\x02 \x01(\tR\x04kind\"]\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\"\x91\x01\n" +
 	"\fListResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x121\n" +
-	"\aobjects\x18\x02 \x03(\v2\x17.sluice.admin.v1.ObjectR\aobjects\"\x8a\x01\n" +
+	"\aobjects\x18\x02 \x03(\v2\x17.sluice.admin.v1.ObjectR\aobjects\x122\n" +
+	"\x05found\x18\x03 \x03(\v2\x1c.sluice.admin.v1.FoundTargetR\x05found\"N\n" +
+	"\vFoundTarget\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12+\n" +
+	"\x11protocol_versions\x18\x02 \x03(\tR\x10protocolVersions\"\x8a\x01\n" +
 	"\rDeleteRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -3572,7 +3640,7 @@ func file_sluice_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_sluice_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_sluice_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_sluice_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_sluice_admin_v1_admin_proto_goTypes = []any{
 	(Diagnostic_Severity)(0),          // 0: sluice.admin.v1.Diagnostic.Severity
 	(Change_Op)(0),                    // 1: sluice.admin.v1.Change.Op
@@ -3586,138 +3654,140 @@ var file_sluice_admin_v1_admin_proto_goTypes = []any{
 	(*GetRequest)(nil),                // 9: sluice.admin.v1.GetRequest
 	(*ListRequest)(nil),               // 10: sluice.admin.v1.ListRequest
 	(*ListResponse)(nil),              // 11: sluice.admin.v1.ListResponse
-	(*DeleteRequest)(nil),             // 12: sluice.admin.v1.DeleteRequest
-	(*LogRequest)(nil),                // 13: sluice.admin.v1.LogRequest
-	(*LogResponse)(nil),               // 14: sluice.admin.v1.LogResponse
-	(*LogEntry)(nil),                  // 15: sluice.admin.v1.LogEntry
-	(*RollbackRequest)(nil),           // 16: sluice.admin.v1.RollbackRequest
-	(*ExplainRequest)(nil),            // 17: sluice.admin.v1.ExplainRequest
-	(*ExplainResponse)(nil),           // 18: sluice.admin.v1.ExplainResponse
-	(*RouteExplanation)(nil),          // 19: sluice.admin.v1.RouteExplanation
-	(*PolicyExplanation)(nil),         // 20: sluice.admin.v1.PolicyExplanation
-	(*Replaced)(nil),                  // 21: sluice.admin.v1.Replaced
-	(*StatusRequest)(nil),             // 22: sluice.admin.v1.StatusRequest
-	(*StatusResponse)(nil),            // 23: sluice.admin.v1.StatusResponse
-	(*ProxyRefusal)(nil),              // 24: sluice.admin.v1.ProxyRefusal
-	(*ObjectStatus)(nil),              // 25: sluice.admin.v1.ObjectStatus
-	(*ListProxiesRequest)(nil),        // 26: sluice.admin.v1.ListProxiesRequest
-	(*ListProxiesResponse)(nil),       // 27: sluice.admin.v1.ListProxiesResponse
-	(*Proxy)(nil),                     // 28: sluice.admin.v1.Proxy
-	(*CreateTenantRequest)(nil),       // 29: sluice.admin.v1.CreateTenantRequest
-	(*AllowTenantRequest)(nil),        // 30: sluice.admin.v1.AllowTenantRequest
-	(*TenantResponse)(nil),            // 31: sluice.admin.v1.TenantResponse
-	(*ListTenantsRequest)(nil),        // 32: sluice.admin.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),       // 33: sluice.admin.v1.ListTenantsResponse
-	(*DeleteTenantRequest)(nil),       // 34: sluice.admin.v1.DeleteTenantRequest
-	(*DeleteTenantResponse)(nil),      // 35: sluice.admin.v1.DeleteTenantResponse
-	(*PutGroupRequest)(nil),           // 36: sluice.admin.v1.PutGroupRequest
-	(*GroupResponse)(nil),             // 37: sluice.admin.v1.GroupResponse
-	(*ListGroupsRequest)(nil),         // 38: sluice.admin.v1.ListGroupsRequest
-	(*ListGroupsResponse)(nil),        // 39: sluice.admin.v1.ListGroupsResponse
-	(*DeleteGroupRequest)(nil),        // 40: sluice.admin.v1.DeleteGroupRequest
-	(*DeleteGroupResponse)(nil),       // 41: sluice.admin.v1.DeleteGroupResponse
-	(*CreateTokenRequest)(nil),        // 42: sluice.admin.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),       // 43: sluice.admin.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),         // 44: sluice.admin.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),        // 45: sluice.admin.v1.ListTokensResponse
-	(*TokenInfo)(nil),                 // 46: sluice.admin.v1.TokenInfo
-	(*RevokeTokenRequest)(nil),        // 47: sluice.admin.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),       // 48: sluice.admin.v1.RevokeTokenResponse
-	(*IssueCertificatesRequest)(nil),  // 49: sluice.admin.v1.IssueCertificatesRequest
-	(*IssueCertificatesResponse)(nil), // 50: sluice.admin.v1.IssueCertificatesResponse
-	(*IssuedCertificate)(nil),         // 51: sluice.admin.v1.IssuedCertificate
-	(*RevokeProxyRequest)(nil),        // 52: sluice.admin.v1.RevokeProxyRequest
-	(*RevokeProxyResponse)(nil),       // 53: sluice.admin.v1.RevokeProxyResponse
-	nil,                               // 54: sluice.admin.v1.Proxy.RevisionsEntry
-	(*Position)(nil),                  // 55: sluice.admin.v1.Position
-	(*Object)(nil),                    // 56: sluice.admin.v1.Object
-	(*timestamppb.Timestamp)(nil),     // 57: google.protobuf.Timestamp
-	(*structpb.Value)(nil),            // 58: google.protobuf.Value
-	(*durationpb.Duration)(nil),       // 59: google.protobuf.Duration
+	(*FoundTarget)(nil),               // 12: sluice.admin.v1.FoundTarget
+	(*DeleteRequest)(nil),             // 13: sluice.admin.v1.DeleteRequest
+	(*LogRequest)(nil),                // 14: sluice.admin.v1.LogRequest
+	(*LogResponse)(nil),               // 15: sluice.admin.v1.LogResponse
+	(*LogEntry)(nil),                  // 16: sluice.admin.v1.LogEntry
+	(*RollbackRequest)(nil),           // 17: sluice.admin.v1.RollbackRequest
+	(*ExplainRequest)(nil),            // 18: sluice.admin.v1.ExplainRequest
+	(*ExplainResponse)(nil),           // 19: sluice.admin.v1.ExplainResponse
+	(*RouteExplanation)(nil),          // 20: sluice.admin.v1.RouteExplanation
+	(*PolicyExplanation)(nil),         // 21: sluice.admin.v1.PolicyExplanation
+	(*Replaced)(nil),                  // 22: sluice.admin.v1.Replaced
+	(*StatusRequest)(nil),             // 23: sluice.admin.v1.StatusRequest
+	(*StatusResponse)(nil),            // 24: sluice.admin.v1.StatusResponse
+	(*ProxyRefusal)(nil),              // 25: sluice.admin.v1.ProxyRefusal
+	(*ObjectStatus)(nil),              // 26: sluice.admin.v1.ObjectStatus
+	(*ListProxiesRequest)(nil),        // 27: sluice.admin.v1.ListProxiesRequest
+	(*ListProxiesResponse)(nil),       // 28: sluice.admin.v1.ListProxiesResponse
+	(*Proxy)(nil),                     // 29: sluice.admin.v1.Proxy
+	(*CreateTenantRequest)(nil),       // 30: sluice.admin.v1.CreateTenantRequest
+	(*AllowTenantRequest)(nil),        // 31: sluice.admin.v1.AllowTenantRequest
+	(*TenantResponse)(nil),            // 32: sluice.admin.v1.TenantResponse
+	(*ListTenantsRequest)(nil),        // 33: sluice.admin.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),       // 34: sluice.admin.v1.ListTenantsResponse
+	(*DeleteTenantRequest)(nil),       // 35: sluice.admin.v1.DeleteTenantRequest
+	(*DeleteTenantResponse)(nil),      // 36: sluice.admin.v1.DeleteTenantResponse
+	(*PutGroupRequest)(nil),           // 37: sluice.admin.v1.PutGroupRequest
+	(*GroupResponse)(nil),             // 38: sluice.admin.v1.GroupResponse
+	(*ListGroupsRequest)(nil),         // 39: sluice.admin.v1.ListGroupsRequest
+	(*ListGroupsResponse)(nil),        // 40: sluice.admin.v1.ListGroupsResponse
+	(*DeleteGroupRequest)(nil),        // 41: sluice.admin.v1.DeleteGroupRequest
+	(*DeleteGroupResponse)(nil),       // 42: sluice.admin.v1.DeleteGroupResponse
+	(*CreateTokenRequest)(nil),        // 43: sluice.admin.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),       // 44: sluice.admin.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),         // 45: sluice.admin.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),        // 46: sluice.admin.v1.ListTokensResponse
+	(*TokenInfo)(nil),                 // 47: sluice.admin.v1.TokenInfo
+	(*RevokeTokenRequest)(nil),        // 48: sluice.admin.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),       // 49: sluice.admin.v1.RevokeTokenResponse
+	(*IssueCertificatesRequest)(nil),  // 50: sluice.admin.v1.IssueCertificatesRequest
+	(*IssueCertificatesResponse)(nil), // 51: sluice.admin.v1.IssueCertificatesResponse
+	(*IssuedCertificate)(nil),         // 52: sluice.admin.v1.IssuedCertificate
+	(*RevokeProxyRequest)(nil),        // 53: sluice.admin.v1.RevokeProxyRequest
+	(*RevokeProxyResponse)(nil),       // 54: sluice.admin.v1.RevokeProxyResponse
+	nil,                               // 55: sluice.admin.v1.Proxy.RevisionsEntry
+	(*Position)(nil),                  // 56: sluice.admin.v1.Position
+	(*Object)(nil),                    // 57: sluice.admin.v1.Object
+	(*timestamppb.Timestamp)(nil),     // 58: google.protobuf.Timestamp
+	(*structpb.Value)(nil),            // 59: google.protobuf.Value
+	(*durationpb.Duration)(nil),       // 60: google.protobuf.Duration
 }
 var file_sluice_admin_v1_admin_proto_depIdxs = []int32{
 	4,  // 0: sluice.admin.v1.Diagnostics.diagnostics:type_name -> sluice.admin.v1.Diagnostic
 	0,  // 1: sluice.admin.v1.Diagnostic.severity:type_name -> sluice.admin.v1.Diagnostic.Severity
-	55, // 2: sluice.admin.v1.Diagnostic.position:type_name -> sluice.admin.v1.Position
-	56, // 3: sluice.admin.v1.ApplyRequest.objects:type_name -> sluice.admin.v1.Object
+	56, // 2: sluice.admin.v1.Diagnostic.position:type_name -> sluice.admin.v1.Position
+	57, // 3: sluice.admin.v1.ApplyRequest.objects:type_name -> sluice.admin.v1.Object
 	7,  // 4: sluice.admin.v1.ApplyResponse.changes:type_name -> sluice.admin.v1.Change
 	4,  // 5: sluice.admin.v1.ApplyResponse.diagnostics:type_name -> sluice.admin.v1.Diagnostic
 	1,  // 6: sluice.admin.v1.Change.op:type_name -> sluice.admin.v1.Change.Op
 	8,  // 7: sluice.admin.v1.Change.fields:type_name -> sluice.admin.v1.FieldChange
-	56, // 8: sluice.admin.v1.ListResponse.objects:type_name -> sluice.admin.v1.Object
-	15, // 9: sluice.admin.v1.LogResponse.entries:type_name -> sluice.admin.v1.LogEntry
-	57, // 10: sluice.admin.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
-	7,  // 11: sluice.admin.v1.LogEntry.changes:type_name -> sluice.admin.v1.Change
-	19, // 12: sluice.admin.v1.ExplainResponse.routes:type_name -> sluice.admin.v1.RouteExplanation
-	20, // 13: sluice.admin.v1.RouteExplanation.policies:type_name -> sluice.admin.v1.PolicyExplanation
-	58, // 14: sluice.admin.v1.PolicyExplanation.value:type_name -> google.protobuf.Value
-	21, // 15: sluice.admin.v1.PolicyExplanation.replaced:type_name -> sluice.admin.v1.Replaced
-	58, // 16: sluice.admin.v1.Replaced.value:type_name -> google.protobuf.Value
-	24, // 17: sluice.admin.v1.StatusResponse.refused:type_name -> sluice.admin.v1.ProxyRefusal
-	25, // 18: sluice.admin.v1.StatusResponse.objects:type_name -> sluice.admin.v1.ObjectStatus
-	28, // 19: sluice.admin.v1.ListProxiesResponse.proxies:type_name -> sluice.admin.v1.Proxy
-	57, // 20: sluice.admin.v1.Proxy.last_seen:type_name -> google.protobuf.Timestamp
-	54, // 21: sluice.admin.v1.Proxy.revisions:type_name -> sluice.admin.v1.Proxy.RevisionsEntry
-	57, // 22: sluice.admin.v1.Proxy.certificate_expires:type_name -> google.protobuf.Timestamp
-	31, // 23: sluice.admin.v1.ListTenantsResponse.tenants:type_name -> sluice.admin.v1.TenantResponse
-	37, // 24: sluice.admin.v1.ListGroupsResponse.groups:type_name -> sluice.admin.v1.GroupResponse
-	2,  // 25: sluice.admin.v1.CreateTokenRequest.type:type_name -> sluice.admin.v1.CreateTokenRequest.Type
-	59, // 26: sluice.admin.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	57, // 27: sluice.admin.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
-	46, // 28: sluice.admin.v1.ListTokensResponse.tokens:type_name -> sluice.admin.v1.TokenInfo
-	2,  // 29: sluice.admin.v1.TokenInfo.type:type_name -> sluice.admin.v1.CreateTokenRequest.Type
-	57, // 30: sluice.admin.v1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
-	59, // 31: sluice.admin.v1.IssueCertificatesRequest.ttl:type_name -> google.protobuf.Duration
-	51, // 32: sluice.admin.v1.IssueCertificatesResponse.certificates:type_name -> sluice.admin.v1.IssuedCertificate
-	5,  // 33: sluice.admin.v1.Admin.Apply:input_type -> sluice.admin.v1.ApplyRequest
-	5,  // 34: sluice.admin.v1.Admin.Diff:input_type -> sluice.admin.v1.ApplyRequest
-	9,  // 35: sluice.admin.v1.Admin.Get:input_type -> sluice.admin.v1.GetRequest
-	10, // 36: sluice.admin.v1.Admin.List:input_type -> sluice.admin.v1.ListRequest
-	12, // 37: sluice.admin.v1.Admin.Delete:input_type -> sluice.admin.v1.DeleteRequest
-	13, // 38: sluice.admin.v1.Admin.Log:input_type -> sluice.admin.v1.LogRequest
-	16, // 39: sluice.admin.v1.Admin.Rollback:input_type -> sluice.admin.v1.RollbackRequest
-	17, // 40: sluice.admin.v1.Admin.Explain:input_type -> sluice.admin.v1.ExplainRequest
-	22, // 41: sluice.admin.v1.Admin.Status:input_type -> sluice.admin.v1.StatusRequest
-	26, // 42: sluice.admin.v1.Admin.ListProxies:input_type -> sluice.admin.v1.ListProxiesRequest
-	29, // 43: sluice.admin.v1.Admin.CreateTenant:input_type -> sluice.admin.v1.CreateTenantRequest
-	30, // 44: sluice.admin.v1.Admin.AllowTenant:input_type -> sluice.admin.v1.AllowTenantRequest
-	32, // 45: sluice.admin.v1.Admin.ListTenants:input_type -> sluice.admin.v1.ListTenantsRequest
-	34, // 46: sluice.admin.v1.Admin.DeleteTenant:input_type -> sluice.admin.v1.DeleteTenantRequest
-	36, // 47: sluice.admin.v1.Admin.PutGroup:input_type -> sluice.admin.v1.PutGroupRequest
-	38, // 48: sluice.admin.v1.Admin.ListGroups:input_type -> sluice.admin.v1.ListGroupsRequest
-	40, // 49: sluice.admin.v1.Admin.DeleteGroup:input_type -> sluice.admin.v1.DeleteGroupRequest
-	42, // 50: sluice.admin.v1.Admin.CreateToken:input_type -> sluice.admin.v1.CreateTokenRequest
-	44, // 51: sluice.admin.v1.Admin.ListTokens:input_type -> sluice.admin.v1.ListTokensRequest
-	47, // 52: sluice.admin.v1.Admin.RevokeToken:input_type -> sluice.admin.v1.RevokeTokenRequest
-	49, // 53: sluice.admin.v1.Admin.IssueCertificates:input_type -> sluice.admin.v1.IssueCertificatesRequest
-	52, // 54: sluice.admin.v1.Admin.RevokeProxy:input_type -> sluice.admin.v1.RevokeProxyRequest
-	6,  // 55: sluice.admin.v1.Admin.Apply:output_type -> sluice.admin.v1.ApplyResponse
-	6,  // 56: sluice.admin.v1.Admin.Diff:output_type -> sluice.admin.v1.ApplyResponse
-	56, // 57: sluice.admin.v1.Admin.Get:output_type -> sluice.admin.v1.Object
-	11, // 58: sluice.admin.v1.Admin.List:output_type -> sluice.admin.v1.ListResponse
-	6,  // 59: sluice.admin.v1.Admin.Delete:output_type -> sluice.admin.v1.ApplyResponse
-	14, // 60: sluice.admin.v1.Admin.Log:output_type -> sluice.admin.v1.LogResponse
-	6,  // 61: sluice.admin.v1.Admin.Rollback:output_type -> sluice.admin.v1.ApplyResponse
-	18, // 62: sluice.admin.v1.Admin.Explain:output_type -> sluice.admin.v1.ExplainResponse
-	23, // 63: sluice.admin.v1.Admin.Status:output_type -> sluice.admin.v1.StatusResponse
-	27, // 64: sluice.admin.v1.Admin.ListProxies:output_type -> sluice.admin.v1.ListProxiesResponse
-	31, // 65: sluice.admin.v1.Admin.CreateTenant:output_type -> sluice.admin.v1.TenantResponse
-	31, // 66: sluice.admin.v1.Admin.AllowTenant:output_type -> sluice.admin.v1.TenantResponse
-	33, // 67: sluice.admin.v1.Admin.ListTenants:output_type -> sluice.admin.v1.ListTenantsResponse
-	35, // 68: sluice.admin.v1.Admin.DeleteTenant:output_type -> sluice.admin.v1.DeleteTenantResponse
-	37, // 69: sluice.admin.v1.Admin.PutGroup:output_type -> sluice.admin.v1.GroupResponse
-	39, // 70: sluice.admin.v1.Admin.ListGroups:output_type -> sluice.admin.v1.ListGroupsResponse
-	41, // 71: sluice.admin.v1.Admin.DeleteGroup:output_type -> sluice.admin.v1.DeleteGroupResponse
-	43, // 72: sluice.admin.v1.Admin.CreateToken:output_type -> sluice.admin.v1.CreateTokenResponse
-	45, // 73: sluice.admin.v1.Admin.ListTokens:output_type -> sluice.admin.v1.ListTokensResponse
-	48, // 74: sluice.admin.v1.Admin.RevokeToken:output_type -> sluice.admin.v1.RevokeTokenResponse
-	50, // 75: sluice.admin.v1.Admin.IssueCertificates:output_type -> sluice.admin.v1.IssueCertificatesResponse
-	53, // 76: sluice.admin.v1.Admin.RevokeProxy:output_type -> sluice.admin.v1.RevokeProxyResponse
-	55, // [55:77] is the sub-list for method output_type
-	33, // [33:55] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	57, // 8: sluice.admin.v1.ListResponse.objects:type_name -> sluice.admin.v1.Object
+	12, // 9: sluice.admin.v1.ListResponse.found:type_name -> sluice.admin.v1.FoundTarget
+	16, // 10: sluice.admin.v1.LogResponse.entries:type_name -> sluice.admin.v1.LogEntry
+	58, // 11: sluice.admin.v1.LogEntry.time:type_name -> google.protobuf.Timestamp
+	7,  // 12: sluice.admin.v1.LogEntry.changes:type_name -> sluice.admin.v1.Change
+	20, // 13: sluice.admin.v1.ExplainResponse.routes:type_name -> sluice.admin.v1.RouteExplanation
+	21, // 14: sluice.admin.v1.RouteExplanation.policies:type_name -> sluice.admin.v1.PolicyExplanation
+	59, // 15: sluice.admin.v1.PolicyExplanation.value:type_name -> google.protobuf.Value
+	22, // 16: sluice.admin.v1.PolicyExplanation.replaced:type_name -> sluice.admin.v1.Replaced
+	59, // 17: sluice.admin.v1.Replaced.value:type_name -> google.protobuf.Value
+	25, // 18: sluice.admin.v1.StatusResponse.refused:type_name -> sluice.admin.v1.ProxyRefusal
+	26, // 19: sluice.admin.v1.StatusResponse.objects:type_name -> sluice.admin.v1.ObjectStatus
+	29, // 20: sluice.admin.v1.ListProxiesResponse.proxies:type_name -> sluice.admin.v1.Proxy
+	58, // 21: sluice.admin.v1.Proxy.last_seen:type_name -> google.protobuf.Timestamp
+	55, // 22: sluice.admin.v1.Proxy.revisions:type_name -> sluice.admin.v1.Proxy.RevisionsEntry
+	58, // 23: sluice.admin.v1.Proxy.certificate_expires:type_name -> google.protobuf.Timestamp
+	32, // 24: sluice.admin.v1.ListTenantsResponse.tenants:type_name -> sluice.admin.v1.TenantResponse
+	38, // 25: sluice.admin.v1.ListGroupsResponse.groups:type_name -> sluice.admin.v1.GroupResponse
+	2,  // 26: sluice.admin.v1.CreateTokenRequest.type:type_name -> sluice.admin.v1.CreateTokenRequest.Type
+	60, // 27: sluice.admin.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	58, // 28: sluice.admin.v1.CreateTokenResponse.expires:type_name -> google.protobuf.Timestamp
+	47, // 29: sluice.admin.v1.ListTokensResponse.tokens:type_name -> sluice.admin.v1.TokenInfo
+	2,  // 30: sluice.admin.v1.TokenInfo.type:type_name -> sluice.admin.v1.CreateTokenRequest.Type
+	58, // 31: sluice.admin.v1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	60, // 32: sluice.admin.v1.IssueCertificatesRequest.ttl:type_name -> google.protobuf.Duration
+	52, // 33: sluice.admin.v1.IssueCertificatesResponse.certificates:type_name -> sluice.admin.v1.IssuedCertificate
+	5,  // 34: sluice.admin.v1.Admin.Apply:input_type -> sluice.admin.v1.ApplyRequest
+	5,  // 35: sluice.admin.v1.Admin.Diff:input_type -> sluice.admin.v1.ApplyRequest
+	9,  // 36: sluice.admin.v1.Admin.Get:input_type -> sluice.admin.v1.GetRequest
+	10, // 37: sluice.admin.v1.Admin.List:input_type -> sluice.admin.v1.ListRequest
+	13, // 38: sluice.admin.v1.Admin.Delete:input_type -> sluice.admin.v1.DeleteRequest
+	14, // 39: sluice.admin.v1.Admin.Log:input_type -> sluice.admin.v1.LogRequest
+	17, // 40: sluice.admin.v1.Admin.Rollback:input_type -> sluice.admin.v1.RollbackRequest
+	18, // 41: sluice.admin.v1.Admin.Explain:input_type -> sluice.admin.v1.ExplainRequest
+	23, // 42: sluice.admin.v1.Admin.Status:input_type -> sluice.admin.v1.StatusRequest
+	27, // 43: sluice.admin.v1.Admin.ListProxies:input_type -> sluice.admin.v1.ListProxiesRequest
+	30, // 44: sluice.admin.v1.Admin.CreateTenant:input_type -> sluice.admin.v1.CreateTenantRequest
+	31, // 45: sluice.admin.v1.Admin.AllowTenant:input_type -> sluice.admin.v1.AllowTenantRequest
+	33, // 46: sluice.admin.v1.Admin.ListTenants:input_type -> sluice.admin.v1.ListTenantsRequest
+	35, // 47: sluice.admin.v1.Admin.DeleteTenant:input_type -> sluice.admin.v1.DeleteTenantRequest
+	37, // 48: sluice.admin.v1.Admin.PutGroup:input_type -> sluice.admin.v1.PutGroupRequest
+	39, // 49: sluice.admin.v1.Admin.ListGroups:input_type -> sluice.admin.v1.ListGroupsRequest
+	41, // 50: sluice.admin.v1.Admin.DeleteGroup:input_type -> sluice.admin.v1.DeleteGroupRequest
+	43, // 51: sluice.admin.v1.Admin.CreateToken:input_type -> sluice.admin.v1.CreateTokenRequest
+	45, // 52: sluice.admin.v1.Admin.ListTokens:input_type -> sluice.admin.v1.ListTokensRequest
+	48, // 53: sluice.admin.v1.Admin.RevokeToken:input_type -> sluice.admin.v1.RevokeTokenRequest
+	50, // 54: sluice.admin.v1.Admin.IssueCertificates:input_type -> sluice.admin.v1.IssueCertificatesRequest
+	53, // 55: sluice.admin.v1.Admin.RevokeProxy:input_type -> sluice.admin.v1.RevokeProxyRequest
+	6,  // 56: sluice.admin.v1.Admin.Apply:output_type -> sluice.admin.v1.ApplyResponse
+	6,  // 57: sluice.admin.v1.Admin.Diff:output_type -> sluice.admin.v1.ApplyResponse
+	57, // 58: sluice.admin.v1.Admin.Get:output_type -> sluice.admin.v1.Object
+	11, // 59: sluice.admin.v1.Admin.List:output_type -> sluice.admin.v1.ListResponse
+	6,  // 60: sluice.admin.v1.Admin.Delete:output_type -> sluice.admin.v1.ApplyResponse
+	15, // 61: sluice.admin.v1.Admin.Log:output_type -> sluice.admin.v1.LogResponse
+	6,  // 62: sluice.admin.v1.Admin.Rollback:output_type -> sluice.admin.v1.ApplyResponse
+	19, // 63: sluice.admin.v1.Admin.Explain:output_type -> sluice.admin.v1.ExplainResponse
+	24, // 64: sluice.admin.v1.Admin.Status:output_type -> sluice.admin.v1.StatusResponse
+	28, // 65: sluice.admin.v1.Admin.ListProxies:output_type -> sluice.admin.v1.ListProxiesResponse
+	32, // 66: sluice.admin.v1.Admin.CreateTenant:output_type -> sluice.admin.v1.TenantResponse
+	32, // 67: sluice.admin.v1.Admin.AllowTenant:output_type -> sluice.admin.v1.TenantResponse
+	34, // 68: sluice.admin.v1.Admin.ListTenants:output_type -> sluice.admin.v1.ListTenantsResponse
+	36, // 69: sluice.admin.v1.Admin.DeleteTenant:output_type -> sluice.admin.v1.DeleteTenantResponse
+	38, // 70: sluice.admin.v1.Admin.PutGroup:output_type -> sluice.admin.v1.GroupResponse
+	40, // 71: sluice.admin.v1.Admin.ListGroups:output_type -> sluice.admin.v1.ListGroupsResponse
+	42, // 72: sluice.admin.v1.Admin.DeleteGroup:output_type -> sluice.admin.v1.DeleteGroupResponse
+	44, // 73: sluice.admin.v1.Admin.CreateToken:output_type -> sluice.admin.v1.CreateTokenResponse
+	46, // 74: sluice.admin.v1.Admin.ListTokens:output_type -> sluice.admin.v1.ListTokensResponse
+	49, // 75: sluice.admin.v1.Admin.RevokeToken:output_type -> sluice.admin.v1.RevokeTokenResponse
+	51, // 76: sluice.admin.v1.Admin.IssueCertificates:output_type -> sluice.admin.v1.IssueCertificatesResponse
+	54, // 77: sluice.admin.v1.Admin.RevokeProxy:output_type -> sluice.admin.v1.RevokeProxyResponse
+	56, // [56:78] is the sub-list for method output_type
+	34, // [34:56] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_sluice_admin_v1_admin_proto_init() }
@@ -3732,7 +3802,7 @@ func file_sluice_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_admin_v1_admin_proto_rawDesc), len(file_sluice_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   52,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1124,7 +1124,14 @@ func (x *CookieLocation) GetName() string {
 type PassthroughAuth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// If unset: header `Authorization` with prefix `Bearer `.
-	Location      *Location `protobuf:"bytes,1,opt,name=location,proto3" json:"location,omitempty"`
+	Location *Location `protobuf:"bytes,1,opt,name=location,proto3" json:"location,omitempty"`
+	// Sends on whatever bearer token the client shows, which the target alone judges: the target is the protected resource
+	// (RFC 9728), and the proxy tells clients so in its own name. Only for a target of streamable HTTP that is the only one of the
+	// only backend of a route without jwtAuth, mcpAuthentication, apiKey and basicAuth. If unset: what these verified, or nothing.
+	Unverified bool `protobuf:"varint,2,opt,name=unverified,proto3" json:"unverified,omitempty"`
+	// With unverified: the URL by which clients reach the route, where that is not the one that the proxy sees, as behind what
+	// terminates TLS. Without query and fragment. If unset: the one that the client used.
+	Resource      string `protobuf:"bytes,3,opt,name=resource,proto3" json:"resource,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1164,6 +1171,20 @@ func (x *PassthroughAuth) GetLocation() *Location {
 		return x.Location
 	}
 	return nil
+}
+
+func (x *PassthroughAuth) GetUnverified() bool {
+	if x != nil {
+		return x.Unverified
+	}
+	return false
+}
+
+func (x *PassthroughAuth) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
 }
 
 // BasicCredential is HTTP Basic authentication (RFC 7617) towards the target.
@@ -4308,9 +4329,13 @@ const file_sluice_policy_v1_policy_proto_rawDesc = "" +
 	"\x16QueryParameterLocation\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"$\n" +
 	"\x0eCookieLocation\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"I\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x85\x01\n" +
 	"\x0fPassthroughAuth\x126\n" +
-	"\blocation\x18\x01 \x01(\v2\x1a.sluice.policy.v1.LocationR\blocation\"g\n" +
+	"\blocation\x18\x01 \x01(\v2\x1a.sluice.policy.v1.LocationR\blocation\x12\x1e\n" +
+	"\n" +
+	"unverified\x18\x02 \x01(\bR\n" +
+	"unverified\x12\x1a\n" +
+	"\bresource\x18\x03 \x01(\tR\bresource\"g\n" +
 	"\x0fBasicCredential\x12\x1a\n" +
 	"\busername\x18\x01 \x01(\tR\busername\x128\n" +
 	"\bpassword\x18\x02 \x01(\v2\x1c.sluice.policy.v1.CredentialR\bpassword\"\xbd\x03\n" +

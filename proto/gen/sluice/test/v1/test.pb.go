@@ -100,11 +100,13 @@ func (x *File) GetTests() []*Test {
 
 // Target is played by the test.
 type Target struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tools         []*Tool                `protobuf:"bytes,1,rep,name=tools,proto3" json:"tools,omitempty"`
-	Prompts       []*Prompt              `protobuf:"bytes,2,rep,name=prompts,proto3" json:"prompts,omitempty"`
-	Resources     []*Resource            `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
-	Templates     []*ResourceTemplate    `protobuf:"bytes,4,rep,name=templates,proto3" json:"templates,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Tools     []*Tool                `protobuf:"bytes,1,rep,name=tools,proto3" json:"tools,omitempty"`
+	Prompts   []*Prompt              `protobuf:"bytes,2,rep,name=prompts,proto3" json:"prompts,omitempty"`
+	Resources []*Resource            `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
+	Templates []*ResourceTemplate    `protobuf:"bytes,4,rep,name=templates,proto3" json:"templates,omitempty"`
+	// Of an A2A agent, in the order of its card.
+	Skills        []*Skill `protobuf:"bytes,5,rep,name=skills,proto3" json:"skills,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -163,6 +165,13 @@ func (x *Target) GetResources() []*Resource {
 func (x *Target) GetTemplates() []*ResourceTemplate {
 	if x != nil {
 		return x.Templates
+	}
+	return nil
+}
+
+func (x *Target) GetSkills() []*Skill {
+	if x != nil {
+		return x.Skills
 	}
 	return nil
 }
@@ -416,6 +425,60 @@ func (x *ResourceTemplate) GetUriTemplate() string {
 	return ""
 }
 
+// Skill of an A2A agent. In YAML a string is its id.
+type Skill struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The agent's answer to a message that names the skill. If empty: `ok`.
+	Text          string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Skill) Reset() {
+	*x = Skill{}
+	mi := &file_sluice_test_v1_test_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Skill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Skill) ProtoMessage() {}
+
+func (x *Skill) ProtoReflect() protoreflect.Message {
+	mi := &file_sluice_test_v1_test_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Skill.ProtoReflect.Descriptor instead.
+func (*Skill) Descriptor() ([]byte, []int) {
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Skill) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Skill) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 // Test is one request, and what becomes of it. Each begins anew: limits are full, nothing is cached.
 type Test struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -449,7 +512,7 @@ type Test struct {
 
 func (x *Test) Reset() {
 	*x = Test{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[6]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +524,7 @@ func (x *Test) String() string {
 func (*Test) ProtoMessage() {}
 
 func (x *Test) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[6]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +537,7 @@ func (x *Test) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Test.ProtoReflect.Descriptor instead.
 func (*Test) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{6}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Test) GetName() string {
@@ -576,7 +639,7 @@ type Principal struct {
 
 func (x *Principal) Reset() {
 	*x = Principal{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[7]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +651,7 @@ func (x *Principal) String() string {
 func (*Principal) ProtoMessage() {}
 
 func (x *Principal) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[7]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +664,7 @@ func (x *Principal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Principal.ProtoReflect.Descriptor instead.
 func (*Principal) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{7}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Principal) GetJwt() *structpb.Struct {
@@ -639,7 +702,7 @@ type Source struct {
 
 func (x *Source) Reset() {
 	*x = Source{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[8]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +714,7 @@ func (x *Source) String() string {
 func (*Source) ProtoMessage() {}
 
 func (x *Source) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[8]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +727,7 @@ func (x *Source) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Source.ProtoReflect.Descriptor instead.
 func (*Source) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{8}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Source) GetAddress() string {
@@ -701,7 +764,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[9]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +776,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[9]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +789,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{9}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Certificate) GetCommonName() string {
@@ -750,7 +813,7 @@ func (x *Certificate) GetSubjectAltNames() []string {
 	return nil
 }
 
-// Request of a client. One of its first five is set.
+// Request of a client. One of its items is set.
 type Request struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Item:
@@ -760,21 +823,25 @@ type Request struct {
 	//	*Request_Resource
 	//	*Request_Template
 	//	*Request_Method
-	Item   isRequest_Item `protobuf_oneof:"item"`
-	Target string         `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"`
+	//	*Request_Skill
+	Item isRequest_Item `protobuf_oneof:"item"`
+	// Needed where a name does not tell. Of an agent: where there are several behind the route.
+	Target string `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"`
 	// Of a tool or prompt.
 	Arguments *structpb.Struct `protobuf:"bytes,7,opt,name=arguments,proto3" json:"arguments,omitempty"`
 	// Of a method.
 	Params *structpb.Struct `protobuf:"bytes,8,opt,name=params,proto3" json:"params,omitempty"`
 	// How often it is sent; what is expected is about the last. If 0: once.
-	Repeat        uint32 `protobuf:"varint,9,opt,name=repeat,proto3" json:"repeat,omitempty"`
+	Repeat uint32 `protobuf:"varint,9,opt,name=repeat,proto3" json:"repeat,omitempty"`
+	// What the message to a skill says. If empty: `hi`.
+	Text          string `protobuf:"bytes,11,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[10]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +853,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[10]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +866,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{10}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Request) GetItem() isRequest_Item {
@@ -854,6 +921,15 @@ func (x *Request) GetMethod() string {
 	return ""
 }
 
+func (x *Request) GetSkill() string {
+	if x != nil {
+		if x, ok := x.Item.(*Request_Skill); ok {
+			return x.Skill
+		}
+	}
+	return ""
+}
+
 func (x *Request) GetTarget() string {
 	if x != nil {
 		return x.Target
@@ -882,6 +958,13 @@ func (x *Request) GetRepeat() uint32 {
 	return 0
 }
 
+func (x *Request) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
 type isRequest_Item interface {
 	isRequest_Item()
 }
@@ -906,8 +989,13 @@ type Request_Template struct {
 }
 
 type Request_Method struct {
-	// Any other method.
+	// Any other method. Of an A2A agent, any of its own.
 	Method string `protobuf:"bytes,5,opt,name=method,proto3,oneof"`
+}
+
+type Request_Skill struct {
+	// A skill of an A2A agent, which is sent a message: by message/send, with the skill in the message's metadata as `skillId`.
+	Skill string `protobuf:"bytes,10,opt,name=skill,proto3,oneof"`
 }
 
 func (*Request_Tool) isRequest_Item() {}
@@ -919,6 +1007,8 @@ func (*Request_Resource) isRequest_Item() {}
 func (*Request_Template) isRequest_Item() {}
 
 func (*Request_Method) isRequest_Item() {}
+
+func (*Request_Skill) isRequest_Item() {}
 
 // Expect is what must hold. What is not set is not looked at.
 type Expect struct {
@@ -940,7 +1030,7 @@ type Expect struct {
 
 func (x *Expect) Reset() {
 	*x = Expect{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[11]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1042,7 @@ func (x *Expect) String() string {
 func (*Expect) ProtoMessage() {}
 
 func (x *Expect) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[11]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1055,7 @@ func (x *Expect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expect.ProtoReflect.Descriptor instead.
 func (*Expect) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{11}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Expect) GetListed() *Names {
@@ -1024,6 +1114,8 @@ type Names struct {
 	Prompts   []string               `protobuf:"bytes,2,rep,name=prompts,proto3" json:"prompts,omitempty"`
 	Resources []string               `protobuf:"bytes,3,rep,name=resources,proto3" json:"resources,omitempty"`
 	Templates []string               `protobuf:"bytes,4,rep,name=templates,proto3" json:"templates,omitempty"`
+	// Of the card of the request's agent.
+	Skills []string `protobuf:"bytes,6,rep,name=skills,proto3" json:"skills,omitempty"`
 	// No tool, prompt, resource or template at all.
 	Nothing       bool `protobuf:"varint,5,opt,name=nothing,proto3" json:"nothing,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1032,7 +1124,7 @@ type Names struct {
 
 func (x *Names) Reset() {
 	*x = Names{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[12]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1136,7 @@ func (x *Names) String() string {
 func (*Names) ProtoMessage() {}
 
 func (x *Names) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[12]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1149,7 @@ func (x *Names) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Names.ProtoReflect.Descriptor instead.
 func (*Names) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{12}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Names) GetTools() []string {
@@ -1088,6 +1180,13 @@ func (x *Names) GetTemplates() []string {
 	return nil
 }
 
+func (x *Names) GetSkills() []string {
+	if x != nil {
+		return x.Skills
+	}
+	return nil
+}
+
 func (x *Names) GetNothing() bool {
 	if x != nil {
 		return x.Nothing
@@ -1108,7 +1207,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[13]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1219,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[13]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1232,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{13}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Refusal) GetBecause() string {
@@ -1168,7 +1267,7 @@ type Sent struct {
 
 func (x *Sent) Reset() {
 	*x = Sent{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[14]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1279,7 @@ func (x *Sent) String() string {
 func (*Sent) ProtoMessage() {}
 
 func (x *Sent) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[14]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1292,7 @@ func (x *Sent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sent.ProtoReflect.Descriptor instead.
 func (*Sent) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{14}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Sent) GetTarget() string {
@@ -1246,7 +1345,7 @@ type Received struct {
 
 func (x *Received) Reset() {
 	*x = Received{}
-	mi := &file_sluice_test_v1_test_proto_msgTypes[15]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1357,7 @@ func (x *Received) String() string {
 func (*Received) ProtoMessage() {}
 
 func (x *Received) ProtoReflect() protoreflect.Message {
-	mi := &file_sluice_test_v1_test_proto_msgTypes[15]
+	mi := &file_sluice_test_v1_test_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1370,7 @@ func (x *Received) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Received.ProtoReflect.Descriptor instead.
 func (*Received) Descriptor() ([]byte, []int) {
-	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{15}
+	return file_sluice_test_v1_test_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Received) GetHeaders() *structpb.Struct {
@@ -1324,12 +1423,13 @@ const file_sluice_test_v1_test_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aR\n" +
 	"\fTargetsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12,\n" +
-	"\x05value\x18\x02 \x01(\v2\x16.sluice.test.v1.TargetR\x05value:\x028\x01\"\xde\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x16.sluice.test.v1.TargetR\x05value:\x028\x01\"\x8d\x02\n" +
 	"\x06Target\x12*\n" +
 	"\x05tools\x18\x01 \x03(\v2\x14.sluice.test.v1.ToolR\x05tools\x120\n" +
 	"\aprompts\x18\x02 \x03(\v2\x16.sluice.test.v1.PromptR\aprompts\x126\n" +
 	"\tresources\x18\x03 \x03(\v2\x18.sluice.test.v1.ResourceR\tresources\x12>\n" +
-	"\ttemplates\x18\x04 \x03(\v2 .sluice.test.v1.ResourceTemplateR\ttemplates\"\xd6\x01\n" +
+	"\ttemplates\x18\x04 \x03(\v2 .sluice.test.v1.ResourceTemplateR\ttemplates\x12-\n" +
+	"\x06skills\x18\x05 \x03(\v2\x15.sluice.test.v1.SkillR\x06skills\"\xd6\x01\n" +
 	"\x04Tool\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
 	"\vannotations\x18\x02 \x01(\v2\x17.google.protobuf.StructR\vannotations\x12:\n" +
@@ -1345,7 +1445,10 @@ const file_sluice_test_v1_test_proto_rawDesc = "" +
 	"\x04text\x18\x02 \x01(\tR\x04text\x12/\n" +
 	"\x06result\x18\x03 \x01(\v2\x17.google.protobuf.StructR\x06result\"5\n" +
 	"\x10ResourceTemplate\x12!\n" +
-	"\furi_template\x18\x01 \x01(\tR\vuriTemplate\"\xdf\x03\n" +
+	"\furi_template\x18\x01 \x01(\tR\vuriTemplate\"+\n" +
+	"\x05Skill\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\xdf\x03\n" +
 	"\x04Test\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05route\x18\x02 \x01(\tR\x05route\x12\x12\n" +
@@ -1375,17 +1478,20 @@ const file_sluice_test_v1_test_proto_rawDesc = "" +
 	"\vcommon_name\x18\x01 \x01(\tR\n" +
 	"commonName\x12\"\n" +
 	"\forganization\x18\x02 \x01(\tR\forganization\x12*\n" +
-	"\x11subject_alt_names\x18\x03 \x03(\tR\x0fsubjectAltNames\"\xaf\x02\n" +
+	"\x11subject_alt_names\x18\x03 \x03(\tR\x0fsubjectAltNames\"\xdb\x02\n" +
 	"\aRequest\x12\x14\n" +
 	"\x04tool\x18\x01 \x01(\tH\x00R\x04tool\x12\x18\n" +
 	"\x06prompt\x18\x02 \x01(\tH\x00R\x06prompt\x12\x1c\n" +
 	"\bresource\x18\x03 \x01(\tH\x00R\bresource\x12\x1c\n" +
 	"\btemplate\x18\x04 \x01(\tH\x00R\btemplate\x12\x18\n" +
 	"\x06method\x18\x05 \x01(\tH\x00R\x06method\x12\x16\n" +
+	"\x05skill\x18\n" +
+	" \x01(\tH\x00R\x05skill\x12\x16\n" +
 	"\x06target\x18\x06 \x01(\tR\x06target\x125\n" +
 	"\targuments\x18\a \x01(\v2\x17.google.protobuf.StructR\targuments\x12/\n" +
 	"\x06params\x18\b \x01(\v2\x17.google.protobuf.StructR\x06params\x12\x16\n" +
-	"\x06repeat\x18\t \x01(\rR\x06repeatB\x06\n" +
+	"\x06repeat\x18\t \x01(\rR\x06repeat\x12\x12\n" +
+	"\x04text\x18\v \x01(\tR\x04textB\x06\n" +
 	"\x04item\"\xd6\x02\n" +
 	"\x06Expect\x12-\n" +
 	"\x06listed\x18\x01 \x01(\v2\x15.sluice.test.v1.NamesR\x06listed\x124\n" +
@@ -1397,12 +1503,13 @@ const file_sluice_test_v1_test_proto_rawDesc = "" +
 	"\x04sent\x18\x06 \x01(\v2\x14.sluice.test.v1.SentR\x04sent\x124\n" +
 	"\breceived\x18\a \x01(\v2\x18.sluice.test.v1.ReceivedR\breceivedB\n" +
 	"\n" +
-	"\b_allowed\"\x8d\x01\n" +
+	"\b_allowed\"\xa5\x01\n" +
 	"\x05Names\x12\x14\n" +
 	"\x05tools\x18\x01 \x03(\tR\x05tools\x12\x18\n" +
 	"\aprompts\x18\x02 \x03(\tR\aprompts\x12\x1c\n" +
 	"\tresources\x18\x03 \x03(\tR\tresources\x12\x1c\n" +
-	"\ttemplates\x18\x04 \x03(\tR\ttemplates\x12\x18\n" +
+	"\ttemplates\x18\x04 \x03(\tR\ttemplates\x12\x16\n" +
+	"\x06skills\x18\x06 \x03(\tR\x06skills\x12\x18\n" +
 	"\anothing\x18\x05 \x01(\bR\anothing\";\n" +
 	"\aRefusal\x12\x18\n" +
 	"\abecause\x18\x01 \x01(\tR\abecause\x12\x16\n" +
@@ -1436,7 +1543,7 @@ func file_sluice_test_v1_test_proto_rawDescGZIP() []byte {
 	return file_sluice_test_v1_test_proto_rawDescData
 }
 
-var file_sluice_test_v1_test_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_sluice_test_v1_test_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_sluice_test_v1_test_proto_goTypes = []any{
 	(*File)(nil),             // 0: sluice.test.v1.File
 	(*Target)(nil),           // 1: sluice.test.v1.Target
@@ -1444,62 +1551,64 @@ var file_sluice_test_v1_test_proto_goTypes = []any{
 	(*Prompt)(nil),           // 3: sluice.test.v1.Prompt
 	(*Resource)(nil),         // 4: sluice.test.v1.Resource
 	(*ResourceTemplate)(nil), // 5: sluice.test.v1.ResourceTemplate
-	(*Test)(nil),             // 6: sluice.test.v1.Test
-	(*Principal)(nil),        // 7: sluice.test.v1.Principal
-	(*Source)(nil),           // 8: sluice.test.v1.Source
-	(*Certificate)(nil),      // 9: sluice.test.v1.Certificate
-	(*Request)(nil),          // 10: sluice.test.v1.Request
-	(*Expect)(nil),           // 11: sluice.test.v1.Expect
-	(*Names)(nil),            // 12: sluice.test.v1.Names
-	(*Refusal)(nil),          // 13: sluice.test.v1.Refusal
-	(*Sent)(nil),             // 14: sluice.test.v1.Sent
-	(*Received)(nil),         // 15: sluice.test.v1.Received
-	nil,                      // 16: sluice.test.v1.File.EnvEntry
-	nil,                      // 17: sluice.test.v1.File.TargetsEntry
-	nil,                      // 18: sluice.test.v1.Test.HeadersEntry
-	nil,                      // 19: sluice.test.v1.Sent.EnvEntry
-	(*structpb.Struct)(nil),  // 20: google.protobuf.Struct
+	(*Skill)(nil),            // 6: sluice.test.v1.Skill
+	(*Test)(nil),             // 7: sluice.test.v1.Test
+	(*Principal)(nil),        // 8: sluice.test.v1.Principal
+	(*Source)(nil),           // 9: sluice.test.v1.Source
+	(*Certificate)(nil),      // 10: sluice.test.v1.Certificate
+	(*Request)(nil),          // 11: sluice.test.v1.Request
+	(*Expect)(nil),           // 12: sluice.test.v1.Expect
+	(*Names)(nil),            // 13: sluice.test.v1.Names
+	(*Refusal)(nil),          // 14: sluice.test.v1.Refusal
+	(*Sent)(nil),             // 15: sluice.test.v1.Sent
+	(*Received)(nil),         // 16: sluice.test.v1.Received
+	nil,                      // 17: sluice.test.v1.File.EnvEntry
+	nil,                      // 18: sluice.test.v1.File.TargetsEntry
+	nil,                      // 19: sluice.test.v1.Test.HeadersEntry
+	nil,                      // 20: sluice.test.v1.Sent.EnvEntry
+	(*structpb.Struct)(nil),  // 21: google.protobuf.Struct
 }
 var file_sluice_test_v1_test_proto_depIdxs = []int32{
-	16, // 0: sluice.test.v1.File.env:type_name -> sluice.test.v1.File.EnvEntry
-	17, // 1: sluice.test.v1.File.targets:type_name -> sluice.test.v1.File.TargetsEntry
-	6,  // 2: sluice.test.v1.File.tests:type_name -> sluice.test.v1.Test
+	17, // 0: sluice.test.v1.File.env:type_name -> sluice.test.v1.File.EnvEntry
+	18, // 1: sluice.test.v1.File.targets:type_name -> sluice.test.v1.File.TargetsEntry
+	7,  // 2: sluice.test.v1.File.tests:type_name -> sluice.test.v1.Test
 	2,  // 3: sluice.test.v1.Target.tools:type_name -> sluice.test.v1.Tool
 	3,  // 4: sluice.test.v1.Target.prompts:type_name -> sluice.test.v1.Prompt
 	4,  // 5: sluice.test.v1.Target.resources:type_name -> sluice.test.v1.Resource
 	5,  // 6: sluice.test.v1.Target.templates:type_name -> sluice.test.v1.ResourceTemplate
-	20, // 7: sluice.test.v1.Tool.annotations:type_name -> google.protobuf.Struct
-	20, // 8: sluice.test.v1.Tool.input_schema:type_name -> google.protobuf.Struct
-	20, // 9: sluice.test.v1.Tool.result:type_name -> google.protobuf.Struct
-	20, // 10: sluice.test.v1.Prompt.result:type_name -> google.protobuf.Struct
-	20, // 11: sluice.test.v1.Resource.result:type_name -> google.protobuf.Struct
-	7,  // 12: sluice.test.v1.Test.principal:type_name -> sluice.test.v1.Principal
-	8,  // 13: sluice.test.v1.Test.source:type_name -> sluice.test.v1.Source
-	18, // 14: sluice.test.v1.Test.headers:type_name -> sluice.test.v1.Test.HeadersEntry
-	10, // 15: sluice.test.v1.Test.request:type_name -> sluice.test.v1.Request
-	11, // 16: sluice.test.v1.Test.expect:type_name -> sluice.test.v1.Expect
-	20, // 17: sluice.test.v1.Principal.jwt:type_name -> google.protobuf.Struct
-	20, // 18: sluice.test.v1.Principal.api_key:type_name -> google.protobuf.Struct
-	9,  // 19: sluice.test.v1.Source.certificate:type_name -> sluice.test.v1.Certificate
-	20, // 20: sluice.test.v1.Request.arguments:type_name -> google.protobuf.Struct
-	20, // 21: sluice.test.v1.Request.params:type_name -> google.protobuf.Struct
-	12, // 22: sluice.test.v1.Expect.listed:type_name -> sluice.test.v1.Names
-	12, // 23: sluice.test.v1.Expect.not_listed:type_name -> sluice.test.v1.Names
-	12, // 24: sluice.test.v1.Expect.list:type_name -> sluice.test.v1.Names
-	13, // 25: sluice.test.v1.Expect.refused:type_name -> sluice.test.v1.Refusal
-	14, // 26: sluice.test.v1.Expect.sent:type_name -> sluice.test.v1.Sent
-	15, // 27: sluice.test.v1.Expect.received:type_name -> sluice.test.v1.Received
-	20, // 28: sluice.test.v1.Sent.headers:type_name -> google.protobuf.Struct
-	20, // 29: sluice.test.v1.Sent.arguments:type_name -> google.protobuf.Struct
-	19, // 30: sluice.test.v1.Sent.env:type_name -> sluice.test.v1.Sent.EnvEntry
-	20, // 31: sluice.test.v1.Received.headers:type_name -> google.protobuf.Struct
-	20, // 32: sluice.test.v1.Received.structured_content:type_name -> google.protobuf.Struct
-	1,  // 33: sluice.test.v1.File.TargetsEntry.value:type_name -> sluice.test.v1.Target
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	6,  // 7: sluice.test.v1.Target.skills:type_name -> sluice.test.v1.Skill
+	21, // 8: sluice.test.v1.Tool.annotations:type_name -> google.protobuf.Struct
+	21, // 9: sluice.test.v1.Tool.input_schema:type_name -> google.protobuf.Struct
+	21, // 10: sluice.test.v1.Tool.result:type_name -> google.protobuf.Struct
+	21, // 11: sluice.test.v1.Prompt.result:type_name -> google.protobuf.Struct
+	21, // 12: sluice.test.v1.Resource.result:type_name -> google.protobuf.Struct
+	8,  // 13: sluice.test.v1.Test.principal:type_name -> sluice.test.v1.Principal
+	9,  // 14: sluice.test.v1.Test.source:type_name -> sluice.test.v1.Source
+	19, // 15: sluice.test.v1.Test.headers:type_name -> sluice.test.v1.Test.HeadersEntry
+	11, // 16: sluice.test.v1.Test.request:type_name -> sluice.test.v1.Request
+	12, // 17: sluice.test.v1.Test.expect:type_name -> sluice.test.v1.Expect
+	21, // 18: sluice.test.v1.Principal.jwt:type_name -> google.protobuf.Struct
+	21, // 19: sluice.test.v1.Principal.api_key:type_name -> google.protobuf.Struct
+	10, // 20: sluice.test.v1.Source.certificate:type_name -> sluice.test.v1.Certificate
+	21, // 21: sluice.test.v1.Request.arguments:type_name -> google.protobuf.Struct
+	21, // 22: sluice.test.v1.Request.params:type_name -> google.protobuf.Struct
+	13, // 23: sluice.test.v1.Expect.listed:type_name -> sluice.test.v1.Names
+	13, // 24: sluice.test.v1.Expect.not_listed:type_name -> sluice.test.v1.Names
+	13, // 25: sluice.test.v1.Expect.list:type_name -> sluice.test.v1.Names
+	14, // 26: sluice.test.v1.Expect.refused:type_name -> sluice.test.v1.Refusal
+	15, // 27: sluice.test.v1.Expect.sent:type_name -> sluice.test.v1.Sent
+	16, // 28: sluice.test.v1.Expect.received:type_name -> sluice.test.v1.Received
+	21, // 29: sluice.test.v1.Sent.headers:type_name -> google.protobuf.Struct
+	21, // 30: sluice.test.v1.Sent.arguments:type_name -> google.protobuf.Struct
+	20, // 31: sluice.test.v1.Sent.env:type_name -> sluice.test.v1.Sent.EnvEntry
+	21, // 32: sluice.test.v1.Received.headers:type_name -> google.protobuf.Struct
+	21, // 33: sluice.test.v1.Received.structured_content:type_name -> google.protobuf.Struct
+	1,  // 34: sluice.test.v1.File.TargetsEntry.value:type_name -> sluice.test.v1.Target
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_sluice_test_v1_test_proto_init() }
@@ -1507,22 +1616,23 @@ func file_sluice_test_v1_test_proto_init() {
 	if File_sluice_test_v1_test_proto != nil {
 		return
 	}
-	file_sluice_test_v1_test_proto_msgTypes[10].OneofWrappers = []any{
+	file_sluice_test_v1_test_proto_msgTypes[11].OneofWrappers = []any{
 		(*Request_Tool)(nil),
 		(*Request_Prompt)(nil),
 		(*Request_Resource)(nil),
 		(*Request_Template)(nil),
 		(*Request_Method)(nil),
+		(*Request_Skill)(nil),
 	}
-	file_sluice_test_v1_test_proto_msgTypes[11].OneofWrappers = []any{}
-	file_sluice_test_v1_test_proto_msgTypes[15].OneofWrappers = []any{}
+	file_sluice_test_v1_test_proto_msgTypes[12].OneofWrappers = []any{}
+	file_sluice_test_v1_test_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sluice_test_v1_test_proto_rawDesc), len(file_sluice_test_v1_test_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
