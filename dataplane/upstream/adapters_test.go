@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/internal/mcptest"
@@ -745,6 +746,28 @@ func TestProbeThenSession(t *testing.T) {
 				t.Errorf("count said %q, with %d processes", s, m.Health()[0].Children)
 			}
 		})
+	}
+}
+
+// A process that was late to say its era begins no session: it may have taken the question for a greeting.
+func TestLateProbeThenSession(t *testing.T) {
+	for _, most := range []uint32{0, 1} {
+		target := func(timeout time.Duration) *snapshot.Target {
+			tt := stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.MaxProcesses = most })
+			if timeout > 0 {
+				tt.Config.Timeout = durationpb.New(timeout)
+			}
+			return tt
+		}
+		m := manager(t, nil)
+		res, err := m.Transport(target(time.Nanosecond)).Do(limited(t), post(`{"jsonrpc":"2.0","id":1,"method":"server/discover","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"x","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}}}}`))
+		if !errors.Is(err, ErrTimeout) {
+			t.Fatalf("discover: %v %v, want it late", res, err)
+		}
+		c := open(t, m.Transport(target(0)))
+		if s := c.said("count", "{}"); s != "1" {
+			t.Errorf("count said %q", s)
+		}
 	}
 }
 

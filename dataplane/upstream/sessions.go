@@ -189,8 +189,8 @@ func (o *owned) exchange(ctx context.Context, r *Request, m *mcp.Message, sn *se
 		return res, err
 	}
 	res, err := o.answer(ctx, ch, k)
-	if m.Method == "server/discover" && id == "" && (err != nil || isRefusal(res)) {
-		ch.refuse() // of the session era, as it seems
+	if m.Method == "server/discover" && id == "" && err == nil && isRefusal(res) {
+		ch.refuse() // of the session era, as it seems; one that is only late may have been told by it who the client is
 	} else if err == nil && id == "" {
 		res.Status = statusOf(res)
 	}
