@@ -179,13 +179,13 @@ func clientLeaves(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			var ended, finished atomic.Int32
 			srv := newIntercept(t, mcptest.Options{Stateless: version == "2026-07-28"})
-			started := make(chan struct{})
+			started, release := make(chan struct{}), make(chan struct{})
 			srv.answer(func(w http.ResponseWriter, r *http.Request) {
 				close(started)
 				select {
 				case <-r.Context().Done():
 					ended.Add(1)
-				case <-time.After(300 * time.Millisecond):
+				case <-release:
 					finished.Add(1)
 				}
 			})
@@ -208,6 +208,10 @@ func clientLeaves(t *testing.T) {
 			go func() { <-started; cancel() }()
 			if resp, err := http.DefaultClient.Do(req); err == nil {
 				resp.Body.Close()
+			}
+			if session != "" { // the proxy has seen him leave, and serves others
+				waitFor(t, "another request", func() bool { return p.post(t, session, `{"jsonrpc":"2.0","id":8,"method":"ping"}`).status == 200 })
+				close(release)
 			}
 			waitFor(t, "the target to see an end", func() bool { return ended.Load()+finished.Load() == 1 })
 			if cancelled := ended.Load() == 1; cancelled != (version == "2026-07-28") {
