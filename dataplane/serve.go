@@ -3,15 +3,11 @@ package dataplane
 import (
 	"context"
 	"errors"
-	"hash/fnv"
 	"io"
 	"log/slog"
-	"math/rand/v2"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -171,44 +167,6 @@ func (x *exchange) serve() error {
 		HTTP: x.r, Start: x.started, Port: x.port, Route: x.route, Backend: x.backend, Principal: x.principal, Verdict: verdict,
 		Message: x.message, Batch: x.batch, Codec: codec, Scope: scope, Session: state, Record: &x.record,
 	})
-}
-
-// forward has the owner of what a request is about answer it, once: a request that comes from a peer goes no further. Nothing is run
-// here instead: a second child would not be the session's, and a call that may have run must not run again.
-func (x *exchange) forward(owner string) error {
-	var id []byte
-	if x.message != nil {
-		id = x.message.RawID()
-	}
-	lost := func(status int, text string) *mcp.Error {
-		return &mcp.Error{Status: status, Code: mcp.CodeInternal, ID: id, Message: text}
-	}
-	if from := peers.From(x.r.Context()); from != "" {
-		return lost(http.StatusServiceUnavailable, "proxy "+from+" took this one for the owner, which is "+owner+": try again")
-	}
-	if x.proxy.parts.Peers == nil {
-		return lost(http.StatusServiceUnavailable, "what the request goes on with lives on another proxy of the fleet ("+owner+"), which this one cannot reach: send the request there, or begin anew")
-	}
-	x.owner = owner
-	err := x.proxy.parts.Peers.Forward(&x.w, x.r, x.port, owner, x.raw)
-	gone, ok := errors.AsType[*peers.ErrLost](err)
-	if !ok {
-		return err
-	}
-	x.record.Err = err
-	if gone.Sent {
-		err := lost(http.StatusBadGateway, "the proxy that has what the request goes on with ("+owner+") was lost; it may have processed the request: begin anew")
-		if !gone.Begun {
-			return err
-		}
-		if id == nil { // a standing stream, which its client takes up again
-			panic(http.ErrAbortHandler)
-		}
-		// There are clients that wait for ever when a stream just breaks off. One that had its answer already has no use for another.
-		_ = mcp.NewEventWriter(&x.w, http.NewResponseController(&x.w).Flush).Message(err.Append(nil))
-		return nil
-	}
-	return lost(http.StatusServiceUnavailable, "the proxy that has what the request goes on with ("+owner+") cannot be reached: try again, or begin anew")
 }
 
 var errForeignHost = &httpError{http.StatusForbidden, "the Host header is no name of this listener: a page of another site may have sent the request"}
@@ -390,59 +348,6 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 		}
 	}
 	return nil, scope, &mcp.Error{Status: http.StatusNotFound, Code: -32001, ID: id, Message: "Session not found"}
-}
-
-// choose picks the backend of a new session or of a request that stands alone. One of agents alone has nothing to say in MCP.
-func (x *exchange) choose(steadily bool) *snapshot.Backend {
-	backends := x.route.Backends
-	if ofAgents := func(b *snapshot.Backend) bool { return len(b.Targets) == 0 && len(b.Agents) > 0 }; slices.ContainsFunc(backends, ofAgents) {
-		backends = slices.DeleteFunc(slices.Clone(backends), ofAgents) // one is left, or Find had refused
-	}
-	return x.among(backends, steadily)
-}
-
-// steadily picks the backend of an agent: the same caller's tasks are where they began.
-func (x *exchange) steadily(backends []*snapshot.Backend) *snapshot.Backend {
-	return x.among(backends, true)
-}
-
-// among spreads new sessions by weight. Requests that stand alone must find the backend where the same caller's
-// cursors and subscriptions are, so who calls decides.
-func (x *exchange) among(backends []*snapshot.Backend, steadily bool) *snapshot.Backend {
-	if len(backends) == 1 {
-		return backends[0]
-	}
-	var total uint64
-	for _, b := range backends {
-		total += uint64(b.Weight)
-	}
-	weight := func(b *snapshot.Backend) uint64 { return uint64(b.Weight) }
-	if total == 0 {
-		total, weight = uint64(len(backends)), func(*snapshot.Backend) uint64 { return 1 }
-	}
-	at := rand.Uint64N(total)
-	if steadily {
-		who, _, _ := net.SplitHostPort(x.r.RemoteAddr)
-		if x.principal != nil {
-			who = x.principal.ID
-		}
-		at = steady(who) % total
-	}
-	for _, b := range backends {
-		if w := weight(b); at < w {
-			return b
-		} else {
-			at -= w
-		}
-	}
-	return backends[0]
-}
-
-// steady is the same for the same caller on every proxy.
-func steady(who string) uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(who))
-	return h.Sum64()
 }
 
 // codec returns the tenant's, made anew when its snapshot changes.

@@ -1,7 +1,7 @@
-// Package oldclient gives a target that lacks an era of the protocol a face of that era.
+// Package oldclient gives a target of 2026-07-28 the face of one with sessions, for clients that know no other.
 //
-// A face is an [upstream.Transport] for one caller: what is sent to it is of the caller's era, and so is what it answers; the
-// target gets messages of its own. See docs/decisions/0004-bridging-the-eras.md.
+// A face is an [upstream.Transport], made for one client by [Bridge.Sessions]: what is sent to it is of the session era, and so is what
+// it answers; the target gets messages of its own. See docs/decisions/0004-bridging-the-eras.md.
 package oldclient
 
 import (

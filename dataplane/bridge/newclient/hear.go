@@ -1,0 +1,204 @@
+package newclient
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+)
+
+// item is what the target says, or the end of it.
+type item struct {
+	msg  mcp.Message
+	page *upstream.Response // an answer that is no MCP, for the multiplexer to judge
+	resp *upstream.Response // the head that msg came with, where it came alone
+	err  error
+}
+
+// exchange sends the request and reads what comes of it.
+func (k *call) exchange(body []byte, r *upstream.Request) {
+	resp, err := k.p.do(k.ctx, http.MethodPost, body, r)
+	switch {
+	case err != nil:
+		k.push(item{err: err})
+	case resp.Status == http.StatusNotFound && k.p.id != "" && !k.refusesMethod(resp):
+		_ = resp.Body.Close()
+		k.p.lost()
+		k.push(item{err: errLost})
+	case resp.Status < 300 && contentType(resp.Header) == streamType:
+		close(k.head)
+		k.read(resp)
+	default:
+		k.readWhole(resp)
+	}
+}
+
+// refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session.
+func (k *call) refusesMethod(resp *upstream.Response) bool {
+	if contentType(resp.Header) != jsonType {
+		return false
+	}
+	head, err := io.ReadAll(io.LimitReader(resp.Body, maxPage))
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), resp.Body), resp.Body}
+	return err == nil && mcp.RefusesMethod(head, k.id, k.p.b.cfg.Limits)
+}
+
+// push hands over what was said; it waits for a slow client.
+func (k *call) push(it item) {
+	select {
+	case k.in <- it:
+	case <-k.ctx.Done():
+	}
+}
+
+// readWhole reads an answer that is no stream.
+func (k *call) readWhole(resp *upstream.Response) {
+	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
+		k.push(item{page: resp})
+		return
+	}
+	stop := context.AfterFunc(k.ctx, func() { _ = resp.Body.Close() })
+	defer stop()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, int64(k.p.b.maxBytes())+1))
+	_ = resp.Body.Close()
+	if err != nil {
+		k.push(item{err: err})
+		return
+	}
+	m, err := mcp.Scan(bytes.TrimSpace(raw), k.p.b.cfg.Limits)
+	if err == nil && m.Kind == mcp.Response {
+		k.push(item{msg: m, resp: resp})
+		return
+	}
+	if unknown := mcp.Methods(k.method).Routing == mcp.Unknown; unknown && resp.Status >= 400 && resp.Status < 500 && resp.Status != http.StatusTooManyRequests {
+		// No revision has the method, and the target refuses it in its own way.
+		m, _ := mcp.Scan(mcp.AppendError(nil, k.id, mcp.CodeMethodNotFound, "Method not found: "+k.method, nil), mcp.Limits{})
+		k.push(item{msg: m, resp: resp})
+		return
+	}
+	if resp.Status < 300 { // a success without a response is none that a client could read
+		k.push(item{err: &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: errNoAnswer}})
+		return
+	}
+	page := *resp
+	page.Body, page.Length = io.NopCloser(bytes.NewReader(raw)), int64(len(raw))
+	k.push(item{page: &page})
+}
+
+// maxResumes bounds how often a broken stream is taken up again.
+const maxResumes = 8
+
+// read reads the target's stream up to the response. A stream that ends before, and gave event ids, is resumed.
+func (k *call) read(resp *upstream.Response) {
+	var last []byte
+	wait := time.Second
+	for resumes := 0; ; resumes++ {
+		done, err := k.readStream(resp, &last, &wait)
+		if done || k.ctx.Err() != nil {
+			return
+		}
+		if len(last) == 0 || resumes == maxResumes {
+			k.push(item{err: err})
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-k.ctx.Done():
+			return
+		}
+		next, failed := k.p.resume(k.ctx, string(last))
+		if failed != nil {
+			k.push(item{err: failed})
+			return
+		}
+		resp = next
+	}
+}
+
+// readStream reads one stream to its end, or to the response.
+func (k *call) readStream(resp *upstream.Response, last *[]byte, wait *time.Duration) (done bool, err error) {
+	defer resp.Body.Close()
+	stop := context.AfterFunc(k.ctx, func() { _ = resp.Body.Close() })
+	defer stop()
+	events := mcp.NewEventReader(resp.Body, k.p.b.maxBytes())
+	for {
+		ev, err := events.Next()
+		if err != nil {
+			return false, &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: err}
+		}
+		if ev.HasID {
+			*last = append((*last)[:0], ev.ID...)
+		}
+		if ev.HasRetry {
+			*wait = min(ev.Retry, 30*time.Second)
+		}
+		if !ev.IsMessage() {
+			continue
+		}
+		m, err := mcp.Scan(bytes.Clone(ev.Data), k.p.b.cfg.Limits)
+		if err != nil {
+			k.push(item{err: &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: err}})
+			return true, nil
+		}
+		switch m.Kind {
+		case mcp.Response:
+			if m.ID.Present() && m.Body[m.ID.Start] != 'n' && idKey(m.RawID()) != k.key {
+				continue // it answers nothing that was asked here
+			}
+			k.push(item{msg: m})
+			return true, nil
+		case mcp.Request:
+			k.asked(&m)
+		case mcp.Notification:
+			k.noted(&m)
+		}
+	}
+}
+
+// asked takes a request of the target that belongs to this call.
+func (k *call) asked(m *mcp.Message) {
+	if m.Method == "ping" {
+		k.p.tellLater(mcp.AppendResult(nil, m.RawID(), nil))
+		return
+	}
+	code, text, ok := k.p.client.refusal(m)
+	if ok && !asking(k.method) {
+		k.p.outside(m)
+		return
+	}
+	if !ok {
+		k.p.tellLater(mcp.AppendError(nil, m.RawID(), code, text, nil))
+		return
+	}
+	k.push(item{msg: *m})
+}
+
+// noted takes a notification of the target that came with this call.
+func (k *call) noted(m *mcp.Message) {
+	switch m.Method {
+	case "notifications/cancelled":
+		k.push(item{msg: *m})
+		return
+	case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed", "notifications/resources/updated":
+		k.p.changed(m) // 2026-07-28 has them on listens alone
+		return
+	case "notifications/elicitation/complete", "notifications/tasks/status":
+		return
+	}
+	if k.isRunning() { // else nobody is there to hear it
+		k.push(item{msg: *m})
+	}
+}
+
+func (k *call) isRunning() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.state == running
+}
