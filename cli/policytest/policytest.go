@@ -61,7 +61,11 @@ func Load(file resource.File, read func(names []string) ([]resource.File, error)
 		return nil, diagnostics, nil
 	}
 	s := &Suite{File: file.Name, tests: tests, places: &adminv1.Object{Source: places}}
-	files, err := read(tests.GetConfig())
+	names := tests.GetConfig()
+	if len(names) == 0 {
+		names = []string{"sluice.yaml"}
+	}
+	files, err := read(names)
 	if err != nil {
 		return nil, nil, err
 	}

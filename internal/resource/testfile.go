@@ -65,8 +65,9 @@ func (d *decoder) tests(doc *node, f *testv1.File) {
 	}
 	for _, key := range []string{"config", "tests"} {
 		switch n := doc.get(key); {
+		case n == nil && key == "tests":
+			d.failNode(doc, `"tests" is missing`, "")
 		case n == nil:
-			d.failNode(doc, fmt.Sprintf("%q is missing", key), map[string]string{"config": "name the configuration that is tested, relative to this file"}[key])
 		case n.kind == listNode && len(n.items) == 0:
 			d.failNode(n, "holds nothing, and would test nothing", "")
 		}

@@ -27,7 +27,7 @@ const (
 // File holds tests of one configuration.
 type File struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Files and folders of the configuration, relative to this file. At least one. In YAML one may be a string.
+	// Files and folders of the configuration, relative to this file. In YAML one may be a string. If none: `sluice.yaml`.
 	Config []string `protobuf:"bytes,1,rep,name=config,proto3" json:"config,omitempty"`
 	// Variables of the configuration, before those of the process. What is set in neither reads `<env:NAME>`.
 	Env map[string]string `protobuf:"bytes,2,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
