@@ -19,7 +19,7 @@ const holdsEnv = "SLUICE_MCPTEST_HOLDS"
 // none runs twice. Its tool, for any number of servers:
 //
 //	hold {key}    reports progress once it holds, if the caller wants it; then "held KEY", or an error if cancelled first
-//	runs {key}    how often hold was called with that key
+//	runs {key}    how often hold was called with that key; it waits until none of these calls is held
 type Holds struct {
 	// URL is where children that serve the tool ask; see [Holds.Stdio].
 	URL string
@@ -31,6 +31,7 @@ type Holds struct {
 
 type heldCall struct {
 	runs, cancelled int
+	held            int
 	letGo           chan struct{}
 	open            bool // letGo is closed
 }
@@ -48,7 +49,9 @@ func NewHolds(t testing.TB) *Holds {
 				_, _ = io.WriteString(w, "held")
 			}
 		case "/runs":
-			_, _ = fmt.Fprint(w, h.Runs(key))
+			if n, err := h.over(r.Context(), key); err == nil {
+				_, _ = fmt.Fprint(w, n)
+			}
 		}
 	}))
 	h.URL = s.URL
@@ -62,7 +65,10 @@ func NewHolds(t testing.TB) *Holds {
 
 // Add gives a server the tool.
 func (h *Holds) Add(s *mcp.Server) {
-	addHold(s, holder{hold: h.hold, runs: func(_ context.Context, key string) (string, error) { return fmt.Sprint(h.Runs(key)), nil }})
+	addHold(s, holder{hold: h.hold, runs: func(ctx context.Context, key string) (string, error) {
+		n, err := h.over(ctx, key)
+		return fmt.Sprint(n), err
+	}})
 }
 
 // Stdio returns how to start a stdio server with the tool.
@@ -110,9 +116,24 @@ func (h *Holds) read(key string) heldCall {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if c := h.calls[key]; c != nil {
-		return heldCall{runs: c.runs, cancelled: c.cancelled}
+		return heldCall{runs: c.runs, cancelled: c.cancelled, held: c.held}
 	}
 	return heldCall{}
+}
+
+// over waits until no call with that key is held, and says how many there were.
+func (h *Holds) over(ctx context.Context, key string) (runs int, err error) {
+	for {
+		changed := h.Changed()
+		if c := h.read(key); c.held == 0 {
+			return c.runs, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
 }
 
 // changedLocked wants mu held.
@@ -129,8 +150,15 @@ func (h *Holds) hold(ctx context.Context, key string, holding func()) error {
 		h.calls[key] = c
 	}
 	c.runs++
+	c.held++
 	h.changedLocked()
 	h.mu.Unlock()
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		c.held--
+		h.changedLocked()
+	}()
 	holding()
 	if request, ok := ctx.Value(requestKey{}).(context.Context); ok {
 		var cancel context.CancelCauseFunc
