@@ -43,9 +43,11 @@ func NewHolds(t testing.TB) *Holds {
 		key := r.URL.Query().Get("key")
 		switch r.URL.Path {
 		case "/hold":
-			w.WriteHeader(http.StatusOK)
-			_ = http.NewResponseController(w).Flush() // it holds
-			if err := h.hold(r.Context(), key, func() {}); err == nil {
+			holding := func() {
+				w.WriteHeader(http.StatusOK)
+				_ = http.NewResponseController(w).Flush()
+			}
+			if err := h.hold(r.Context(), key, holding); err == nil {
 				_, _ = io.WriteString(w, "held")
 			}
 		case "/runs":
