@@ -36,7 +36,7 @@ func serveCard(w http.ResponseWriter, x *mux.Request, at *Place) error {
 	if err != nil {
 		return err
 	}
-	own := http.Header{"Content-Type": {jsonType}, "Cache-Control": {"private, no-cache"}, "Etag": {tag(card)}}
+	own := http.Header{"Content-Type": {mcp.TypeJSON}, "Cache-Control": {"private, no-cache"}, "Etag": {tag(card)}}
 	if err := answerHead(x, at.Agent, w, own); err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func (e *notCard) Error() string { return e.why }
 
 // fetchCardAt asks for the card at one path. If the agent has none there, the error is a [*notCard].
 func fetchCardAt(ctx context.Context, x *mux.Request, at *Place, path string) ([]byte, error) {
-	h := http.Header{"Accept": {jsonType}}
+	h := http.Header{"Accept": {mcp.TypeJSON}}
 	passProtocol(x, at.Agent, h)
 	resp, err := x.Exchange(ctx, at.Agent, &upstream.Request{
 		Method: http.MethodGet, Path: path, Header: h, Call: x.Call(at.Agent, policy.Agent, ""),

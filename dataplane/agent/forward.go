@@ -15,11 +15,6 @@ import (
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
-const (
-	jsonType   = "application/json"
-	streamType = "text/event-stream"
-)
-
 // maxErrorPage is how much of an answer that is no success is looked at, whether it is JSON-RPC.
 const maxErrorPage = 64 << 10
 
@@ -43,7 +38,7 @@ func (c *call) forward(w http.ResponseWriter) error {
 	}
 	defer resp.Body.Close()
 	switch {
-	case resp.Status < 300 && mux.ContentType(resp.Header) == streamType:
+	case resp.Status < 300 && mcp.MediaType(resp.Header) == mcp.TypeStream:
 		return c.relayEvents(ctx, done, w, resp)
 	case resp.Status < 300:
 		return c.relayMessage(ctx, w, resp, c.Limits().Bytes)
@@ -54,7 +49,7 @@ func (c *call) forward(w http.ResponseWriter) error {
 }
 
 func (c *call) header() http.Header {
-	h := http.Header{"Accept": {jsonType + ", " + streamType}, "Content-Type": {jsonType}}
+	h := http.Header{"Accept": {mcp.TypeJSON + ", " + mcp.TypeStream}, "Content-Type": {mcp.TypeJSON}}
 	passProtocol(c.Request, c.agent, h)
 	return h
 }
@@ -80,8 +75,8 @@ func (c *call) head(w http.ResponseWriter, resp *upstream.Response) error {
 			own[key] = slices.Clone(values)
 		}
 	}
-	if mux.ContentType(resp.Header) == streamType {
-		own["Content-Type"], own["X-Accel-Buffering"] = []string{streamType}, []string{"no"}
+	if mcp.MediaType(resp.Header) == mcp.TypeStream {
+		own["Content-Type"], own["X-Accel-Buffering"] = []string{mcp.TypeStream}, []string{"no"}
 	}
 	if err := answerHead(c.Request, c.agent, w, own); err != nil {
 		return err
@@ -120,7 +115,7 @@ func (c *call) relayMessage(ctx context.Context, w http.ResponseWriter, resp *up
 	case len(body) > limit || resp.Status >= 300 && len(body) == 0:
 		return c.notA2A(resp)
 	case len(body) > 0:
-		known := mux.ContentType(resp.Header) == jsonType && resp.Status < 300
+		known := mcp.MediaType(resp.Header) == mcp.TypeJSON && resp.Status < 300
 		original, guarded, err := c.received(ctx, body)
 		if err == nil {
 			body, err = c.whole(ctx, policy.ToClient, original, guarded)
@@ -131,7 +126,7 @@ func (c *call) relayMessage(ctx context.Context, w http.ResponseWriter, resp *up
 		case err != nil:
 			return err
 		}
-		resp.Header["Content-Type"] = []string{jsonType}
+		resp.Header["Content-Type"] = []string{mcp.TypeJSON}
 	default:
 		delete(resp.Header, "Content-Type")
 	}
@@ -178,19 +173,7 @@ func invalid(x *mux.Request, t target, format string, args ...any) error {
 
 // notA2A is for an answer that is none of the protocol's. Its page never reaches the client: it was not written for it.
 func (c *call) notA2A(resp *upstream.Response) error {
-	kind := mux.ContentType(resp.Header)
-	if kind == "" {
-		kind = "nothing"
-	}
-	status, hint := http.StatusBadGateway, "is its path that of the agent's JSON-RPC endpoint?"
-	switch {
-	case resp.Status == http.StatusTooManyRequests || resp.Status == http.StatusServiceUnavailable:
-		status, hint = resp.Status, "it is overloaded or not ready"
-	case resp.Status >= 500:
-		hint = "it has an error of its own"
-	case resp.Status/100 == 3:
-		hint = "redirects are not followed: configure the address that it points to"
-	}
+	status, kind, hint := mux.Misanswer(resp, "is its path that of the agent's JSON-RPC endpoint?")
 	e := c.Fail(status, codeInvalidAgentResponse, "agent %q answered %d with %s, which is no A2A: %s", c.agent.Name, resp.Status, kind, hint)
 	if after := resp.Header.Get("Retry-After"); after != "" {
 		return &mux.Error{Refusal: e, Header: http.Header{"Retry-After": {after}}}
@@ -202,11 +185,11 @@ func (c *call) notA2A(resp *upstream.Response) error {
 // 200. All others are answered as those of every request are.
 func (c *call) tell(w http.ResponseWriter, err error) {
 	e, ok := errors.AsType[*mcp.Error](err)
-	if c.begun || !ok || e.HTTPStatus() != http.StatusOK || mcp.Accepts(c.HTTP.Header, jsonType) || !mcp.Accepts(c.HTTP.Header, streamType) {
+	if c.begun || !ok || e.HTTPStatus() != http.StatusOK || mcp.Accepts(c.HTTP.Header, mcp.TypeJSON) || !mcp.Accepts(c.HTTP.Header, mcp.TypeStream) {
 		return
 	}
 	c.begun = true
-	w.Header()["Content-Type"] = []string{streamType}
+	w.Header()["Content-Type"] = []string{mcp.TypeStream}
 	w.WriteHeader(http.StatusOK)
 	_ = c.endStream(mcp.NewEventWriter(w, http.NewResponseController(w).Flush), err)
 }

@@ -106,8 +106,8 @@ func init() {
 // the fault was met are to be forgotten.
 func ReadList(l List, result []byte, lim Limits, f func(*Item) error) (Page, error) {
 	var page Page
-	if len(result) > lim.bytes() {
-		return page, refusal(413, CodeInvalidRequest, "the %s result has more than %d bytes", l.Method(), lim.bytes())
+	if len(result) > lim.MaxBytes() {
+		return page, refusal(413, CodeInvalidRequest, "the %s result has more than %d bytes", l.Method(), lim.MaxBytes())
 	}
 	s := &scanner{b: result, maxDepth: lim.depth()}
 	i, err := s.list(s.ws(0), l, &page, f)

@@ -26,8 +26,8 @@ func ReadPart(l List, dst, result []byte, lim Limits, keep func(*Item) bool) (Pa
 // there is none, be it for [ReadPart] to say what is wrong with it.
 func ScanPart(l List, dst, body []byte, lim Limits, keep func(*Item) bool) (m Message, p Part, ok bool, err error) {
 	m.Body = body
-	if len(body) > lim.bytes() {
-		return m, p, false, refusal(413, CodeInvalidRequest, "the body has more than %d bytes", lim.bytes())
+	if len(body) > lim.MaxBytes() {
+		return m, p, false, refusal(413, CodeInvalidRequest, "the body has more than %d bytes", lim.MaxBytes())
 	}
 	s := scanner{b: body, maxDepth: lim.depth()}
 	s.result = func(at int) int {
@@ -51,7 +51,7 @@ func ScanPart(l List, dst, body []byte, lim Limits, keep func(*Item) bool) (m Me
 
 // keeper appends to the part what keep keeps.
 func (p *Part) keeper(lim Limits, keep func(*Item) bool) func(*Item) error {
-	most := len(p.Items) + 1 + lim.bytes()
+	most := len(p.Items) + 1 + lim.MaxBytes()
 	return func(it *Item) error {
 		if keep != nil && !keep(it) {
 			return nil
@@ -94,8 +94,8 @@ func (m *Merge) Add(result []byte, keep func(*Item) bool) (Page, error) {
 // AddPart appends a part that was read before. The Merge keeps its items.
 func (m *Merge) AddPart(p Part) error {
 	if p.N > 0 {
-		if m.bytes+len(p.Items) > m.lim.bytes()+1 { // its first comma does not count
-			return refusal(413, CodeInternal, "the merged %s result has more than %d bytes", m.list.Method(), m.lim.bytes())
+		if m.bytes+len(p.Items) > m.lim.MaxBytes()+1 { // its first comma does not count
+			return refusal(413, CodeInternal, "the merged %s result has more than %d bytes", m.list.Method(), m.lim.MaxBytes())
 		}
 		m.parts = append(m.parts, p.Items)
 		m.bytes += len(p.Items)

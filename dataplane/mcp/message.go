@@ -43,9 +43,10 @@ const (
 	maxDepth     = 1024
 )
 
-func (l Limits) bytes() int { return limit(l.Bytes, defaultBytes, maxBytes) }
-func (l Limits) depth() int { return limit(l.Depth, defaultDepth, maxDepth) }
-func (l Limits) batch() int { return limit(l.Batch, defaultBatch, maxBytes) }
+// MaxBytes is how long a body may be.
+func (l Limits) MaxBytes() int { return limit(l.Bytes, defaultBytes, maxBytes) }
+func (l Limits) depth() int    { return limit(l.Depth, defaultDepth, maxDepth) }
+func (l Limits) batch() int    { return limit(l.Batch, defaultBatch, maxBytes) }
 
 func limit(n, zero, most int) int {
 	if n <= 0 {

@@ -158,3 +158,6 @@ func (m *Message) Target() (Text, error) {
 	}
 	return t, nil
 }
+
+// LogLevels are the levels of logs, from the least (RFC 5424, section 6.2.1).
+var LogLevels = []string{"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"}

@@ -28,8 +28,8 @@ const (
 // was found and its Kind is [Invalid]. An array is checked as JSON and has Kind [Batch]: see [ScanBatch].
 func Scan(body []byte, lim Limits) (m Message, err error) {
 	m.Body = body
-	if len(body) > lim.bytes() {
-		return m, refusal(413, CodeInvalidRequest, "the body has more than %d bytes", lim.bytes())
+	if len(body) > lim.MaxBytes() {
+		return m, refusal(413, CodeInvalidRequest, "the body has more than %d bytes", lim.MaxBytes())
 	}
 	s := scanner{b: body, maxDepth: lim.depth()}
 	if err := s.message(&m); err != nil {
@@ -42,8 +42,8 @@ func Scan(body []byte, lim Limits) (m Message, err error) {
 // ScanBatch reads the elements of a batch, each as [Scan] reads a body; spans of each index its own Body. One
 // bad element refuses the batch. An empty batch is refused, as JSON-RPC says.
 func ScanBatch(body []byte, lim Limits) ([]Message, error) {
-	if len(body) > lim.bytes() {
-		return nil, refusal(413, CodeInvalidRequest, "the body has more than %d bytes", lim.bytes())
+	if len(body) > lim.MaxBytes() {
+		return nil, refusal(413, CodeInvalidRequest, "the body has more than %d bytes", lim.MaxBytes())
 	}
 	s := scanner{b: body, maxDepth: lim.depth()}
 	spans, err := s.elements(lim.batch())

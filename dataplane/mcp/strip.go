@@ -8,8 +8,8 @@ import "slices"
 func Strip(dst, raw []byte, lim Limits, without ...string) ([]byte, error) {
 	s := &scanner{b: raw, maxDepth: lim.depth()}
 	i := s.ws(0)
-	if len(raw) > lim.bytes() {
-		return dst, refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.bytes())
+	if len(raw) > lim.MaxBytes() {
+		return dst, refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.MaxBytes())
 	}
 	if i >= len(raw) || raw[i] != '{' {
 		return dst, refusal(400, CodeInvalidRequest, "the value is no object")

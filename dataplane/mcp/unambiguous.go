@@ -10,8 +10,8 @@ import (
 // Unicode case folding, since the target may read another of the two than the policy does. The error is nil
 // or an [*Error].
 func Unambiguous(raw []byte, lim Limits) error {
-	if len(raw) > lim.bytes() {
-		return refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.bytes())
+	if len(raw) > lim.MaxBytes() {
+		return refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.MaxBytes())
 	}
 	s := scanner{b: raw, maxDepth: lim.depth()}
 	if s.end(s.unambiguous(s.ws(0))) < 0 {

@@ -2,7 +2,9 @@ package mcp
 
 import (
 	"bytes"
+	"encoding/json"
 	"strconv"
+	"strings"
 )
 
 // Members calls f with each member of the object that raw is, in order: its decoded name, and its raw value.
@@ -12,8 +14,8 @@ import (
 func Members(raw []byte, lim Limits, read []string, f func(name, value []byte) error) error {
 	s := &scanner{b: raw, maxDepth: lim.depth()}
 	i := s.ws(0)
-	if len(raw) > lim.bytes() {
-		return refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.bytes())
+	if len(raw) > lim.MaxBytes() {
+		return refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.MaxBytes())
 	}
 	if i >= len(raw) || raw[i] != '{' {
 		if s.end(s.skip(i)) < 0 {
@@ -49,8 +51,8 @@ func Members(raw []byte, lim Limits, read []string, f func(name, value []byte) e
 // Elements calls f with each element of the array that raw is, in order, after the whole of it was checked. f's
 // error ends the walk and is returned as it is.
 func Elements(raw []byte, lim Limits, f func(value []byte) error) error {
-	if len(raw) > lim.bytes() {
-		return refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.bytes())
+	if len(raw) > lim.MaxBytes() {
+		return refusal(413, CodeInvalidRequest, "the value has more than %d bytes", lim.MaxBytes())
 	}
 	s := scanner{b: raw, maxDepth: lim.depth()}
 	spans, err := s.elements(maxBytes)
@@ -78,6 +80,16 @@ func (m *Message) ErrorCode() (code int, ok bool) {
 		return nil
 	})
 	return code, ok && err == nil
+}
+
+// ErrorLine is the message of an error response for a person to read, cut to a line.
+func (m *Message) ErrorLine() string {
+	var e struct{ Message string }
+	if err := json.Unmarshal(m.Error.Of(m.Body), &e); err != nil || e.Message == "" {
+		return "no reason given"
+	}
+	line, _, _ := strings.Cut(e.Message, "\n")
+	return line[:min(len(line), 200)]
 }
 
 // Unquote returns the text of raw, one JSON string; ok is false if it is none, or holds half a surrogate pair.

@@ -118,9 +118,6 @@ func (x *Request) Fail(status, code int, format string, args ...any) *mcp.Error 
 // Limits are those of messages; their Bytes are set.
 func (x *Request) Limits() mcp.Limits {
 	lim := x.mux.cfg.Limits
-	lim.Bytes = x.mux.maxBytes()
+	lim.Bytes = x.mux.cfg.Limits.MaxBytes()
 	return lim
 }
-
-// ContentType is the media type in lower case, without parameters; "" if there is none.
-func ContentType(h http.Header) string { return contentType(h) }

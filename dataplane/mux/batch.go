@@ -28,7 +28,7 @@ func (m *Mux) batch(w http.ResponseWriter, x *Request) error {
 		return accepted(w)
 	}
 	h := w.Header()
-	h["Content-Type"] = []string{streamType}
+	h["Content-Type"] = []string{mcp.TypeStream}
 	h["X-Accel-Buffering"] = []string{"no"}
 	w.WriteHeader(http.StatusOK)
 	out := newSink(w, m.cfg.KeepAlive)
@@ -97,7 +97,7 @@ func (b *batchWriter) Flush()              {}
 
 func (b *batchWriter) Write(p []byte) (int, error) {
 	b.buf = append(b.buf, p...)
-	if contentType(b.header) != streamType {
+	if mcp.MediaType(b.header) != mcp.TypeStream {
 		return len(p), nil
 	}
 	for {
@@ -133,7 +133,7 @@ func eventEnd(b []byte) (at, size int) {
 }
 
 func (b *batchWriter) finish() {
-	if contentType(b.header) == streamType && !bytes.HasPrefix(b.buf, []byte("{")) {
+	if mcp.MediaType(b.header) == mcp.TypeStream && !bytes.HasPrefix(b.buf, []byte("{")) {
 		return
 	}
 	if raw := bytes.TrimSpace(b.buf); len(raw) > 0 {

@@ -27,7 +27,7 @@ func (m *Mux) discover(w http.ResponseWriter, x *Request) error {
 			return err
 		}
 		if msg.Error.Present() {
-			return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused server/discover: %s", t.Name, errorMessage(msg))
+			return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused server/discover: %s", t.Name, msg.ErrorLine())
 		}
 		if results[x.order(t)], err = parseServer(msg.Result.Of(msg.Body)); err != nil {
 			return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q answered server/discover with what cannot be read", t.Name)

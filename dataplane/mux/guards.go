@@ -186,7 +186,7 @@ func (x *Request) guarded(err error, code int) error {
 
 // relayWhole brings an answer that is one JSON message to the client, once guards have seen it.
 func (x *Request) relayWhole(w http.ResponseWriter, t *snapshot.Target, resp *upstream.Response) error {
-	body, err := readAll(resp, x.mux.maxBytes(), x.scanned().room)
+	body, err := readAll(resp, x.mux.cfg.Limits.MaxBytes(), x.scanned().room)
 	if err != nil {
 		x.Record.Err = err
 		return x.unreadableAnswer(t)

@@ -99,7 +99,7 @@ func (m *Mux) initializeAll(w http.ResponseWriter, x *Request) error {
 			return err
 		}
 		if hs.msg.Error.Present() {
-			return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused initialize: %s", t.Name, errorMessage(hs.msg))
+			return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused initialize: %s", t.Name, hs.msg.ErrorLine())
 		}
 		legs[i] = leg
 		results[i], err = parseServer(hs.msg.Result.Of(hs.msg.Body))

@@ -64,7 +64,7 @@ func (x *Request) begin(ctx context.Context, t *snapshot.Target) (session.Target
 			return nil, err
 		}
 		if hs.msg.Error.Present() {
-			return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused initialize: %s", t.Name, errorMessage(hs.msg))
+			return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused initialize: %s", t.Name, hs.msg.ErrorLine())
 		}
 		x.mux.soft.put(key, leg, 1, x.Session.Expires)
 		resp, err := x.do(ctx, t, leg, outgoing{body: initialized, method: "notifications/initialized"})

@@ -70,7 +70,7 @@ func (m *Mux) listenOne(w http.ResponseWriter, x *Request, t *snapshot.Target, f
 	if err != nil {
 		return err
 	}
-	if contentType(resp.Header) != streamType {
+	if mcp.MediaType(resp.Header) != mcp.TypeStream {
 		return x.relay(ctx, w, t, resp, item{})
 	}
 	defer resp.Body.Close()
@@ -145,7 +145,7 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 		return err
 	}
 	h := w.Header()
-	h["Content-Type"] = []string{streamType}
+	h["Content-Type"] = []string{mcp.TypeStream}
 	h["X-Accel-Buffering"] = []string{"no"}
 	h["Cache-Control"] = []string{"no-cache"}
 	if err := x.inCommon(h); err != nil {
@@ -236,8 +236,8 @@ func (x *Request) listenAt(ctx, wait context.Context, t *snapshot.Target, f filt
 		return nil, err
 	}
 	l := &listening{body: resp.Body, cancel: cancel}
-	if contentType(resp.Header) == streamType {
-		l.events = mcp.NewEventReader(resp.Body, x.mux.maxBytes())
+	if mcp.MediaType(resp.Header) == mcp.TypeStream {
+		l.events = mcp.NewEventReader(resp.Body, x.mux.cfg.Limits.MaxBytes())
 		err = l.acknowledged(x.mux.cfg.Limits)
 	} else {
 		err = errNoStream

@@ -306,7 +306,7 @@ func (f *fetched) failure(x *Request, t *snapshot.Target, list mcp.List) error {
 		e.Code = mcp.CodeInternal
 	}
 	if x.alone() == nil && e.Code != mcp.CodeInvalidParams { // a bad cursor is the client's to know
-		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused %s: %s", t.Name, list.Method(), errorMessage(f.msg))
+		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused %s: %s", t.Name, list.Method(), f.msg.ErrorLine())
 	}
 	fail := x.fail(f.resp.Status, e.Code, "%s", e.Message)
 	fail.Data = e.Data

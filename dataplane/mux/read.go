@@ -66,9 +66,9 @@ func (x *Request) readResponseBy(t *snapshot.Target, resp *upstream.Response, by
 }
 
 func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response, by reading) (*mcp.Message, error) {
-	if contentType(resp.Header) != streamType {
+	if mcp.MediaType(resp.Header) != mcp.TypeStream {
 		defer resp.Body.Close()
-		body, err := readAll(resp, x.mux.maxBytes(), by.room)
+		body, err := readAll(resp, x.mux.cfg.Limits.MaxBytes(), by.room)
 		if err != nil {
 			return nil, err
 		}
@@ -78,7 +78,7 @@ func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response, by re
 		}
 		return &msg, err
 	}
-	events := mcp.NewEventReader(resp.Body, x.mux.maxBytes())
+	events := mcp.NewEventReader(resp.Body, x.mux.cfg.Limits.MaxBytes())
 	for {
 		ev, err := events.Next()
 		if err == io.EOF {
@@ -107,7 +107,7 @@ func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response, by re
 
 // readWhole is readResponse for an answer that is passed on: raw is all of the body up to the response, at least.
 func (x *Request) readWhole(t *snapshot.Target, resp *upstream.Response) (msg *mcp.Message, raw []byte, err error) {
-	if contentType(resp.Header) != streamType {
+	if mcp.MediaType(resp.Header) != mcp.TypeStream {
 		if msg, err = x.readResponse(t, resp); err != nil {
 			return nil, nil, err
 		}
@@ -179,13 +179,6 @@ func (x *Request) decline(t *snapshot.Target, id []byte) {
 	if resp, err := own.send(ctx, t, outgoing{body: body}); err == nil {
 		_ = resp.Body.Close()
 	}
-}
-
-func (m *Mux) maxBytes() int {
-	if m.cfg.Limits.Bytes > 0 {
-		return m.cfg.Limits.Bytes
-	}
-	return 16 << 20
 }
 
 // readAll reads a whole body, into a buffer of the right size where the target says how long it is.

@@ -65,7 +65,7 @@ func (x *Request) head(w http.ResponseWriter, t *snapshot.Target, resp *upstream
 	if x.private(t) {
 		unshare(h)
 	}
-	if contentType(resp.Header) == streamType {
+	if mcp.MediaType(resp.Header) == mcp.TypeStream {
 		h["X-Accel-Buffering"] = []string{"no"}
 	}
 	if err := x.modify(h, t); err != nil {
@@ -138,7 +138,7 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 			return err
 		}
 	}
-	stream := contentType(resp.Header) == streamType
+	stream := mcp.MediaType(resp.Header) == mcp.TypeStream
 	if !stream && x.reads(t) {
 		return x.relayWhole(w, t, resp)
 	}
@@ -220,9 +220,9 @@ func (x *Request) broke(err error) {
 // it says it must not show. Answers that are too long for that are no errors.
 func (x *Request) mask(resp *upstream.Response) error {
 	var head, first []byte
-	if contentType(resp.Header) == streamType {
+	if mcp.MediaType(resp.Header) == mcp.TypeStream {
 		rec := &recorded{body: resp.Body}
-		events := mcp.NewEventReader(rec, x.mux.maxBytes())
+		events := mcp.NewEventReader(rec, x.mux.cfg.Limits.MaxBytes())
 		for len(first) == 0 {
 			ev, err := events.Next()
 			if err != nil {
@@ -277,7 +277,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 		}
 		return
 	}
-	events := mcp.NewEventReader(body, x.mux.maxBytes())
+	events := mcp.NewEventReader(body, x.mux.cfg.Limits.MaxBytes())
 	gate := x.gate(t, nil, out.pass)
 	defer gate.close()
 	for {

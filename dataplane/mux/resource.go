@@ -90,7 +90,7 @@ func (x *Request) findDocument(ctx context.Context, t *snapshot.Target) ([]byte,
 // readDocument returns one that is, or why there is none.
 func (x *Request) readDocument(ctx context.Context, t *snapshot.Target, path string) (document []byte, why string, err error) {
 	resp, err := x.exchange(ctx, t, x.mux.cfg.Transport(t), &upstream.Request{
-		Method: http.MethodGet, Path: path, Header: http.Header{"Accept": {jsonType}}, Call: x.call(t, policy.None, ""),
+		Method: http.MethodGet, Path: path, Header: http.Header{"Accept": {mcp.TypeJSON}}, Call: x.call(t, policy.None, ""),
 	}, session.Target{})
 	if err != nil {
 		return nil, "", err

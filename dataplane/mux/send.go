@@ -2,12 +2,12 @@ package mux
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"mime"
 	"net/http"
 	"net/textproto"
 	"strings"
@@ -99,14 +99,10 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 // refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session. To the client it
 // must not say that either.
 func (x *Request) refusesMethod(resp *upstream.Response) bool {
-	if x.Message == nil || contentType(resp.Header) != jsonType {
+	if x.Message == nil || mcp.MediaType(resp.Header) != mcp.TypeJSON {
 		return false
 	}
-	head, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorPage))
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(head), resp.Body), resp.Body}
+	head, err := resp.Peek(maxErrorPage)
 	if err != nil || !mcp.RefusesMethod(head, x.Message.RawID(), x.mux.cfg.Limits) {
 		return false
 	}
@@ -222,10 +218,10 @@ const maxErrorPage = 64 << 10
 // check returns an answer that is MCP, or the error to give instead of it. A page that is not MCP never reaches the
 // client: it was not written for it.
 func (x *Request) check(t *snapshot.Target, resp *upstream.Response) (*upstream.Response, error) {
-	switch kind := contentType(resp.Header); {
+	switch kind := mcp.MediaType(resp.Header); {
 	case resp.Status == http.StatusAccepted, resp.Status == http.StatusNoContent:
 		return resp, nil
-	case resp.Status < 300 && (kind == jsonType || kind == streamType):
+	case resp.Status < 300 && (kind == mcp.TypeJSON || kind == mcp.TypeStream):
 		return resp, nil
 	case resp.Status == http.StatusOK && kind == "" && resp.Body == http.NoBody:
 		return resp, nil // some answer notifications so
@@ -267,12 +263,18 @@ func (x *Request) unauthorized(t *snapshot.Target, resp *upstream.Response) erro
 }
 
 func (x *Request) notMCP(t *snapshot.Target, resp *upstream.Response) error {
-	kind := contentType(resp.Header)
-	if kind == "" {
-		kind = "nothing"
+	status, kind, hint := Misanswer(resp, "is its URL that of an MCP endpoint?")
+	e := x.fail(status, mcp.CodeInternal, "target %q answered %d with %s, which is no MCP: %s", t.Name, resp.Status, kind, hint)
+	if after := resp.Header.Get("Retry-After"); after != "" {
+		return &Error{e, retryAfter(after)}
 	}
-	hint := "is its URL that of an MCP endpoint?"
-	status := http.StatusBadGateway
+	return e
+}
+
+// Misanswer reads an answer that is not of the target's protocol: the status that the client is told, what came, and why that may be;
+// guess is why where its status tells nothing.
+func Misanswer(resp *upstream.Response, guess string) (status int, kind, hint string) {
+	status, kind, hint = http.StatusBadGateway, cmp.Or(mcp.MediaType(resp.Header), "nothing"), guess
 	switch {
 	case resp.Status == http.StatusTooManyRequests || resp.Status == http.StatusServiceUnavailable:
 		status, hint = resp.Status, "it is overloaded or not ready"
@@ -281,28 +283,5 @@ func (x *Request) notMCP(t *snapshot.Target, resp *upstream.Response) error {
 	case resp.Status/100 == 3:
 		hint = "redirects are not followed: configure the address that it points to"
 	}
-	e := x.fail(status, mcp.CodeInternal, "target %q answered %d with %s, which is no MCP: %s", t.Name, resp.Status, kind, hint)
-	if after := resp.Header.Get("Retry-After"); after != "" {
-		return &Error{e, retryAfter(after)}
-	}
-	return e
-}
-
-const (
-	jsonType   = "application/json"
-	streamType = "text/event-stream"
-)
-
-// contentType is the media type in lower case, without parameters; "" if there is none.
-func contentType(h http.Header) string {
-	v := h.Get("Content-Type")
-	if v == jsonType || v == streamType { // nearly always
-		return v
-	}
-	kind, _, err := mime.ParseMediaType(v)
-	if err != nil {
-		kind, _, _ = strings.Cut(v, ";")
-		kind = strings.ToLower(strings.TrimSpace(kind))
-	}
-	return kind
+	return status, kind, hint
 }

@@ -180,13 +180,3 @@ func reason(err error) string {
 	}
 	return "it did not answer"
 }
-
-// errorMessage is the message of an error response, cut to a line.
-func errorMessage(msg *mcp.Message) string {
-	var e struct{ Message string }
-	if err := json.Unmarshal(msg.Error.Of(msg.Body), &e); err != nil || e.Message == "" {
-		return "no reason given"
-	}
-	line, _, _ := strings.Cut(e.Message, "\n")
-	return line[:min(len(line), 200)]
-}

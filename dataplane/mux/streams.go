@@ -99,7 +99,7 @@ func (m *Mux) streamAll(w http.ResponseWriter, x *Request, seen map[string]strin
 		return err
 	}
 	h := w.Header()
-	h["Content-Type"] = []string{streamType}
+	h["Content-Type"] = []string{mcp.TypeStream}
 	h["X-Accel-Buffering"] = []string{"no"}
 	h["Cache-Control"] = []string{"no-cache"}
 	if err := x.inCommon(h); err != nil {
@@ -123,7 +123,7 @@ func (m *Mux) streamAll(w http.ResponseWriter, x *Request, seen map[string]strin
 
 // follow translates a target's events for the client until the stream ends.
 func (x *Request) follow(t *snapshot.Target, body io.Reader, out *sink, position func(id string) string) error {
-	events := mcp.NewEventReader(body, x.mux.maxBytes())
+	events := mcp.NewEventReader(body, x.mux.cfg.Limits.MaxBytes())
 	gate := x.gate(t, position, out.pass)
 	defer gate.close()
 	for {
@@ -167,7 +167,7 @@ func (x *Request) open(ctx context.Context, t *snapshot.Target, lastID string) (
 		_ = resp.Body.Close()
 		return nil, x.noStream()
 	}
-	if resp.Status == http.StatusOK && contentType(resp.Header) != streamType {
+	if resp.Status == http.StatusOK && mcp.MediaType(resp.Header) != mcp.TypeStream {
 		_ = resp.Body.Close()
 		return nil, x.notMCP(t, resp)
 	}

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -57,6 +58,16 @@ type Response struct {
 	Length int64
 	// Renewed says that this request made the session anew: what the target knew of the session is lost.
 	Renewed bool
+}
+
+// Peek reads up to most bytes of the body, and leaves them to be read. With an error there may be some.
+func (r *Response) Peek(most int64) ([]byte, error) {
+	head, err := io.ReadAll(io.LimitReader(r.Body, most))
+	r.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(head), r.Body), r.Body}
+	return head, err
 }
 
 // Error is an exchange that brought no complete answer. It names the target and holds no secret.

@@ -91,7 +91,7 @@ func (s *peer) initialize(ctx context.Context) *failure {
 	}
 	if msg.Error.Present() {
 		// An id that comes with an error is no session's: some servers hand one out with every answer.
-		return &failure{err: &RefusedError{Reason: errorLine(msg)}}
+		return &failure{err: &RefusedError{Reason: msg.ErrorLine()}}
 	}
 	if err := s.read(msg.Result.Of(msg.Body)); err != nil {
 		return &failure{err: &RefusedError{Reason: err.Error()}}

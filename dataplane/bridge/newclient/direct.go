@@ -111,15 +111,15 @@ func (d *direct) ask(ctx context.Context, r *upstream.Request) (*mcp.Message, er
 		return nil, err
 	}
 	defer resp.Body.Close()
-	if contentType(resp.Header) != streamType {
-		raw, err := io.ReadAll(io.LimitReader(resp.Body, int64(d.b.maxBytes())+1))
+	if mcp.MediaType(resp.Header) != mcp.TypeStream {
+		raw, err := io.ReadAll(io.LimitReader(resp.Body, int64(d.b.cfg.Limits.MaxBytes())+1))
 		if err != nil {
 			return nil, err
 		}
 		msg, err := mcp.Scan(raw, d.b.cfg.Limits)
 		return &msg, err
 	}
-	events := mcp.NewEventReader(resp.Body, d.b.maxBytes())
+	events := mcp.NewEventReader(resp.Body, d.b.cfg.Limits.MaxBytes())
 	for {
 		ev, err := events.Next()
 		if err != nil {

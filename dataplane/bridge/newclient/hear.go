@@ -29,7 +29,7 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 		_ = resp.Body.Close()
 		k.p.lost()
 		k.push(item{err: errLost})
-	case resp.Status < 300 && contentType(resp.Header) == streamType:
+	case resp.Status < 300 && mcp.MediaType(resp.Header) == mcp.TypeStream:
 		close(k.head)
 		k.read(resp)
 	default:
@@ -39,14 +39,10 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 
 // refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session.
 func (k *call) refusesMethod(resp *upstream.Response) bool {
-	if contentType(resp.Header) != jsonType {
+	if mcp.MediaType(resp.Header) != mcp.TypeJSON {
 		return false
 	}
-	head, err := io.ReadAll(io.LimitReader(resp.Body, maxPage))
-	resp.Body = struct {
-		io.Reader
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(head), resp.Body), resp.Body}
+	head, err := resp.Peek(maxPage)
 	return err == nil && mcp.RefusesMethod(head, k.id, k.p.b.cfg.Limits)
 }
 
@@ -66,7 +62,7 @@ func (k *call) readWhole(resp *upstream.Response) {
 	}
 	stop := context.AfterFunc(k.ctx, func() { _ = resp.Body.Close() })
 	defer stop()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, int64(k.p.b.maxBytes())+1))
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, int64(k.p.b.cfg.Limits.MaxBytes())+1))
 	_ = resp.Body.Close()
 	if err != nil {
 		k.push(item{err: err})
@@ -127,7 +123,7 @@ func (k *call) readStream(resp *upstream.Response, last *[]byte, wait *time.Dura
 	defer resp.Body.Close()
 	stop := context.AfterFunc(k.ctx, func() { _ = resp.Body.Close() })
 	defer stop()
-	events := mcp.NewEventReader(resp.Body, k.p.b.maxBytes())
+	events := mcp.NewEventReader(resp.Body, k.p.b.cfg.Limits.MaxBytes())
 	for {
 		ev, err := events.Next()
 		if err != nil {

@@ -35,7 +35,7 @@ func (f *stateless) listen(ctx context.Context, r *upstream.Request, m *mcp.Mess
 	params := append([]byte(`{"notifications":`), marshal(b.l.honoured)...)
 	params = append(append(append(params, `,"_meta":{"`+mcp.MetaSubscriptionID+`":`...), m.RawID()...), "}}"...)
 	_ = b.w.Message(mcp.AppendNotification(nil, "notifications/subscriptions/acknowledged", params))
-	return &upstream.Response{Status: http.StatusOK, Header: http.Header{"Content-Type": {streamType}}, Body: b}, nil
+	return &upstream.Response{Status: http.StatusOK, Header: http.Header{"Content-Type": {mcp.TypeStream}}, Body: b}, nil
 }
 
 // listenBody is a listen's event stream. A session that is lost is replaced without the client's noticing more than

@@ -3,7 +3,6 @@ package newclient
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -207,9 +206,9 @@ const maxPage = 64 << 10
 // readAnswer reads up to the response; what comes before it is dropped, or declined. Of what is no MCP, raw is the
 // beginning.
 func (s *peer) readAnswer(resp *upstream.Response, handshake bool) (msg *mcp.Message, raw []byte, err error) {
-	switch contentType(resp.Header) {
-	case streamType:
-		events := mcp.NewEventReader(resp.Body, s.b.maxBytes())
+	switch mcp.MediaType(resp.Header) {
+	case mcp.TypeStream:
+		events := mcp.NewEventReader(resp.Body, s.b.cfg.Limits.MaxBytes())
 		for {
 			ev, err := events.Next()
 			if err != nil {
@@ -230,7 +229,7 @@ func (s *peer) readAnswer(resp *upstream.Response, handshake bool) (msg *mcp.Mes
 			}
 		}
 	default:
-		raw, err = io.ReadAll(io.LimitReader(resp.Body, int64(s.b.maxBytes())+1))
+		raw, err = io.ReadAll(io.LimitReader(resp.Body, int64(s.b.cfg.Limits.MaxBytes())+1))
 		if err != nil {
 			return nil, nil, err
 		}
@@ -240,13 +239,6 @@ func (s *peer) readAnswer(resp *upstream.Response, handshake bool) (msg *mcp.Mes
 		}
 		return &m, nil, nil
 	}
-}
-
-func (b *Bridge) maxBytes() int {
-	if b.cfg.Limits.Bytes > 0 {
-		return b.cfg.Limits.Bytes
-	}
-	return 16 << 20
 }
 
 // close ends what runs for the session here.
@@ -269,25 +261,4 @@ func (s *peer) outside(m *mcp.Message) {
 	default:
 		s.tellLater(mcp.AppendError(nil, m.RawID(), mcp.CodeMethodNotFound, "the client can only be asked during a call, and by one call at a time", nil))
 	}
-}
-
-const (
-	jsonType   = "application/json"
-	streamType = "text/event-stream"
-)
-
-// contentType is the media type in lower case, without parameters.
-func contentType(h http.Header) string {
-	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
-	return strings.ToLower(strings.TrimSpace(kind))
-}
-
-// errorLine is the message of an error response, cut to a line.
-func errorLine(m *mcp.Message) string {
-	var e struct{ Message string }
-	if err := json.Unmarshal(m.Error.Of(m.Body), &e); err != nil || e.Message == "" {
-		return "no reason given"
-	}
-	line, _, _ := strings.Cut(e.Message, "\n")
-	return line[:min(len(line), 200)]
 }

@@ -106,11 +106,8 @@ func idKey(raw []byte) string {
 	return "n" + string(raw)
 }
 
-// levels of logs, from the least.
-var levels = []string{"debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"}
-
 // loud reports whether a message of one level is for those who asked for another; unknown ones are.
 func loud(level, asked string) bool {
-	have, want := slices.Index(levels, level), slices.Index(levels, asked)
+	have, want := slices.Index(mcp.LogLevels, level), slices.Index(mcp.LogLevels, asked)
 	return have < 0 || want < 0 || have >= want
 }

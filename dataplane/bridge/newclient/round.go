@@ -245,7 +245,7 @@ func (k *call) stream(ctx context.Context, rd *round, first []byte, final bool, 
 	if body.done = final; final {
 		leave()
 	}
-	return &upstream.Response{Status: http.StatusOK, Header: http.Header{"Content-Type": {streamType}}, Body: body}
+	return &upstream.Response{Status: http.StatusOK, Header: http.Header{"Content-Type": {mcp.TypeStream}}, Body: body}
 }
 
 // callBody is a round's answer as an event stream.

@@ -161,6 +161,6 @@ func refused(err error) *upstream.Response {
 
 // answered is an answer in one piece.
 func answered(status int, body []byte) *upstream.Response {
-	return &upstream.Response{Status: status, Header: http.Header{"Content-Type": {jsonType}},
+	return &upstream.Response{Status: status, Header: http.Header{"Content-Type": {mcp.TypeJSON}},
 		Body: io.NopCloser(bytes.NewReader(body)), Length: int64(len(body))}
 }

@@ -77,7 +77,7 @@ func (s *peer) open(ctx context.Context, last string) (*upstream.Response, error
 		return nil, err
 	}
 	switch {
-	case resp.Status == http.StatusOK && contentType(resp.Header) == streamType:
+	case resp.Status == http.StatusOK && mcp.MediaType(resp.Header) == mcp.TypeStream:
 		return resp, nil
 	case resp.Status == http.StatusNotFound && s.id != "":
 		s.lost()
@@ -110,7 +110,7 @@ func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]
 	defer resp.Body.Close()
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
-	events := mcp.NewEventReader(resp.Body, s.b.maxBytes())
+	events := mcp.NewEventReader(resp.Body, s.b.cfg.Limits.MaxBytes())
 	for {
 		ev, err := events.Next()
 		if err != nil {

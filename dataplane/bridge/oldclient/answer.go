@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -15,21 +14,16 @@ import (
 	"github.com/sluicegate/sluice/dataplane/upstream"
 )
 
-func isStream(resp *upstream.Response) bool { return mediaType(resp) == "text/event-stream" }
-
-func mediaType(resp *upstream.Response) string {
-	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
-	return strings.ToLower(strings.TrimSpace(kind))
-}
+func isStream(resp *upstream.Response) bool { return mcp.MediaType(resp.Header) == mcp.TypeStream }
 
 // readJSON reads the one JSON-RPC message that an answer is, and closes it. Of an answer that is something else it reads nothing and
 // returns nil.
 func (b *Bridge) readJSON(resp *upstream.Response) (*mcp.Message, error) {
-	if mediaType(resp) != "application/json" {
+	if mcp.MediaType(resp.Header) != mcp.TypeJSON {
 		return nil, nil
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, int64(b.maxBytes())+1))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, int64(b.cfg.Limits.MaxBytes())+1))
 	if err != nil {
 		return nil, err
 	}

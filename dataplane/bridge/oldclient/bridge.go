@@ -43,10 +43,3 @@ func New(cfg Config) *Bridge {
 	return &Bridge{cfg: cfg, log: cfg.Log, soft: softStates{states: map[softKey]*softState{}},
 		servers: newRecent[serverKey, *server](1 << 14), params: newRecent[paramsKey, map[string]mcp.ParamHeaders](1 << 14)}
 }
-
-func (b *Bridge) maxBytes() int {
-	if b.cfg.Limits.Bytes > 0 {
-		return b.cfg.Limits.Bytes
-	}
-	return 16 << 20
-}

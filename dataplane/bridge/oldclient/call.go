@@ -209,7 +209,7 @@ func (c *call) events(ctx context.Context, resp *upstream.Response, w *eventPipe
 	defer resp.Body.Close()
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
-	events := mcp.NewEventReader(resp.Body, c.f.b.maxBytes())
+	events := mcp.NewEventReader(resp.Body, c.f.b.cfg.Limits.MaxBytes())
 	for {
 		ev, err := events.Next()
 		if err == io.EOF {

@@ -93,9 +93,6 @@ func (s *server) changes(capability string) bool {
 	return json.Unmarshal(s.Capabilities[capability], &c) == nil && c.ListChanged
 }
 
-// tasksExtension has no form in the session era that a client of it could use here.
-const tasksExtension = "io.modelcontextprotocol/tasks"
-
 // initializeResult is the same as the result of an initialize that agreed on version.
 func (s *server) initializeResult(version string) []byte {
 	caps := map[string]json.RawMessage{}
@@ -105,7 +102,7 @@ func (s *server) initializeResult(version string) []byte {
 			if json.Unmarshal(value, &extensions) != nil {
 				continue
 			}
-			delete(extensions, tasksExtension)
+			delete(extensions, mcp.TasksExtension) // it has no form that a client of the session era could use here
 			if len(extensions) == 0 {
 				continue
 			}

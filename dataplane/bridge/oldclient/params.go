@@ -227,7 +227,7 @@ func (f *sessionsFace) ownRequest(ctx context.Context, r *upstream.Request, meth
 		return msg, err
 	}
 	defer resp.Body.Close()
-	events := mcp.NewEventReader(resp.Body, f.b.maxBytes())
+	events := mcp.NewEventReader(resp.Body, f.b.cfg.Limits.MaxBytes())
 	for {
 		ev, err := events.Next()
 		if err != nil {

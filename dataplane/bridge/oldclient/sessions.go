@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -120,10 +121,8 @@ func (f *sessionsFace) initialize(ctx context.Context, r *upstream.Request, m *m
 	return result(m.RawID(), server.initializeResult(f.c.Session.Version)), nil
 }
 
-var levels = map[string]bool{"debug": true, "info": true, "notice": true, "warning": true, "error": true, "critical": true, "alert": true, "emergency": true}
-
 func (f *sessionsFace) setLevel(ctx context.Context, r *upstream.Request, m *mcp.Message) (*upstream.Response, error) {
-	if !levels[m.Level.String()] {
+	if !slices.Contains(mcp.LogLevels, m.Level.String()) {
 		return refuse(http.StatusOK, m.RawID(), mcp.CodeInvalidParams, "logging/setLevel needs params.level, one of debug to emergency"), nil
 	}
 	server, refused, err := f.discover(ctx, r)

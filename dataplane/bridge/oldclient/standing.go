@@ -212,7 +212,7 @@ func (s *standing) listen(ctx context.Context, uris []string, w *eventPipe, bega
 	}
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
-	events := mcp.NewEventReader(resp.Body, s.f.b.maxBytes())
+	events := mcp.NewEventReader(resp.Body, s.f.b.cfg.Limits.MaxBytes())
 	for {
 		ev, err := events.Next()
 		if err != nil {
