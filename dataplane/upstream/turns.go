@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"container/list"
 	"context"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 )
 
@@ -114,7 +116,11 @@ func (l *inTurn) Do(ctx context.Context, r *Request) (*Response, error) {
 		l.turns.give() // the target has no more to do
 		return res, nil
 	}
-	res.Body = &turnBody{ReadCloser: res.Body, give: sync.OnceFunc(l.turns.give)}
+	body := &turnBody{ReadCloser: res.Body, give: sync.OnceFunc(l.turns.give)}
+	res.Body = body
+	if mcp.MediaType(res.Header) == mcp.TypeStream && l.t.Config.GetA2A() == nil { // an agent's stream has many responses
+		res.Body = &turnStream{turnBody: body}
+	}
 	return res, nil
 }
 
@@ -143,4 +149,38 @@ func (b *turnBody) Close() error {
 	err := b.ReadCloser.Close()
 	b.give()
 	return err
+}
+
+// turnStream ends a turn with the event that brings the response, before anybody reads it: targets may be slow to end a stream after
+// it, and a client that has its answer calls again.
+type turnStream struct {
+	*turnBody
+	open  []byte // what came after the last event that was whole
+	blind bool   // an event was longer than is kept
+}
+
+// maxOpen is how much of an event is kept to look for the response. One that is longer ends the turn with its stream.
+const maxOpen = 1 << 20
+
+func (b *turnStream) Read(p []byte) (int, error) {
+	n, err := b.turnBody.Read(p)
+	if b.blind {
+		return n, err
+	}
+	if len(b.open)+n > maxOpen {
+		b.open, b.blind = nil, true
+		return n, err
+	}
+	b.open = append(b.open, p[:n]...)
+	if !bytes.HasSuffix(b.open, []byte("\n\n")) && !bytes.HasSuffix(b.open, []byte("\r\n\r\n")) && !bytes.HasSuffix(b.open, []byte("\r\r")) {
+		return n, err
+	}
+	events := mcp.NewEventReader(bytes.NewReader(b.open), maxOpen)
+	for ev, none := events.Next(); none == nil; ev, none = events.Next() {
+		if m, bad := mcp.Scan(ev.Data, mcp.Limits{}); ev.IsMessage() && bad == nil && m.Kind == mcp.Response {
+			b.give()
+		}
+	}
+	b.open = b.open[:0]
+	return n, err
 }

@@ -120,6 +120,8 @@ func TestConcurrency(t *testing.T) {
 				panic(http.ErrAbortHandler)
 			case strings.Contains(string(body), "stream"):
 				w.Header().Set("Content-Type", "text/event-stream")
+				_, events, _ := strings.Cut(string(body), `"stream"`)
+				_, _ = io.WriteString(w, events)
 				_ = http.NewResponseController(w).Flush()
 				<-r.Context().Done()
 				return
@@ -185,5 +187,33 @@ func TestConcurrency(t *testing.T) {
 	_ = resp.Body.Close()
 	_ = resp.Body.Close()
 	free("a stream that is closed, twice")
+
+	// A stream that stays open has told its response all the same.
+	for ends, events := range map[string]string{
+		"\n": "event: message\ndata: {\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{}}\n\n", "\r\n": "id: 1\r\ndata:\r\n\r\ndata: {\"jsonrpc\":\"2.0\",\r\ndata: \"id\":1,\"error\":{}}\r\n\r\n",
+	} {
+		resp, err = call(t.Context(), limited(), "tools/call", `"stream"`+events)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(resp.Body, make([]byte, len(events))); err != nil {
+			t.Fatal(err)
+		}
+		free(fmt.Sprintf("a response, with lines that end in %q", ends))
+		_ = resp.Body.Close()
+		free("the end of its stream")
+	}
+	const question = "data: {\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"ping\"}\n\n"
+	resp, err = call(t.Context(), limited(), "tools/call", `"stream"`+question)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(resp.Body, make([]byte, len(question))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := call(t.Context(), limited(), "tools/call", `"ok"`); !errors.Is(err, ErrFull) {
+		t.Errorf("after a request of the target: %v", err)
+	}
+	_ = resp.Body.Close()
 	close(release)
 }
