@@ -56,8 +56,8 @@ func (f *stateless) start(ctx context.Context, p *peer, r *upstream.Request, m *
 	k := &call{p: p, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), digest: digest(m), in: make(chan item, 64), head: make(chan struct{}), round: 1}
 	k.whole = m.Method == "tools/list" && !m.Cursor.Present()
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	id := k.register(m.RawID())
-	body, err := outbound(m, id, again)
+	id, token := k.register(m.RawID())
+	body, err := outbound(m, id, token, again)
 	if err != nil {
 		k.end()
 		return refused(err), nil
@@ -70,20 +70,24 @@ func (f *stateless) start(ctx context.Context, p *peer, r *upstream.Request, m *
 	return k.serve(ctx, f.round(r, m, 1))
 }
 
-// register makes the call findable by its id. Ids are unique in a session, and several clients may share it: one that is
-// taken is replaced, and the new one returned.
-func (k *call) register(id []byte) (own []byte) {
+// register makes the call findable by its id. In a session an id may be used once only (2025-11-25, basic: requests), and a
+// progress token by one request at a time: in one that is shared both are the proxy's, and returned.
+func (k *call) register(id []byte) (ownID, ownToken []byte) {
 	s := k.p
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k.id, k.key = id, idKey(id)
-	for s.calls[k.key] != nil {
+	k.id = id
+	if !s.alone {
 		s.seq++
-		own = fmt.Appendf(nil, `"sluice-%d"`, s.seq)
-		k.id, k.key = own, idKey(own)
+		ownID = fmt.Appendf(nil, `"sluice-%d"`, s.seq)
+		k.id = ownID
+		if k.token != nil {
+			k.token, ownToken = ownID, ownID
+		}
 	}
+	k.key = idKey(k.id)
 	s.calls[k.key] = k
-	return own
+	return ownID, ownToken
 }
 
 // takeTurn waits until no other call of the session runs, where requests of the target could not be told apart else.

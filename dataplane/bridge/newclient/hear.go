@@ -3,6 +3,7 @@ package newclient
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"time"
@@ -111,7 +112,8 @@ func (k *call) read(resp *upstream.Response) {
 		}
 		next, failed := k.p.resume(k.ctx, string(last))
 		if failed != nil {
-			k.push(item{err: failed})
+			// The target has the call: nothing that this says of the stream may read as if it could be sent again.
+			k.push(item{err: &upstream.Error{Op: "resume", Target: k.p.t.Resource, Sent: true, Err: errors.New(failed.Error())}})
 			return
 		}
 		resp = next
@@ -133,7 +135,7 @@ func (k *call) readStream(resp *upstream.Response, last *[]byte, wait *time.Dura
 			*last = append((*last)[:0], ev.ID...)
 		}
 		if ev.HasRetry {
-			*wait = min(ev.Retry, 30*time.Second)
+			*wait = min(ev.Retry, maxRetry)
 		}
 		if !ev.IsMessage() {
 			continue
@@ -178,12 +180,13 @@ func (k *call) asked(m *mcp.Message) {
 
 // noted takes a notification of the target that came with this call.
 func (k *call) noted(m *mcp.Message) {
+	if news(m.Method) { // 2026-07-28 has them on listens alone
+		k.p.changed(m)
+		return
+	}
 	switch m.Method {
 	case "notifications/cancelled":
 		k.push(item{msg: *m})
-		return
-	case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed", "notifications/resources/updated":
-		k.p.changed(m) // 2026-07-28 has them on listens alone
 		return
 	case "notifications/elicitation/complete", "notifications/tasks/status":
 		return

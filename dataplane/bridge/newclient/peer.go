@@ -32,8 +32,7 @@ type peer struct {
 	tr     upstream.Transport
 	key    key
 	client client
-	header http.Header // of requests that are the proxy's own
-	who    policy.Call // in whose name these are made
+	voice  atomic.Pointer[voice]
 
 	alone   bool        // it ends with its one user
 	refs    int         // guarded by b.mu
@@ -66,7 +65,25 @@ type peer struct {
 	calls     map[string]*call   // guarded by mu; by the meaning of their ids
 	seq       int                // guarded by mu
 	listeners map[*listener]bool // guarded by mu
-	watched   map[string]int     // guarded by mu; resources, by who listens
+	watched   map[string]*watch  // guarded by mu; by URI
+}
+
+// voice is what requests go with that are the proxy's own: as who joined the session last was heard, for the credential that
+// it was begun with may have expired.
+type voice struct {
+	header http.Header
+	who    policy.Call
+}
+
+// speakAs makes the proxy's own requests in the name of a client's, unless that is an older one: a listen that begins anew.
+// b.mu is held.
+func (s *peer) speakAs(r *upstream.Request) {
+	if v := s.voice.Load(); v != nil && r.Call.Start.Before(v.who.Start) {
+		return
+	}
+	v := &voice{r.Header, r.Call}
+	v.who.Kind, v.who.Name, v.who.Arguments, v.who.Annotations = policy.None, "", nil, nil
+	s.voice.Store(v)
 }
 
 // unauthorizedError is a target's refusal of the credential that something was said with.
@@ -83,19 +100,13 @@ func unauthorized(resp *upstream.Response) bool {
 	return resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden
 }
 
-func newPeer(f *stateless, r *upstream.Request, k key, c *client) *peer {
+func newPeer(f *stateless, k key, c *client) *peer {
 	s := &peer{
-		b: f.b, t: f.t, tr: f.tr, key: k, header: r.Header.Clone(), who: r.Call,
-		turn: make(chan struct{}, 1), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]int{},
+		b: f.b, t: f.t, tr: f.tr, key: k,
+		turn: make(chan struct{}, 1), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]*watch{},
 	}
 	s.client = *c
 	s.client.caps, s.client.info = bytes.Clone(c.caps), bytes.Clone(c.info)
-	s.who.Kind, s.who.Name, s.who.Arguments, s.who.Annotations = policy.None, "", nil, nil
-	for name := range s.header {
-		if strings.HasPrefix(name, "Mcp-") {
-			delete(s.header, name)
-		}
-	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.idle = time.AfterFunc(f.b.cfg.Idle, s.reap)
 	s.stream.opened = make(chan struct{})
@@ -105,7 +116,8 @@ func newPeer(f *stateless, r *upstream.Request, k key, c *client) *peer {
 
 // do sends one request in the session. from is the client's, whose headers it goes with; nil: it is the proxy's own.
 func (s *peer) do(ctx context.Context, method string, body []byte, from *upstream.Request) (*upstream.Response, error) {
-	header, who, safe := s.header, s.who, true
+	v := s.voice.Load()
+	header, who, safe := v.header, v.who, true
 	if from != nil {
 		header, who, safe = from.Header, from.Call, from.Safe
 	}
@@ -224,8 +236,11 @@ func (s *peer) readAnswer(resp *upstream.Response, handshake bool) (msg *mcp.Mes
 			switch {
 			case m.Kind == mcp.Response:
 				return &m, nil, nil
-			case m.Kind == mcp.Request && !handshake:
+			case handshake:
+			case m.Kind == mcp.Request:
 				s.outside(&m)
+			case news(m.Method):
+				s.changed(&m)
 			}
 		}
 	default:
