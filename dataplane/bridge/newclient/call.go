@@ -115,7 +115,8 @@ func (k *call) giveTurn() {
 	}
 }
 
-// abandon cancels the call, if it still serves the given round: in 2026-07-28 a client that leaves has cancelled.
+// abandon cancels the call, if it still serves the given round: in 2026-07-28 a client that leaves has cancelled, as has who gave up
+// waiting in the target's own era.
 func (k *call) abandon(round uint64) {
 	k.mu.Lock()
 	if k.state != running && k.state != waiting || k.round != round {
@@ -124,7 +125,7 @@ func (k *call) abandon(round uint64) {
 	}
 	k.state = over
 	k.mu.Unlock()
-	k.giveUp("the client has left")
+	k.giveUp("nobody waits for the answer any more")
 }
 
 // giveUp tells the target, and then ends the call. Its state is over already.

@@ -57,7 +57,8 @@ type peer struct {
 	turn   chan struct{}
 	serial atomic.Bool
 
-	stream stream
+	stream  stream
+	telling chan struct{} // holds one for each tellLater
 
 	mu        sync.Mutex
 	closed    error              // guarded by mu; why the session is over
@@ -103,7 +104,7 @@ func unauthorized(resp *upstream.Response) bool {
 func newPeer(f *stateless, k key, c *client) *peer {
 	s := &peer{
 		b: f.b, t: f.t, tr: f.tr, key: k,
-		turn: make(chan struct{}, 1), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]*watch{},
+		turn: make(chan struct{}, 1), telling: make(chan struct{}, maxTelling), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]*watch{},
 	}
 	s.client = *c
 	s.client.caps, s.client.info = bytes.Clone(c.caps), bytes.Clone(c.info)
@@ -166,9 +167,18 @@ func (s *peer) tell(ctx context.Context, body []byte, from *upstream.Request) er
 	return nil
 }
 
-// tellLater posts without anybody waiting.
+// maxTelling bounds what is said to a target at once that nobody waits for.
+const maxTelling = 16
+
+// tellLater posts without anybody waiting, but who reads what the target says while it takes nothing.
 func (s *peer) tellLater(body []byte) {
+	select {
+	case s.telling <- struct{}{}:
+	case <-s.ctx.Done():
+		return
+	}
 	s.b.later(func(ctx context.Context) {
+		defer func() { <-s.telling }()
 		if err := s.tell(ctx, body, nil); err != nil && s.ctx.Err() == nil {
 			s.b.log.Warn("message to the target got lost", "target", s.t.Resource, "err", err)
 		}

@@ -129,6 +129,9 @@ func (k *call) next(ctx context.Context, rd *round, limit <-chan time.Time, head
 func (k *call) take(rd *round, it item) (ev event, ok bool) {
 	switch {
 	case it.err != nil:
+		if errors.Is(it.err, upstream.ErrTimeout) {
+			k.abandon(rd.n) // the target may be at it still
+		}
 		k.end()
 		return event{err: it.err}, true
 	case it.page != nil:
