@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -373,4 +374,103 @@ func TestTimeoutCancels(t *testing.T) {
 			t.Errorf("cancelled %d times", n)
 		}
 	})
+}
+
+// What a client does not read stays with the target.
+func TestSlowCaller(t *testing.T) {
+	var read atomic.Int64
+	s := &target{}
+	s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
+		"tools/call": func(ctx context.Context, m *message) (*upstream.Response, error) {
+			all := strings.Repeat(`data: {"jsonrpc":"2.0","method":"vendor/news","params":{"x":"`+strings.Repeat("x", 512<<10)+`"}}`+"\n\n", 40) +
+				"data: " + string(mcp.AppendResult(nil, m.ID, []byte(`{}`))) + "\n\n"
+			return events(ctx, counted{strings.NewReader(all), &read}), nil
+		},
+	}
+	bridged(t, s, func(t *testing.T, _ *Bridge, face upstream.Transport) {
+		resp, err := do(t.Context(), face, "tools/call", `"name":"x"`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := read.Load(); n > 4<<20 {
+			t.Errorf("%d bytes were read for nobody", n)
+		}
+		n, last := 0, &mcp.Message{}
+		for events := mcp.NewEventReader(resp.Body, 1<<20); ; n++ {
+			ev, err := events.Next()
+			if err != nil {
+				break
+			}
+			m, err := mcp.Scan(slices.Clone(ev.Data), mcp.Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = &m
+		}
+		if n != 41 || !last.Result.Present() {
+			t.Errorf("%d messages, the last %.100s", n, last.Body)
+		}
+		_ = resp.Body.Close()
+	})
+}
+
+// counted counts what is read.
+type counted struct {
+	io.Reader
+	n *atomic.Int64
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+func (counted) Close() error { return nil }
+
+// A target that has forgotten a session is given another, in whatever words it says so, and the call is run once.
+func TestForgottenSession(t *testing.T) {
+	for name, refusal := range map[string]func(m *message) *upstream.Response{
+		"404": func(*message) *upstream.Response { return status(404) },
+		"as the TypeScript SDK's examples": func(m *message) *upstream.Response {
+			return answered(400, mcp.AppendError(nil, m.ID, -32000, "Bad Request: No valid session ID provided", nil))
+		},
+		"as plain text": func(*message) *upstream.Response {
+			return &upstream.Response{Status: 400, Header: http.Header{"Content-Type": {"text/plain"}}, Body: io.NopCloser(strings.NewReader("Invalid or missing session ID"))}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			forgotten, ran := false, 0
+			s := &target{}
+			s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
+				"notifications/initialized": func(context.Context, *message) (*upstream.Response, error) {
+					forgotten = false
+					return status(202), nil
+				},
+				"tools/call": func(_ context.Context, m *message) (*upstream.Response, error) {
+					if forgotten {
+						return refusal(m), nil
+					}
+					ran++
+					return result(m, `{}`), nil
+				},
+			}
+			bridged(t, s, func(t *testing.T, _ *Bridge, face upstream.Transport) {
+				for range 2 {
+					resp, err := do(t.Context(), face, "tools/call", `"name":"x"`)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if body, _ := io.ReadAll(resp.Body); resp.Status != 200 || !strings.Contains(string(body), `"result"`) {
+						t.Errorf("%d %s", resp.Status, body)
+					}
+					forgotten = true
+				}
+				if n := s.count("initialize"); n != 2 || ran != 2 {
+					t.Errorf("%d sessions, and %d calls were run", n, ran)
+				}
+			})
+		})
+	}
 }

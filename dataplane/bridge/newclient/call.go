@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/upstream"
@@ -26,7 +28,8 @@ type call struct {
 	ctx    context.Context // of the exchange with the target
 	cancel context.CancelFunc
 	in     chan item
-	head   chan struct{} // closed when the target begins an event stream
+	room   *semaphore.Weighted // for what waits in it, in bytes
+	head   chan struct{}       // closed when the target begins an event stream
 
 	// What follows belongs to the round that is served, and to nobody while the call is parked.
 	asks  []*ask
@@ -53,7 +56,7 @@ const (
 
 // start sends a client's request in a session and serves its first round. The session is left when the call is over.
 func (f *stateless) start(ctx context.Context, p *peer, r *upstream.Request, m *mcp.Message, again *session.Call) (*upstream.Response, error) {
-	k := &call{p: p, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), digest: digest(m), in: make(chan item, 64), head: make(chan struct{}), round: 1}
+	k := &call{p: p, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), digest: digest(m), in: make(chan item, 64), room: semaphore.NewWeighted(maxWaiting), head: make(chan struct{}), round: 1}
 	k.whole = m.Method == "tools/list" && !m.Cursor.Present()
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	id, token := k.register(m.RawID())

@@ -18,7 +18,11 @@ type item struct {
 	page *upstream.Response // an answer that is no MCP, for the multiplexer to judge
 	resp *upstream.Response // the head that msg came with, where it came alone
 	err  error
+	held int64 // of the call's room
 }
+
+// maxWaiting bounds the bytes of what a target says in a call that wait for a slow client, beside one message.
+const maxWaiting = 1 << 20
 
 // exchange sends the request and reads what comes of it.
 func (k *call) exchange(body []byte, r *upstream.Request) {
@@ -26,7 +30,7 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 	switch {
 	case err != nil:
 		k.push(item{err: err})
-	case resp.Status == http.StatusNotFound && k.p.id != "" && !k.refusesMethod(resp):
+	case k.p.forgotten(resp) && !k.refusesMethod(resp):
 		_ = resp.Body.Close()
 		k.p.lost()
 		k.push(item{err: errLost})
@@ -40,7 +44,7 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 
 // refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session.
 func (k *call) refusesMethod(resp *upstream.Response) bool {
-	if mcp.MediaType(resp.Header) != mcp.TypeJSON {
+	if resp.Status != http.StatusNotFound || mcp.MediaType(resp.Header) != mcp.TypeJSON {
 		return false
 	}
 	head, err := resp.Peek(maxPage)
@@ -49,6 +53,10 @@ func (k *call) refusesMethod(resp *upstream.Response) bool {
 
 // push hands over what was said; it waits for a slow client.
 func (k *call) push(it item) {
+	it.held = min(int64(len(it.msg.Body)), maxWaiting)
+	if k.room.Acquire(k.ctx, it.held) != nil {
+		return
+	}
 	select {
 	case k.in <- it:
 	case <-k.ctx.Done():

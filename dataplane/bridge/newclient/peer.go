@@ -101,6 +101,21 @@ func unauthorized(resp *upstream.Response) bool {
 	return resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden
 }
 
+// forgotten reports whether an answer says that the target does not know the session, and so has done nothing: 404, or 400 with
+// a word about sessions. The examples of the TypeScript SDK answer so, and servers made after them.
+func (s *peer) forgotten(resp *upstream.Response) bool {
+	switch {
+	case s.id == "":
+		return false
+	case resp.Status == http.StatusNotFound:
+		return true
+	case resp.Status == http.StatusBadRequest:
+		page, err := resp.Peek(maxPage)
+		return err == nil && bytes.Contains(bytes.ToLower(page), []byte("session"))
+	}
+	return false
+}
+
 func newPeer(f *stateless, k key, c *client) *peer {
 	s := &peer{
 		b: f.b, t: f.t, tr: f.tr, key: k,
@@ -153,7 +168,7 @@ func (s *peer) tell(ctx context.Context, body []byte, from *upstream.Request) er
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.Status == http.StatusNotFound && s.id != "" {
+	if s.forgotten(resp) {
 		s.lost()
 		return errLost
 	}
@@ -205,7 +220,7 @@ func (s *peer) ask(ctx context.Context, method string, params []byte) (*mcp.Mess
 		return nil, err
 	}
 	defer resp.Body.Close()
-	if resp.Status == http.StatusNotFound && s.id != "" {
+	if s.forgotten(resp) {
 		s.lost()
 		return nil, errLost
 	}

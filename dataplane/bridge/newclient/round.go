@@ -127,6 +127,7 @@ func (k *call) next(ctx context.Context, rd *round, limit <-chan time.Time, head
 
 // take makes an event of what the target said; ok is false for what the client does not see, or not yet.
 func (k *call) take(rd *round, it item) (ev event, ok bool) {
+	k.room.Release(it.held)
 	switch {
 	case it.err != nil:
 		if errors.Is(it.err, upstream.ErrTimeout) {

@@ -81,7 +81,7 @@ func (s *peer) open(ctx context.Context, last string, known bool) (*upstream.Res
 	switch {
 	case resp.Status == http.StatusOK && mcp.MediaType(resp.Header) == mcp.TypeStream:
 		return resp, nil
-	case resp.Status == http.StatusNotFound && s.id != "" && known:
+	case known && s.forgotten(resp):
 		s.lost()
 		err = errLost
 	case resp.Status == http.StatusNotFound, resp.Status == http.StatusMethodNotAllowed, resp.Status < 500 && resp.Status != http.StatusTooManyRequests && s.id == "":
