@@ -62,12 +62,19 @@ func completesOwn(next http.Handler) http.Handler {
 			Params struct {
 				URI string
 				Ref struct{ Type, Name, URI string }
+
+				Notifications struct{ ResourceSubscriptions []string }
 			}
 		}
 		_ = json.Unmarshal(body, &m)
 		if uri := m.Params.URI; m.Method == "resources/subscribe" && uri != "test://files/safe" && uri != "test://files/danger" {
 			w.Header().Set("Content-Type", "application/json")
 			fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"error":{"code":-32002,"message":"Resource not found","data":{"uri":%s}}}`, m.ID, mustJSON(uri))
+			return
+		}
+		if uris := m.Params.Notifications.ResourceSubscriptions; m.Method == "subscriptions/listen" && slices.ContainsFunc(uris, func(uri string) bool { return uri != "test://files/safe" && uri != "test://files/danger" }) {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"error":{"code":-32602,"message":"Resource not found","data":{"uri":%s}}}`, m.ID, mustJSON(uris[0]))
 			return
 		}
 		if strings.HasPrefix(m.Method, "tasks/") {
@@ -235,8 +242,8 @@ func TestHiddenStaysHidden(t *testing.T) {
 						t.Errorf("%s, %d targets, %s: a target saw %q", version, n, a.name, s)
 					}
 				}
-				// A bridge takes any subscription, and knows no tasks: there no target says what exists, so that nothing is told of it.
-				if era.bridged && (a.method == "resources/subscribe" || strings.HasPrefix(a.method, "tasks/")) {
+				// A bridge knows no tasks: there no target says what exists, so that nothing is told of it.
+				if era.bridged && strings.HasPrefix(a.method, "tasks/") {
 					continue
 				}
 				missing, _ := send(a, "dangex")

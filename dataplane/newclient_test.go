@@ -206,11 +206,13 @@ func TestBridgeSessionScope(t *testing.T) {
 		"by header and caller":   {&xdsv1.SessionScope{Header: "X-Chat"}, true, [][]string{chat(alice), chat(bob), chat(alice)}, "aba"},
 		"by what the client can": {sharedByCaller, false, [][]string{{}, {"caps", `{"roots":{}}`}, {}}, "aba"},
 		"by forwarded header":    {sharedByCaller, false, [][]string{{"X-User", "1"}, {"X-User", "2"}, {"X-User", "1"}}, "aba"},
+		"by header of a policy":  {sharedByCaller, false, [][]string{{"X-Org", "1"}, {"X-Org", "2"}, {"X-Org", "1"}}, "aba"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := behind(mcptest.NewServer(t, mcptest.Options{}).URL)
 			w.targets[0].SessionScope = tt.scope
 			w.targets[0].ForwardHeaders = []string{"x-user"}
+			w.policies["only"] = requestHeader(`"x-org" in request.headers ? request.headers["x-org"] : ""`)
 			if tt.keys {
 				w.withKeys()
 			}

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/internal/mcptest"
 	"github.com/sluicegate/sluice/internal/policy"
@@ -570,6 +571,32 @@ func TestGuard(t *testing.T) {
 	p.Kill()
 	p.Wait()
 	eventually(t, "the grandchild ends", func() bool { return !running(pid) })
+}
+
+// Sessions of a shared process end when they are idle, as those do that have one to themselves: who never says DELETE leaves
+// nothing behind. One that listens is not idle, and one that comes back goes on.
+func TestSharedSessionsEnd(t *testing.T) {
+	m := manager(t, nil)
+	tr := m.Transport(stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.Shared, c.Idle = true, durationpb.New(2*time.Second) }))
+	back, listening := open(t, tr), open(t, tr)
+	for range 3 {
+		open(t, tr)
+	}
+	get := listening.do("GET", "")
+	eventually(t, "all but one end", func() bool { return m.Health()[0].Sessions == 1 })
+	text(t, listening.do("POST", toolCall("1", "grow", "{}")))
+	ev, err := mcp.NewEventReader(get.Body, 1<<20).Next()
+	if err != nil || !strings.Contains(string(ev.Data), "list_changed") {
+		t.Errorf("heard %q %v", ev.Data, err)
+	}
+	get.Body.Close()
+	if res := back.do("POST", toolCall("1", "count", "{}")); res.Status != 404 {
+		t.Errorf("status %d, want 404", res.Status)
+	}
+	back.init = []byte(initialize)
+	if got := text(t, back.do("POST", toolCall("1", "count", "{}"))); !strings.Contains(got, "1") {
+		t.Errorf("count = %s", got)
+	}
 }
 
 func TestShared(t *testing.T) {

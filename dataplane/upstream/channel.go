@@ -327,6 +327,23 @@ func (c *channel) subscribe(m *mcp.Message, from string) (tell bool) {
 	return true
 }
 
+// serves reports whether something of a session of a shared channel is under way.
+func (c *channel) serves(from string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.calls {
+		if k.from == from {
+			return true
+		}
+	}
+	for _, session := range c.listeners {
+		if session == from {
+			return true
+		}
+	}
+	return false
+}
+
 // forget drops what is known of a session of a shared channel.
 func (c *channel) forget(from string) {
 	c.mu.Lock()

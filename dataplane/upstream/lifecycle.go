@@ -27,7 +27,13 @@ func (s *sessions) session(id string, make bool) *session {
 	sn := s.byID[id]
 	if sn == nil && make && !s.closed {
 		sn = newSession(s, id)
+		if s.shared { // it has no channel of its own that would be idle one day
+			sn.stop = time.AfterFunc(s.idle, sn.check)
+		}
 		s.byID[id] = sn
+	}
+	if sn != nil {
+		sn.used = time.Now()
 	}
 	return sn
 }
@@ -316,13 +322,18 @@ func (sn *session) check() {
 	defer s.mu.Unlock()
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
-	if sn.ch == nil || sn.stop == nil {
-		return
-	}
-	idle, quiet := s.idle, sn.ch.idleFor()
+	idle := s.idle
 	if s.draining {
 		idle = 0
 	}
+	if sn.stop != nil && s.shared && !sn.shared {
+		sn.checkShared(idle)
+		return
+	}
+	if sn.ch == nil || sn.stop == nil {
+		return
+	}
+	quiet := sn.ch.idleFor()
 	if sn.ch.ended() != nil {
 		if idle = min(s.idle, deadKept); quiet < idle {
 			sn.stop.Reset(max(idle-quiet, time.Second))
@@ -337,6 +348,24 @@ func (sn *session) check() {
 	}
 	s.goClose(sn.ch)
 	sn.ch, sn.stop = nil, nil
+}
+
+// checkShared forgets a session of a shared process that has nothing to do. s.mu and sn.mu are held.
+func (sn *session) checkShared(idle time.Duration) {
+	s, quiet := sn.s, time.Since(sn.used)
+	var ch *channel
+	if s.one != nil {
+		ch = s.one.channel()
+	}
+	if quiet < idle || ch != nil && ch.serves(sn.id) {
+		sn.stop.Reset(max(idle-quiet, time.Second))
+		return
+	}
+	delete(s.byID, sn.id)
+	sn.stop = nil
+	if ch != nil {
+		ch.forget(sn.id)
+	}
 }
 
 // drop gives up a channel that is of no more use.

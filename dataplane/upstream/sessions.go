@@ -52,11 +52,12 @@ type session struct {
 
 	turn chan struct{} // held while the channel is made; capacity 1
 	back backoff       // guarded by turn
+	used time.Time     // guarded by s.mu; when it was last asked for
 
 	mu   sync.Mutex  // guards what is below
 	ch   *channel    // nil: none yet, or gone
 	init []byte      // shared: the result of initialize
-	stop *time.Timer // looks whether the channel is idle
+	stop *time.Timer // looks whether the channel is idle; shared process: whether the session is
 }
 
 // owned is a stdio or sse target as one snapshot has it.

@@ -29,7 +29,11 @@ type ssePipe struct {
 	who    policy.Call
 	cancel context.CancelCauseFunc
 	over   chan struct{}
+	posts  chan struct{} // holds one for each post under way
 }
+
+// maxPosts bounds what is said at once to a target that nobody waits for.
+const maxPosts = 16
 
 // openSSE opens the stream with the headers of a request, and waits for the endpoint.
 func openSSE(ctx context.Context, o *owned, r *Request, ch *channel) error {
@@ -37,7 +41,7 @@ func openSSE(ctx context.Context, o *owned, r *Request, ch *channel) error {
 	defer stop()
 	streaming, cancel := context.WithCancelCause(context.Background()) // outlives the request
 	unlink := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
-	p := &ssePipe{ch: ch, ep: o.http, cancel: cancel, over: make(chan struct{}), header: forStream(r.Header), who: r.Call}
+	p := &ssePipe{ch: ch, ep: o.http, cancel: cancel, over: make(chan struct{}), posts: make(chan struct{}, maxPosts), header: forStream(r.Header), who: r.Call}
 	res, err := o.http.Do(streaming, &Request{Method: http.MethodGet, Header: p.header.Clone(), Call: r.Call})
 	if err != nil {
 		cancel(nil)
@@ -138,9 +142,17 @@ func (p *ssePipe) send(ctx context.Context, msg []byte, r *Request) (*Response, 
 	return nil, res.Body.Close()
 }
 
-// post says what nobody asked us to: with the headers that opened the stream, and without waiting.
+// post says what nobody asked us to: with the headers that opened the stream, and without waiting. A target that pings faster
+// than it takes answers lacks some of them.
 func (p *ssePipe) post(msg []byte) {
+	select {
+	case p.posts <- struct{}{}:
+	default:
+		p.ch.log.Debug("message to the target got lost", "err", "it does not take those before")
+		return
+	}
 	go func() {
+		defer func() { <-p.posts }()
 		ctx, cancel := context.WithTimeout(context.Background(), endpointTime)
 		defer cancel()
 		res, err := p.send(ctx, msg, &Request{Header: p.header.Clone(), Call: p.who})

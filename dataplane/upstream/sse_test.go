@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/sluicegate/sluice/internal/mcptest"
@@ -81,4 +82,42 @@ func TestSSEStreamBreaks(t *testing.T) {
 		res := c.do("POST", toolCall("2", "echo", `{"text":"x"}`))
 		return res.Status == 200 && res.Renewed
 	})
+}
+
+// A target that pings without end, and takes no answer, gets no more connections for it than answers are due at once.
+func TestSSEPingsWithoutEnd(t *testing.T) {
+	var waiting atomic.Int32
+	accepted := make(chan struct{})
+	s := mcptest.NewScript(t, func(c *mcptest.Conn) {
+		for {
+			r, body := c.Read()
+			switch {
+			case r == nil:
+				return
+			case r.Method == "GET":
+				c.Send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\nevent: endpoint\ndata: /post\n\n")
+				<-accepted
+				c.Send(strings.Repeat(`data: {"jsonrpc":"2.0","id":1,"method":"ping"}`+"\n\n", 1000) +
+					`data: {"jsonrpc":"2.0","id":0,"result":{"protocolVersion":"2024-11-05","capabilities":{},"serverInfo":{"name":"s","version":"0"}}}` + "\n\n")
+				c.Hang()
+				return
+			case strings.Contains(string(body), "initialize"):
+				c.Answer(202, "", "")
+				close(accepted)
+			default:
+				waiting.Add(1)
+				c.Hang()
+				return
+			}
+		}
+	})
+	m := manager(t, nil)
+	res, err := m.Transport(sseTarget(t, s.URL, nil)).Do(limited(t), post(initialize))
+	if err != nil || res.Status != 200 {
+		t.Fatal(res, err)
+	}
+	eventually(t, "answers", func() bool { return waiting.Load() >= 10 })
+	if n := m.Health()[0].Conns; n > 2+maxPosts {
+		t.Errorf("%d connections to the target", n)
+	}
 }

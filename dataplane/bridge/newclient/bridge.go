@@ -107,7 +107,7 @@ func (b *Bridge) Retain(live []*snapshot.Target) {
 	b.live = used
 	var gone []*peer
 	for _, p := range b.pools {
-		for _, s := range p.sessions {
+		for s := range p.all {
 			if !used[s.key.digest] {
 				gone = append(gone, s)
 			}

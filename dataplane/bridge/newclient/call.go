@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/upstream"
@@ -26,7 +28,8 @@ type call struct {
 	ctx    context.Context // of the exchange with the target
 	cancel context.CancelFunc
 	in     chan item
-	head   chan struct{} // closed when the target begins an event stream
+	room   *semaphore.Weighted // for what waits in it, in bytes
+	head   chan struct{}       // closed when the target begins an event stream
 
 	// What follows belongs to the round that is served, and to nobody while the call is parked.
 	asks  []*ask
@@ -53,11 +56,11 @@ const (
 
 // start sends a client's request in a session and serves its first round. The session is left when the call is over.
 func (f *stateless) start(ctx context.Context, p *peer, r *upstream.Request, m *mcp.Message, again *session.Call) (*upstream.Response, error) {
-	k := &call{p: p, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), digest: digest(m), in: make(chan item, 64), head: make(chan struct{}), round: 1}
+	k := &call{p: p, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), digest: digest(m), in: make(chan item, 64), room: semaphore.NewWeighted(maxWaiting), head: make(chan struct{}), round: 1}
 	k.whole = m.Method == "tools/list" && !m.Cursor.Present()
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	id := k.register(m.RawID())
-	body, err := outbound(m, id, again)
+	id, token := k.register(m.RawID())
+	body, err := outbound(m, id, token, again)
 	if err != nil {
 		k.end()
 		return refused(err), nil
@@ -70,20 +73,24 @@ func (f *stateless) start(ctx context.Context, p *peer, r *upstream.Request, m *
 	return k.serve(ctx, f.round(r, m, 1))
 }
 
-// register makes the call findable by its id. Ids are unique in a session, and several clients may share it: one that is
-// taken is replaced, and the new one returned.
-func (k *call) register(id []byte) (own []byte) {
+// register makes the call findable by its id. In a session an id may be used once only (2025-11-25, basic: requests), and a
+// progress token by one request at a time: in one that is shared both are the proxy's, and returned.
+func (k *call) register(id []byte) (ownID, ownToken []byte) {
 	s := k.p
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k.id, k.key = id, idKey(id)
-	for s.calls[k.key] != nil {
+	k.id = id
+	if !s.alone {
 		s.seq++
-		own = fmt.Appendf(nil, `"sluice-%d"`, s.seq)
-		k.id, k.key = own, idKey(own)
+		ownID = fmt.Appendf(nil, `"sluice-%d"`, s.seq)
+		k.id = ownID
+		if k.token != nil {
+			k.token, ownToken = ownID, ownID
+		}
 	}
+	k.key = idKey(k.id)
 	s.calls[k.key] = k
-	return own
+	return ownID, ownToken
 }
 
 // takeTurn waits until no other call of the session runs, where requests of the target could not be told apart else.
@@ -111,7 +118,8 @@ func (k *call) giveTurn() {
 	}
 }
 
-// abandon cancels the call, if it still serves the given round: in 2026-07-28 a client that leaves has cancelled.
+// abandon cancels the call, if it still serves the given round: in 2026-07-28 a client that leaves has cancelled, as has who gave up
+// waiting in the target's own era.
 func (k *call) abandon(round uint64) {
 	k.mu.Lock()
 	if k.state != running && k.state != waiting || k.round != round {
@@ -120,7 +128,7 @@ func (k *call) abandon(round uint64) {
 	}
 	k.state = over
 	k.mu.Unlock()
-	k.giveUp("the client has left")
+	k.giveUp("nobody waits for the answer any more")
 }
 
 // giveUp tells the target, and then ends the call. Its state is over already.

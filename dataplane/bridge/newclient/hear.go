@@ -3,6 +3,7 @@ package newclient
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"time"
@@ -17,7 +18,11 @@ type item struct {
 	page *upstream.Response // an answer that is no MCP, for the multiplexer to judge
 	resp *upstream.Response // the head that msg came with, where it came alone
 	err  error
+	held int64 // of the call's room
 }
+
+// maxWaiting bounds the bytes of what a target says in a call that wait for a slow client, beside one message.
+const maxWaiting = 1 << 20
 
 // exchange sends the request and reads what comes of it.
 func (k *call) exchange(body []byte, r *upstream.Request) {
@@ -25,7 +30,7 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 	switch {
 	case err != nil:
 		k.push(item{err: err})
-	case resp.Status == http.StatusNotFound && k.p.id != "" && !k.refusesMethod(resp):
+	case k.p.forgotten(resp) && !k.refusesMethod(resp):
 		_ = resp.Body.Close()
 		k.p.lost()
 		k.push(item{err: errLost})
@@ -39,7 +44,7 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 
 // refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session.
 func (k *call) refusesMethod(resp *upstream.Response) bool {
-	if mcp.MediaType(resp.Header) != mcp.TypeJSON {
+	if resp.Status != http.StatusNotFound || mcp.MediaType(resp.Header) != mcp.TypeJSON {
 		return false
 	}
 	head, err := resp.Peek(maxPage)
@@ -48,6 +53,10 @@ func (k *call) refusesMethod(resp *upstream.Response) bool {
 
 // push hands over what was said; it waits for a slow client.
 func (k *call) push(it item) {
+	it.held = min(int64(len(it.msg.Body)), maxWaiting)
+	if k.room.Acquire(k.ctx, it.held) != nil {
+		return
+	}
 	select {
 	case k.in <- it:
 	case <-k.ctx.Done():
@@ -111,7 +120,8 @@ func (k *call) read(resp *upstream.Response) {
 		}
 		next, failed := k.p.resume(k.ctx, string(last))
 		if failed != nil {
-			k.push(item{err: failed})
+			// The target has the call: nothing that this says of the stream may read as if it could be sent again.
+			k.push(item{err: &upstream.Error{Op: "resume", Target: k.p.t.Resource, Sent: true, Err: errors.New(failed.Error())}})
 			return
 		}
 		resp = next
@@ -133,7 +143,7 @@ func (k *call) readStream(resp *upstream.Response, last *[]byte, wait *time.Dura
 			*last = append((*last)[:0], ev.ID...)
 		}
 		if ev.HasRetry {
-			*wait = min(ev.Retry, 30*time.Second)
+			*wait = min(ev.Retry, maxRetry)
 		}
 		if !ev.IsMessage() {
 			continue
@@ -178,12 +188,13 @@ func (k *call) asked(m *mcp.Message) {
 
 // noted takes a notification of the target that came with this call.
 func (k *call) noted(m *mcp.Message) {
+	if news(m.Method) { // 2026-07-28 has them on listens alone
+		k.p.changed(m)
+		return
+	}
 	switch m.Method {
 	case "notifications/cancelled":
 		k.push(item{msg: *m})
-		return
-	case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed", "notifications/resources/updated":
-		k.p.changed(m) // 2026-07-28 has them on listens alone
 		return
 	case "notifications/elicitation/complete", "notifications/tasks/status":
 		return

@@ -55,6 +55,9 @@ type listenBody struct {
 	closed chan struct{}
 	once   sync.Once
 
+	joined time.Time     // the session
+	back   time.Duration // before the next one
+
 	mu sync.Mutex
 	p  *peer // guarded by mu; nil: there is no session now
 }
@@ -84,7 +87,7 @@ func (b *listenBody) join() (*upstream.Response, error) {
 			return nil, &upstream.Error{Op: "listen", Target: b.f.t.Resource, Err: errRetired}
 		default:
 		}
-		b.p = p
+		b.p, b.joined = p, time.Now()
 		return nil, nil
 	}
 }
@@ -156,10 +159,21 @@ func (b *listenBody) goodbye() error {
 	return b.w.Message(mcp.AppendResult(nil, b.m.RawID(), append(result, "}}"...)))
 }
 
-// rejoin begins a session in the place of one that was lost.
+// rejoin begins a session in the place of one that was lost; later each time, where sessions do not last.
 func (b *listenBody) rejoin() error {
-	wait := time.Second
+	if time.Since(b.joined) > b.back+streamRetry {
+		b.back = 0
+	} else {
+		b.back = min(max(2*b.back, streamRetry), maxRetry)
+	}
 	for {
+		select {
+		case <-time.After(b.back):
+		case <-b.ctx.Done():
+			return context.Cause(b.ctx)
+		case <-b.closed:
+			return io.ErrClosedPipe
+		}
 		resp, err := b.join()
 		if err == nil && resp == nil {
 			b.l.all()
@@ -171,14 +185,7 @@ func (b *listenBody) rejoin() error {
 		if _, refused := errors.AsType[*RefusedError](err); refused {
 			return b.goodbye() // it is of the other era now: the client's next listen finds that out
 		}
-		select {
-		case <-time.After(wait):
-		case <-b.ctx.Done():
-			return context.Cause(b.ctx)
-		case <-b.closed:
-			return io.ErrClosedPipe
-		}
-		wait = min(2*wait, 30*time.Second)
+		b.back = min(max(2*b.back, streamRetry), maxRetry)
 	}
 }
 

@@ -60,19 +60,33 @@ type listener struct {
 	mu      sync.Mutex
 	pending map[string][]byte // guarded by mu; by method and URI: the notification
 	order   []string          // guarded by mu
+	bytes   int               // guarded by mu; of pending
 }
 
-func (l *listener) add(what string, raw []byte) {
+// maxPending bounds what waits for a slow client, of what a target makes up: parts of a resource can be any number.
+const maxPending = 1 << 20
+
+// add keeps a notification. full: it and those before were dropped instead, for there are too many.
+func (l *listener) add(what string, raw []byte) (full bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.pending[what] == nil {
+	if old := l.pending[what]; old == nil {
 		l.order = append(l.order, what)
+		l.bytes += len(what)
+	} else {
+		l.bytes -= len(old)
 	}
 	l.pending[what] = raw
+	if l.bytes += len(raw); l.bytes > maxPending && len(l.order) > 1 {
+		clear(l.pending)
+		l.order, l.bytes = nil, 0
+		full = true
+	}
 	select {
 	case l.wake <- struct{}{}:
 	default:
 	}
+	return full
 }
 
 func (l *listener) next() []byte {
@@ -85,7 +99,17 @@ func (l *listener) next() []byte {
 	l.order = l.order[1:]
 	raw := l.pending[what]
 	delete(l.pending, what)
+	l.bytes -= len(what) + len(raw)
 	return raw
+}
+
+// news reports whether a notification is for those that listen.
+func news(method string) bool {
+	switch method {
+	case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed", "notifications/resources/updated":
+		return true
+	}
+	return false
 }
 
 // changed brings news to those that listen.
@@ -96,8 +120,8 @@ func (s *peer) changed(m *mcp.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for l := range s.listeners {
-		if l.honoured.wants(m) {
-			l.add(m.Method+" "+m.URI.String(), m.Body)
+		if l.honoured.wants(m) && l.add(m.Method+" "+m.URI.String(), m.Body) {
+			l.all()
 		}
 	}
 }
@@ -122,7 +146,7 @@ func (l *listener) all() {
 }
 
 // enlist makes a listener hear of what the session's target honours of a filter. It waits for the stream and for the
-// target's acceptance of each resource.
+// target's acceptance of each resource; what comes meanwhile is the listener's already.
 func (s *peer) enlist(ctx context.Context, l *listener, f filter) error {
 	s.follow()
 	select {
@@ -131,31 +155,35 @@ func (s *peer) enlist(ctx context.Context, l *listener, f filter) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	l.honoured = filter{}
 	hears := true
 	select {
 	case <-s.stream.opened:
 		hears = !s.stream.none
 	default:
 	}
-	if hears {
-		l.honoured = filter{Tools: f.Tools && s.says.toolsChanged, Prompts: f.Prompts && s.says.promptsChanged, Resources: f.Resources && s.says.resourcesChanged}
-		if s.says.subscribe {
-			for _, uri := range f.URIs {
-				ok, err := s.watch(ctx, uri)
-				if err != nil {
-					s.unwatch(l.honoured.URIs)
-					return err
-				}
-				if ok {
-					l.honoured.URIs = append(l.honoured.URIs, uri)
-				}
-			}
+	s.mu.Lock()
+	l.honoured = filter{Tools: hears && f.Tools && s.says.toolsChanged, Prompts: hears && f.Prompts && s.says.promptsChanged, Resources: hears && f.Resources && s.says.resourcesChanged}
+	s.listeners[l] = true
+	s.mu.Unlock()
+	if !hears || !s.says.subscribe {
+		return nil
+	}
+	for _, uri := range f.URIs {
+		s.mu.Lock()
+		l.honoured.URIs = append(l.honoured.URIs, uri)
+		s.mu.Unlock()
+		ok, err := s.watch(ctx, uri)
+		if err != nil {
+			s.delist(l)
+			return err
+		}
+		if !ok {
+			s.mu.Lock()
+			l.honoured.URIs = l.honoured.URIs[:len(l.honoured.URIs)-1]
+			s.mu.Unlock()
+			s.unwatch([]string{uri})
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.listeners[l] = true
 	return nil
 }
 
@@ -167,25 +195,37 @@ func (s *peer) delist(l *listener) {
 	s.unwatch(l.honoured.URIs)
 }
 
-// watch subscribes to a resource for one listener more. ok is false if the target refuses.
+// watch is a resource that some listen for in a session.
+type watch struct {
+	n    int           // guarded by peer.mu; of listeners
+	turn chan struct{} // held while the target is told, so that it hears of what is wanted last; capacity 1
+	on   bool          // guarded by turn; the target has accepted
+}
+
+// watch subscribes to a resource for one listener more, also where it fails. ok is false if the target refuses.
 func (s *peer) watch(ctx context.Context, uri string) (ok bool, err error) {
 	s.mu.Lock()
-	s.watched[uri]++
-	first := s.watched[uri] == 1
+	w := s.watched[uri]
+	if w == nil {
+		w = &watch{turn: make(chan struct{}, 1)}
+		s.watched[uri] = w
+	}
+	w.n++
 	s.mu.Unlock()
-	if !first {
-		return true, nil
+	select {
+	case w.turn <- struct{}{}:
+		defer func() { <-w.turn }()
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
 	}
-	msg, err := s.ask(ctx, "resources/subscribe", append(mcp.AppendString([]byte(`{"uri":`), uri), '}'))
-	if err == nil && msg.Result.Present() {
-		return true, nil
+	if !w.on {
+		msg, err := s.ask(ctx, "resources/subscribe", append(mcp.AppendString([]byte(`{"uri":`), uri), '}'))
+		if err != nil {
+			return false, err
+		}
+		w.on = msg.Result.Present()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.watched[uri]--; s.watched[uri] <= 0 {
-		delete(s.watched, uri)
-	}
-	return false, err
+	return w.on, nil
 }
 
 // unwatch is the end of watch; the last listener's unsubscribes.
@@ -193,9 +233,10 @@ func (s *peer) unwatch(uris []string) {
 	var last []string
 	s.mu.Lock()
 	for _, uri := range uris {
-		if s.watched[uri]--; s.watched[uri] <= 0 {
-			delete(s.watched, uri)
-			last = append(last, uri)
+		if w := s.watched[uri]; w != nil {
+			if w.n--; w.n == 0 {
+				last = append(last, uri)
+			}
 		}
 	}
 	over := s.closed != nil
@@ -205,14 +246,40 @@ func (s *peer) unwatch(uris []string) {
 	}
 	s.b.later(func(ctx context.Context) {
 		for _, uri := range last {
-			s.mu.Lock()
-			again := s.watched[uri] > 0
-			s.mu.Unlock()
-			if !again {
-				_, _ = s.ask(ctx, "resources/unsubscribe", append(mcp.AppendString([]byte(`{"uri":`), uri), '}'))
-			}
+			s.unsubscribe(ctx, uri)
 		}
 	})
+}
+
+// unsubscribe tells the target that nobody wants a resource, unless somebody does.
+func (s *peer) unsubscribe(ctx context.Context, uri string) {
+	s.mu.Lock()
+	w := s.watched[uri]
+	s.mu.Unlock()
+	if w == nil {
+		return
+	}
+	select {
+	case w.turn <- struct{}{}:
+		defer func() { <-w.turn }()
+	case <-ctx.Done():
+		return
+	}
+	s.mu.Lock()
+	wanted := w.n > 0
+	s.mu.Unlock()
+	if wanted {
+		return
+	}
+	if w.on {
+		_, _ = s.ask(ctx, "resources/unsubscribe", append(mcp.AppendString([]byte(`{"uri":`), uri), '}'))
+		w.on = false // or nobody knows: who wants it next subscribes
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.n == 0 && s.watched[uri] == w {
+		delete(s.watched, uri)
+	}
 }
 
 // marshal is for filters, which always marshal.

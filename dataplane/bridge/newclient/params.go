@@ -74,21 +74,25 @@ func (t *tools) retain(used map[string]bool) {
 	}
 }
 
-// checkParams compares the Mcp-Param-* headers of a call with its arguments: an [*mcp.Error] if they disagree.
+// checkParams compares the Mcp-Param-* headers of a call with its arguments: an [*mcp.Error] if they disagree. It reads the
+// tools anew before it refuses anything: the target may have changed them.
 func (s *peer) checkParams(ctx context.Context, h http.Header, m *mcp.Message) error {
 	k := s.toolsKey()
-	known := s.b.tools.get(k)
-	if known == nil {
-		var err error
-		if known, err = s.listTools(ctx); err != nil {
-			if !sendsParams(h) {
-				return nil // nothing was sent that could be wrong; the call itself will tell what is
-			}
-			return err
-		}
-		s.b.tools.put(k, known)
+	verdict := func(known *toolHeaders) error {
+		return known.byName[m.Name.String()].Check(h, m.Arguments.Of(m.Body))
 	}
-	return known.byName[m.Name.String()].Check(h, m.Arguments.Of(m.Body))
+	if known := s.b.tools.get(k); known != nil && verdict(known) == nil {
+		return nil
+	}
+	known, err := s.listTools(ctx)
+	if err != nil {
+		if !sendsParams(h) {
+			return nil // nothing was sent that could be wrong; the call itself will tell what is
+		}
+		return err
+	}
+	s.b.tools.put(k, known)
+	return verdict(known)
 }
 
 // sendsParams reports whether a header repeats an argument.

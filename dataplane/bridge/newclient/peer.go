@@ -32,8 +32,7 @@ type peer struct {
 	tr     upstream.Transport
 	key    key
 	client client
-	header http.Header // of requests that are the proxy's own
-	who    policy.Call // in whose name these are made
+	voice  atomic.Pointer[voice]
 
 	alone   bool        // it ends with its one user
 	refs    int         // guarded by b.mu
@@ -58,7 +57,8 @@ type peer struct {
 	turn   chan struct{}
 	serial atomic.Bool
 
-	stream stream
+	stream  stream
+	telling chan struct{} // holds one for each tellLater
 
 	mu        sync.Mutex
 	closed    error              // guarded by mu; why the session is over
@@ -66,7 +66,25 @@ type peer struct {
 	calls     map[string]*call   // guarded by mu; by the meaning of their ids
 	seq       int                // guarded by mu
 	listeners map[*listener]bool // guarded by mu
-	watched   map[string]int     // guarded by mu; resources, by who listens
+	watched   map[string]*watch  // guarded by mu; by URI
+}
+
+// voice is what requests go with that are the proxy's own: as who joined the session last was heard, for the credential that
+// it was begun with may have expired.
+type voice struct {
+	header http.Header
+	who    policy.Call
+}
+
+// speakAs makes the proxy's own requests in the name of a client's, unless that is an older one: a listen that begins anew.
+// b.mu is held.
+func (s *peer) speakAs(r *upstream.Request) {
+	if v := s.voice.Load(); v != nil && r.Call.Start.Before(v.who.Start) {
+		return
+	}
+	v := &voice{r.Header, r.Call}
+	v.who.Kind, v.who.Name, v.who.Arguments, v.who.Annotations = policy.None, "", nil, nil
+	s.voice.Store(v)
 }
 
 // unauthorizedError is a target's refusal of the credential that something was said with.
@@ -83,19 +101,28 @@ func unauthorized(resp *upstream.Response) bool {
 	return resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden
 }
 
-func newPeer(f *stateless, r *upstream.Request, k key, c *client) *peer {
+// forgotten reports whether an answer says that the target does not know the session, and so has done nothing: 404, or 400 with
+// a word about sessions. The examples of the TypeScript SDK answer so, and servers made after them.
+func (s *peer) forgotten(resp *upstream.Response) bool {
+	switch {
+	case s.id == "":
+		return false
+	case resp.Status == http.StatusNotFound:
+		return true
+	case resp.Status == http.StatusBadRequest:
+		page, err := resp.Peek(maxPage)
+		return err == nil && bytes.Contains(bytes.ToLower(page), []byte("session"))
+	}
+	return false
+}
+
+func newPeer(f *stateless, k key, c *client) *peer {
 	s := &peer{
-		b: f.b, t: f.t, tr: f.tr, key: k, header: r.Header.Clone(), who: r.Call,
-		turn: make(chan struct{}, 1), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]int{},
+		b: f.b, t: f.t, tr: f.tr, key: k,
+		turn: make(chan struct{}, 1), telling: make(chan struct{}, maxTelling), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]*watch{},
 	}
 	s.client = *c
 	s.client.caps, s.client.info = bytes.Clone(c.caps), bytes.Clone(c.info)
-	s.who.Kind, s.who.Name, s.who.Arguments, s.who.Annotations = policy.None, "", nil, nil
-	for name := range s.header {
-		if strings.HasPrefix(name, "Mcp-") {
-			delete(s.header, name)
-		}
-	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.idle = time.AfterFunc(f.b.cfg.Idle, s.reap)
 	s.stream.opened = make(chan struct{})
@@ -105,7 +132,8 @@ func newPeer(f *stateless, r *upstream.Request, k key, c *client) *peer {
 
 // do sends one request in the session. from is the client's, whose headers it goes with; nil: it is the proxy's own.
 func (s *peer) do(ctx context.Context, method string, body []byte, from *upstream.Request) (*upstream.Response, error) {
-	header, who, safe := s.header, s.who, true
+	v := s.voice.Load()
+	header, who, safe := v.header, v.who, true
 	if from != nil {
 		header, who, safe = from.Header, from.Call, from.Safe
 	}
@@ -140,7 +168,7 @@ func (s *peer) tell(ctx context.Context, body []byte, from *upstream.Request) er
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.Status == http.StatusNotFound && s.id != "" {
+	if s.forgotten(resp) {
 		s.lost()
 		return errLost
 	}
@@ -154,9 +182,18 @@ func (s *peer) tell(ctx context.Context, body []byte, from *upstream.Request) er
 	return nil
 }
 
-// tellLater posts without anybody waiting.
+// maxTelling bounds what is said to a target at once that nobody waits for.
+const maxTelling = 16
+
+// tellLater posts without anybody waiting, but who reads what the target says while it takes nothing.
 func (s *peer) tellLater(body []byte) {
+	select {
+	case s.telling <- struct{}{}:
+	case <-s.ctx.Done():
+		return
+	}
 	s.b.later(func(ctx context.Context) {
+		defer func() { <-s.telling }()
 		if err := s.tell(ctx, body, nil); err != nil && s.ctx.Err() == nil {
 			s.b.log.Warn("message to the target got lost", "target", s.t.Resource, "err", err)
 		}
@@ -183,7 +220,7 @@ func (s *peer) ask(ctx context.Context, method string, params []byte) (*mcp.Mess
 		return nil, err
 	}
 	defer resp.Body.Close()
-	if resp.Status == http.StatusNotFound && s.id != "" {
+	if s.forgotten(resp) {
 		s.lost()
 		return nil, errLost
 	}
@@ -224,8 +261,11 @@ func (s *peer) readAnswer(resp *upstream.Response, handshake bool) (msg *mcp.Mes
 			switch {
 			case m.Kind == mcp.Response:
 				return &m, nil, nil
-			case m.Kind == mcp.Request && !handshake:
+			case handshake:
+			case m.Kind == mcp.Request:
 				s.outside(&m)
+			case news(m.Method):
+				s.changed(&m)
 			}
 		}
 	default:

@@ -12,14 +12,15 @@ import (
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
 // key is who may share a session at a target, and what the session is made for.
 type key struct {
 	digest string // of the target, with its policies and credentials
-	// whose covers the caller, and of its request the header that sessionScope names and those that are forwarded: they
-	// may say on whose behalf the target acts.
+	// whose covers the caller, and of its request the header that sessionScope names, those that are forwarded, and those that
+	// policies make of it: they may say on whose behalf the target acts.
 	whose [sha256.Size]byte
 	caps  string // of the client, raw
 	level string // of logs; "": none
@@ -31,7 +32,7 @@ type pool struct {
 	all      map[*peer]struct{} // also those that nobody may join
 }
 
-// scope is the key of a request's session. alone: nobody shares it.
+// scope is the key of a request's session. alone: nobody shares it, and the key only says for whom the target is asked.
 func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key, alone bool) {
 	k = key{digest: f.t.Digest, caps: string(c.caps), level: m.Meta.LogLevel.String()}
 	h := sha256.New()
@@ -39,14 +40,15 @@ func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key
 	scope := f.t.Config.GetSessionScope()
 	switch {
 	case scope.GetHeader() != "":
-		if r.Call.HTTP == nil || r.Call.HTTP.Header.Get(scope.GetHeader()) == "" {
-			return k, true
+		alone = r.Call.HTTP == nil || r.Call.HTTP.Header.Get(scope.GetHeader()) == ""
+		if alone {
+			break
 		}
 		for _, v := range r.Call.HTTP.Header.Values(scope.GetHeader()) {
 			field(h, v)
 		}
 	case scope.GetShare() == xdsv1.SessionScope_SHARE_NONE, scope == nil && f.caller.Scope.Principal == "":
-		return k, true
+		alone = true
 	}
 	for _, name := range f.t.Config.GetForwardHeaders() {
 		field(h, name)
@@ -54,8 +56,13 @@ func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key
 			field(h, v)
 		}
 	}
+	if f.t.Policy.PerCaller() {
+		call := r.Call
+		call.Method, call.Kind, call.Name, call.Arguments, call.Annotations = "", policy.None, "", nil, nil
+		field(h, f.t.Policy.Varying(&call))
+	}
 	h.Sum(k.whose[:0])
-	return k, false
+	return k, alone
 }
 
 func field(h hash.Hash, s string) { fmt.Fprintf(h, "%d:%s,", len(s), s) }
@@ -87,13 +94,16 @@ func (f *stateless) join(ctx context.Context, r *upstream.Request, m *mcp.Messag
 			b.mu.Unlock()
 			return nil, nil, errFull
 		}
-		s = newPeer(f, r, k, c)
+		s = newPeer(f, k, c)
 		s.alone = alone
+		s.speakAs(r)
 		p.all[s] = struct{}{}
 		if !alone {
 			p.sessions[k] = s
 		}
 		b.ending.Go(func() { s.begin(context.WithoutCancel(ctx)) })
+	} else {
+		s.speakAs(r)
 	}
 	s.refs++
 	s.idle.Stop()
@@ -158,7 +168,8 @@ func (s *peer) reap() {
 	}
 }
 
-// retire lets nobody join any more; the session ends when the last one leaves. Who listens is told to go.
+// retire lets nobody join any more; the session ends when the last one leaves, and its stream with it: a call that is open
+// may be asked there. Who listens is told to go.
 func (s *peer) retire() {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
@@ -178,6 +189,7 @@ func (s *peer) lost() {
 	s.over = true
 	s.unlistLocked()
 	s.close(errLost)
+	s.cancel(errLost)
 }
 
 // kill ends a session at once, whoever uses it.

@@ -20,9 +20,9 @@ func ours(name []byte) bool {
 	return false
 }
 
-// outbound is a client's request as the target gets it. id replaces the client's, unless it is nil. again is what the
-// request's requestState was opened to; nil: it has none.
-func outbound(m *mcp.Message, id []byte, again *session.Call) ([]byte, error) {
+// outbound is a client's request as the target gets it. id and token replace the client's, unless they are nil. again is what
+// the request's requestState was opened to; nil: it has none.
+func outbound(m *mcp.Message, id, token []byte, again *session.Call) ([]byte, error) {
 	var e mcp.Edits
 	if m.Meta.Span.Present() {
 		if err := e.RemoveMembers(m.Body, m.Meta.Span, ours); err != nil {
@@ -31,6 +31,9 @@ func outbound(m *mcp.Message, id []byte, again *session.Call) ([]byte, error) {
 	}
 	if id != nil {
 		e.Replace(m.ID, id)
+	}
+	if token != nil {
+		e.Replace(m.Meta.ProgressToken, token)
 	}
 	if again != nil {
 		switch {

@@ -127,8 +127,12 @@ func (k *call) next(ctx context.Context, rd *round, limit <-chan time.Time, head
 
 // take makes an event of what the target said; ok is false for what the client does not see, or not yet.
 func (k *call) take(rd *round, it item) (ev event, ok bool) {
+	k.room.Release(it.held)
 	switch {
 	case it.err != nil:
+		if errors.Is(it.err, upstream.ErrTimeout) {
+			k.abandon(rd.n) // the target may be at it still
+		}
 		k.end()
 		return event{err: it.err}, true
 	case it.page != nil:

@@ -26,6 +26,13 @@ func (s *peer) follow() {
 	s.stream.once.Do(func() { s.b.ending.Go(s.keepStream) })
 }
 
+// A stream that ended is opened again after streamRetry, or what the target says if that is longer; and ever later while it
+// ends at once.
+const (
+	streamRetry = time.Second
+	maxRetry    = 30 * time.Second
+)
+
 // errNoStream: the target offers none.
 var errNoStream = errors.New("the target offers no stream")
 
@@ -33,21 +40,13 @@ var errNoStream = errors.New("the target offers no stream")
 func (s *peer) keepStream() {
 	first := sync.OnceFunc(func() { close(s.stream.opened) })
 	defer first()
-	ctx, cancel := context.WithCancelCause(s.ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-s.gone:
-			cancel(errRetired)
-		case <-ctx.Done():
-		}
-	}()
 	var last []byte
-	wait := time.Second
+	least, wait := streamRetry, streamRetry
+	opened := false
 	for again := false; ; again = true {
-		resp, err := s.open(ctx, string(last))
+		resp, err := s.open(s.ctx, string(last), opened)
 		if errors.Is(err, errNoStream) {
-			s.stream.none = !again // known before it was ever open, or it is too late to matter
+			s.stream.none = !opened // known before it was ever open, or it is too late to matter
 			return
 		}
 		if err == nil {
@@ -55,23 +54,26 @@ func (s *peer) keepStream() {
 			if again {
 				s.missed()
 			}
+			opened = true
 			began := time.Now()
-			s.readStream(ctx, resp, &last)
+			s.readStream(s.ctx, resp, &last, &least)
 			if time.Since(began) > wait {
-				wait = time.Second
+				wait = 0
 			}
+			wait = max(wait, least)
 		}
 		select {
 		case <-time.After(wait):
-		case <-ctx.Done():
+		case <-s.ctx.Done():
 			return
 		}
-		wait = min(2*wait, 30*time.Second)
+		wait = min(2*wait, maxRetry)
 	}
 }
 
-// open opens the stream, or goes on with one.
-func (s *peer) open(ctx context.Context, last string) (*upstream.Response, error) {
+// open opens the stream, or goes on with one. known says that the target has one: there, 404 is about the session. Else it may as
+// well be about the method, from a server that routes POST alone, and says nothing of a session that was only just begun.
+func (s *peer) open(ctx context.Context, last string, known bool) (*upstream.Response, error) {
 	resp, err := s.get(ctx, last)
 	if err != nil {
 		return nil, err
@@ -79,10 +81,10 @@ func (s *peer) open(ctx context.Context, last string) (*upstream.Response, error
 	switch {
 	case resp.Status == http.StatusOK && mcp.MediaType(resp.Header) == mcp.TypeStream:
 		return resp, nil
-	case resp.Status == http.StatusNotFound && s.id != "":
+	case known && s.forgotten(resp):
 		s.lost()
 		err = errLost
-	case resp.Status == http.StatusMethodNotAllowed, resp.Status < 500 && resp.Status != http.StatusTooManyRequests && s.id == "":
+	case resp.Status == http.StatusNotFound, resp.Status == http.StatusMethodNotAllowed, resp.Status < 500 && resp.Status != http.StatusTooManyRequests && s.id == "":
 		err = errNoStream
 	default:
 		err = &upstream.Error{Op: "open the stream", Target: s.t.Resource, Sent: true, Err: errNoAnswer}
@@ -92,9 +94,10 @@ func (s *peer) open(ctx context.Context, last string) (*upstream.Response, error
 }
 
 func (s *peer) get(ctx context.Context, last string) (*upstream.Response, error) {
-	from := &upstream.Request{Header: s.header, Call: s.who, Safe: true}
+	v := s.voice.Load()
+	from := &upstream.Request{Header: v.header, Call: v.who, Safe: true}
 	if last != "" {
-		from.Header = s.header.Clone()
+		from.Header = v.header.Clone()
 		from.Header[mcp.HeaderLastEventID] = []string{last}
 	}
 	return s.do(ctx, http.MethodGet, nil, from)
@@ -102,11 +105,11 @@ func (s *peer) get(ctx context.Context, last string) (*upstream.Response, error)
 
 // resume goes on with the stream of a call that broke.
 func (s *peer) resume(ctx context.Context, last string) (*upstream.Response, error) {
-	return s.open(ctx, last)
+	return s.open(ctx, last, true)
 }
 
-// readStream reads the stream until it ends.
-func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]byte) {
+// readStream reads the stream until it ends. retry is how long to wait before the next, where the target says it.
+func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]byte, retry *time.Duration) {
 	defer resp.Body.Close()
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
@@ -118,6 +121,9 @@ func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]
 		}
 		if ev.HasID {
 			*last = append((*last)[:0], ev.ID...)
+		}
+		if ev.HasRetry {
+			*retry = min(max(ev.Retry, streamRetry), maxRetry)
 		}
 		if !ev.IsMessage() {
 			continue
@@ -146,14 +152,14 @@ func (s *peer) heard(m *mcp.Message) {
 		}
 		s.outside(m)
 	case mcp.Notification:
-		switch m.Method {
-		case "notifications/tools/list_changed", "notifications/prompts/list_changed", "notifications/resources/list_changed", "notifications/resources/updated":
+		switch {
+		case news(m.Method):
 			s.changed(m)
-		case "notifications/progress":
+		case m.Method == "notifications/progress":
 			if k := s.waiting(m.ProgressToken.Of(m.Body)); k != nil {
 				k.noted(m)
 			}
-		case "notifications/cancelled":
+		case m.Method == "notifications/cancelled":
 			for _, k := range s.openCalls() {
 				k.noted(m) // each knows its own
 			}

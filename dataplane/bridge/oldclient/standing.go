@@ -163,8 +163,8 @@ func (s *standing) tellAll(w *eventPipe) error {
 	return nil
 }
 
-// listen follows one listen to its end; began is called at its acknowledgement.
-func (s *standing) listen(ctx context.Context, uris []string, w *eventPipe, began func()) error {
+// ask sends the request for one listen.
+func (s *standing) ask(ctx context.Context, uris []string) (*upstream.Response, error) {
 	filter := []byte{'{'}
 	add := func(name string) {
 		if len(filter) > 1 {
@@ -199,7 +199,12 @@ func (s *standing) listen(ctx context.Context, uris []string, w *eventPipe, bega
 	mcp.SetHeaders(r.Header, mcp.V20260728, "subscriptions/listen", "")
 	r.Call.Method = "subscriptions/listen"
 	r.Body = mcp.AppendRequest(nil, strconv.AppendQuote(nil, newID()), "subscriptions/listen", object(params, nil))
-	resp, err := s.f.inner.Do(ctx, &r)
+	return s.f.inner.Do(ctx, &r)
+}
+
+// listen follows one listen to its end; began is called at its acknowledgement.
+func (s *standing) listen(ctx context.Context, uris []string, w *eventPipe, began func()) error {
+	resp, err := s.ask(ctx, uris)
 	if err != nil {
 		return err
 	}
