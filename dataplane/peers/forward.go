@@ -17,6 +17,7 @@ import (
 
 // What a proxy tells the next of a request. They mean something on the port for peers alone; clients cannot set them anywhere else.
 const (
+	headerHost   = "Sluice-Forwarded-Host"   // that the client asked for, also where HTTP/2 has another spelling of it, or none
 	headerPort   = "Sluice-Forwarded-Port"   // that the client came to
 	headerSource = "Sluice-Forwarded-Source" // the client's address and port
 	headerTLS    = "Sluice-Forwarded-Tls"    // `1` if the client spoke TLS
@@ -61,7 +62,6 @@ func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, own
 	out := (&http.Request{
 		Method: r.Method,
 		URL:    &url.URL{Scheme: "https", Host: c.address, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery},
-		Host:   r.Host,
 		Header: r.Header.Clone(),
 		Body:   &noted{Reader: bytes.NewReader(body), sent: &sent},
 		GetBody: func() (io.ReadCloser, error) { // for a connection that was closed before anything was sent
@@ -80,6 +80,10 @@ func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, own
 	for _, name := range hop {
 		delete(out.Header, name)
 	}
+	if out.Header["User-Agent"] == nil {
+		out.Header["User-Agent"] = []string{""} // net/http would make one up
+	}
+	out.Header[headerHost] = []string{r.Host}
 	out.Header[headerPort] = []string{strconv.Itoa(int(port))}
 	out.Header[headerSource] = []string{r.RemoteAddr}
 	if r.TLS != nil {
@@ -168,20 +172,22 @@ func (p *Peers) receive(w http.ResponseWriter, r *http.Request) {
 	}
 	port, err := strconv.ParseUint(r.Header.Get(headerPort), 10, 16)
 	source, addrErr := netip.ParseAddrPort(r.Header.Get(headerSource))
-	if err != nil || addrErr != nil {
+	if err != nil || addrErr != nil || len(r.Header[headerHost]) != 1 {
 		http.Error(w, "not a forwarded request", http.StatusBadRequest)
 		return
 	}
 	in := r.WithContext(context.WithValue(r.Context(), forwardedKey{}, peer))
-	in.RemoteAddr = source.String()
+	in.Host, in.RemoteAddr = r.Header[headerHost][0], source.String()
 	// The connection's certificate is the peer's. The client's own, if it showed one, is not taken on a peer's word.
 	in.TLS = nil
 	if r.Header.Get(headerTLS) == "1" {
 		in.TLS = &tls.ConnectionState{}
 	}
 	in.Header = r.Header.Clone()
-	for _, name := range []string{headerPort, headerSource, headerTLS} {
-		delete(in.Header, name)
+	for name := range in.Header {
+		if strings.HasPrefix(name, "Sluice-") {
+			delete(in.Header, name)
+		}
 	}
 	p.cfg.Handler(uint16(port)).ServeHTTP(w, in)
 }
