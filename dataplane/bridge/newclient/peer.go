@@ -34,6 +34,7 @@ type peer struct {
 	client client
 	header http.Header // of requests that are the proxy's own
 	who    policy.Call // in whose name these are made
+	whose  string      // the caller that begins the session
 
 	alone   bool        // it ends with its one user
 	refs    int         // guarded by b.mu
@@ -85,7 +86,7 @@ func unauthorized(resp *upstream.Response) bool {
 
 func newPeer(f *stateless, r *upstream.Request, k key, c *client) *peer {
 	s := &peer{
-		b: f.b, t: f.t, tr: f.tr, key: k, header: r.Header.Clone(), who: r.Call,
+		b: f.b, t: f.t, tr: f.tr, key: k, header: r.Header.Clone(), who: r.Call, whose: r.Whose,
 		turn: make(chan struct{}, 1), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]int{},
 	}
 	s.client = *c
@@ -130,7 +131,7 @@ func (s *peer) do(ctx context.Context, method string, body []byte, from *upstrea
 	if s.version != "" {
 		mcp.SetHeaders(h, s.version, "", "")
 	}
-	return s.tr.Do(ctx, &upstream.Request{Method: method, Header: h, Body: body, Call: who, Safe: safe})
+	return s.tr.Do(ctx, &upstream.Request{Method: method, Header: h, Body: body, Call: who, Whose: s.whose, Safe: safe})
 }
 
 // tell posts what has no answer: a notification, or a response.
