@@ -21,6 +21,8 @@ const (
 	headerPort   = "Sluice-Forwarded-Port"   // that the client came to
 	headerSource = "Sluice-Forwarded-Source" // the client's address and port
 	headerTLS    = "Sluice-Forwarded-Tls"    // `1` if the client spoke TLS
+
+	headerRefused = "Sluice-Refused" // in the answer of a port that has not served the request
 )
 
 // hop are headers of one connection (RFC 9110 §7.6.1), which HTTP/2 has not.
@@ -94,6 +96,9 @@ func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, own
 		return &ErrLost{Owner: owner, Sent: sent.Load(), Err: err}
 	}
 	defer resp.Body.Close()
+	if resp.Header[headerRefused] != nil {
+		return &ErrLost{Owner: owner, Err: fmt.Errorf("refused with status %d: see its log", resp.StatusCode)}
+	}
 	h := w.Header()
 	clear(h) // the owner says all that there is to say
 	for name, values := range resp.Header {
@@ -167,12 +172,14 @@ func (p *Peers) receive(w http.ResponseWriter, r *http.Request) {
 	peer, err := p.admitted(r.Context(), r.TLS)
 	if err != nil {
 		p.cfg.Log.Warn("peer refused", "err", err)
+		w.Header()[headerRefused] = []string{"1"}
 		http.Error(w, "not a proxy of this group", http.StatusForbidden)
 		return
 	}
 	port, err := strconv.ParseUint(r.Header.Get(headerPort), 10, 16)
 	source, addrErr := netip.ParseAddrPort(r.Header.Get(headerSource))
 	if err != nil || addrErr != nil || len(r.Header[headerHost]) != 1 {
+		w.Header()[headerRefused] = []string{"1"}
 		http.Error(w, "not a forwarded request", http.StatusBadRequest)
 		return
 	}

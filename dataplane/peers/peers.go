@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -43,6 +42,7 @@ type Peers struct {
 	cfg Config
 
 	mu      sync.Mutex // guards what is below
+	told    bool // Set was called
 	known   map[string]known
 	clients map[string]*client
 	changed chan struct{} // closed and replaced by Set
@@ -54,6 +54,9 @@ type known struct {
 	address string
 	missing time.Time // since when the control plane does not name it; zero: it does
 }
+
+// gone reports whether it is none any more, though nothing was said since.
+func (k known) gone() bool { return !k.missing.IsZero() && time.Since(k.missing) >= missingKept }
 
 // missingKept is how long a proxy is kept that the control plane does not name any more: after its restart it knows those alone that
 // have reported since.
@@ -92,11 +95,11 @@ func (p *Peers) Set(addresses map[string]string) {
 		if was.missing.IsZero() {
 			was.missing = time.Now()
 		}
-		if time.Since(was.missing) < missingKept {
+		if !was.gone() {
 			now[id] = was
 		}
 	}
-	p.known = now
+	p.told, p.known = true, now
 	for id, c := range p.clients {
 		if p.known[id].address != c.address {
 			c.rt.CloseIdleConnections() // what is under way goes on
@@ -111,7 +114,14 @@ func (p *Peers) Set(addresses map[string]string) {
 func (p *Peers) Known() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Sorted(maps.Keys(p.known))
+	var all []string
+	for id, k := range p.known {
+		if !k.gone() {
+			all = append(all, id)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // ErrUnknown says that the control plane names no such proxy, or none that can be reached.
@@ -141,7 +151,7 @@ func (p *Peers) find(ctx context.Context, id string) (*client, error) {
 
 func (p *Peers) clientLocked(id string) *client {
 	at, ok := p.known[id]
-	if !ok || p.closed {
+	if !ok || at.gone() || p.closed {
 		return nil
 	}
 	address := at.address
@@ -203,17 +213,17 @@ func (p *Peers) Close() {
 }
 
 // admitted reports whether a peer with a good certificate is one of the group as the control plane knows it now: a proxy that was
-// taken out of the fleet keeps its certificate for days. Without a control plane, certificates are all there is.
+// taken out of the fleet keeps its certificate for days. As long as the control plane has said nothing, certificates are all there is.
 func (p *Peers) admitted(ctx context.Context, state *tls.ConnectionState) (string, error) {
 	peer, err := mtls.PeerOf(*state)
 	if err != nil {
 		return "", err
 	}
 	p.mu.Lock()
-	_, known := p.known[peer.ID.Proxy]
-	none := len(p.known) == 0
+	at, known := p.known[peer.ID.Proxy]
+	told := p.told
 	p.mu.Unlock()
-	if !known && !none {
+	if told && (!known || at.gone()) {
 		if _, err := p.find(ctx, peer.ID.Proxy); err != nil {
 			return "", err
 		}
