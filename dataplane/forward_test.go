@@ -17,6 +17,7 @@ import (
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"github.com/sluicegate/sluice/dataplane/listener"
 	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/internal/mcptest"
 	"github.com/sluicegate/sluice/internal/mtls"
@@ -34,8 +35,9 @@ type group struct {
 // peerPort is a proxy's port for others.
 type peerPort struct {
 	*peers.Peers
-	addr string
-	stop func()
+	addr    string
+	stop    func()
+	serving atomic.Int64 // requests that came by it
 }
 
 // authority signs the identities of a test's proxies.
@@ -72,7 +74,14 @@ func newGroup(t testing.TB, w *world, n int) *group {
 		if err != nil {
 			t.Fatal(err)
 		}
-		port := &peerPort{addr: l.Addr().String(), Peers: peers.New(peers.Config{Identity: a.identity(t, "edge", id), Handler: p.handler, Log: slog.New(slog.DiscardHandler)})}
+		port := &peerPort{addr: l.Addr().String()}
+		port.Peers = peers.New(peers.Config{Identity: a.identity(t, "edge", id), Log: slog.New(slog.DiscardHandler), Handler: func(number uint16) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				port.serving.Add(1)
+				defer port.serving.Add(-1)
+				p.handler(number).ServeHTTP(w, r)
+			})
+		}})
 		p.parts.Peers = port.Peers
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
@@ -466,4 +475,38 @@ func countOf(t *testing.T, body string) (n int) {
 		t.Fatalf("no count in %s: %v", body, err)
 	}
 	return n
+}
+
+// A proxy that stops ends the standing streams that it forwards, so that their clients go elsewhere; the owner is none the worse for it. And
+// a client that leaves is no lost owner.
+func TestForwarderAndItsClients(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	w := behind()
+	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
+		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	g := newGroup(t, w, 2)
+	session := g.proxies[0].initialize(t, "2025-11-25")
+	sockets := listener.New(listener.Config{})
+	request := func(ctx context.Context, method, body string) <-chan struct{} {
+		r := httptest.NewRequest(method, g.proxies[1].URL, strings.NewReader(body)).WithContext(ctx)
+		r.Header = http.Header{"Accept": {"application/json, text/event-stream"}, "Content-Type": {"application/json"}, "Mcp-Session-Id": {session}}
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			g.proxies[1].handler(testPort).ServeHTTP(httptest.NewRecorder(), r)
+		}()
+		return over
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	stream := request(sockets.Context(), http.MethodGet, "")
+	call := request(ctx, http.MethodPost, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"slow","arguments":{"ms":600000}}}`)
+	waitFor(t, "both at the owner", func() bool { return g.between[0].serving.Load() == 2 })
+	sockets.Close()
+	<-stream
+	leave()
+	<-call
+	waitFor(t, "both lines", func() bool { return strings.Count(g.proxies[1].lines.String(), `"owner":"proxy-1"`) == 2 })
+	if lines := g.proxies[1].lines.String(); strings.Contains(lines, "was lost") || !strings.Contains(lines, `"outcome":"canceled"`) {
+		t.Errorf("a client that leaves is told of as\n%s", lines)
+	}
 }

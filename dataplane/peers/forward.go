@@ -196,5 +196,5 @@ func (p *Peers) receive(w http.ResponseWriter, r *http.Request) {
 			delete(in.Header, name)
 		}
 	}
-	p.cfg.Handler(uint16(port)).ServeHTTP(w, in)
+	p.serve(p.cfg.Handler(uint16(port)), w, in)
 }

@@ -28,6 +28,8 @@ type Config struct {
 	Identity *mtls.Identity
 	// Handler serves a forwarded request as the port that the client came to.
 	Handler func(port uint16) http.Handler
+	// Base is what the contexts of forwarded requests are made of. If nil, context.Background.
+	Base context.Context
 	// Refresh asks the control plane for the peers of now, without waiting: see [Peers.Set]. If nil, they come when they come.
 	Refresh func()
 	// Wait is how long a peer that is not known yet is waited for, and a connection to one that is. If zero, 900 ms: a client is told
@@ -42,11 +44,13 @@ type Peers struct {
 	cfg Config
 
 	mu      sync.Mutex // guards what is below
-	told    bool // Set was called
+	told    bool       // Set was called
 	known   map[string]known
 	clients map[string]*client
 	changed chan struct{} // closed and replaced by Set
 	closed  bool
+	serving int           // forwarded requests
+	idle    chan struct{} // closed when none is served any more; nil: nobody waits for that
 }
 
 // known is a proxy of the group.
@@ -73,6 +77,9 @@ func New(cfg Config) *Peers {
 	cfg.Wait = cmp.Or(cfg.Wait, 900*time.Millisecond)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Base == nil {
+		cfg.Base = context.Background()
 	}
 	return &Peers{cfg: cfg, known: map[string]known{}, clients: map[string]*client{}, changed: make(chan struct{})}
 }
@@ -184,6 +191,7 @@ func (p *Peers) Serve(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    128 << 10, // the client's, which were bounded there, and ours
+		BaseContext:       func(net.Listener) context.Context { return p.cfg.Base },
 		ErrorLog:          slog.NewLogLogger(p.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() {
@@ -199,6 +207,41 @@ func (p *Peers) Serve(ctx context.Context, l net.Listener) error {
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// Drain waits until no forwarded request is being served, or ctx ends. What comes meanwhile is served: a call may wait for what its
+// client answers by way of another proxy.
+func (p *Peers) Drain(ctx context.Context) {
+	p.mu.Lock()
+	if p.serving == 0 {
+		p.mu.Unlock()
+		return
+	}
+	if p.idle == nil {
+		p.idle = make(chan struct{})
+	}
+	idle := p.idle
+	p.mu.Unlock()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}
+
+// serve counts a forwarded request while it is being served.
+func (p *Peers) serve(h http.Handler, w http.ResponseWriter, r *http.Request) {
+	p.mu.Lock()
+	p.serving++
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.serving--; p.serving == 0 && p.idle != nil {
+			close(p.idle)
+			p.idle = nil
+		}
+	}()
+	h.ServeHTTP(w, r)
 }
 
 // Close ends connections to peers.

@@ -1,10 +1,13 @@
 package peers
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,3 +67,54 @@ func TestOwnerRefusesPeer(t *testing.T) {
 		t.Errorf("%v, and the client gets %d %s", err, w.Code, w.Body)
 	}
 }
+
+// Who drains waits for what others have forwarded, and not for ever.
+func TestDrain(t *testing.T) {
+	who := identities(t, "proxy-1", "proxy-2")
+	begun, release := make(chan struct{}), make(chan struct{})
+	var served atomic.Bool
+	owner := New(Config{Identity: who[0], Base: context.WithValue(context.Background(), baseKey{}, "base"), Handler: func(uint16) http.Handler {
+		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if r.Context().Value(baseKey{}) != "base" {
+				t.Error("the request's context is not made of the given one")
+			}
+			close(begun)
+			<-release
+			served.Store(true)
+		})
+	}})
+	owner.Drain(t.Context()) // nothing is there
+	peer := New(Config{Identity: who[1]})
+	peer.Set(map[string]string{"proxy-1": serve(t, owner)})
+	t.Cleanup(peer.Close)
+	answered := make(chan error, 1)
+	go func() {
+		answered <- peer.Forward(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/mcp", nil), 3000, "proxy-1", []byte("{}"))
+	}()
+	<-begun
+	drained := make(chan bool, 1)
+	go func() {
+		owner.Drain(t.Context())
+		drained <- served.Load()
+	}()
+	for waits := false; !waits; runtime.Gosched() {
+		owner.mu.Lock()
+		waits = owner.idle != nil
+		owner.mu.Unlock()
+	}
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	owner.Drain(late)
+	if served.Load() {
+		t.Error("Drain outlasts its context")
+	}
+	close(release)
+	if !<-drained {
+		t.Error("Drain ends while a request is being served")
+	}
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+}
+
+type baseKey struct{}
