@@ -129,12 +129,9 @@ func (x *exchange) postSSE(codec *session.Codec, scope session.Scope) error {
 	if err != nil {
 		return &httpError{http.StatusNotFound, "no such session: open the stream anew"}
 	}
-	control := http.NewResponseController(x.w.ResponseWriter)
-	_ = control.SetReadDeadline(time.Now().Add(x.proxy.bodyTime))
-	if x.raw, err = x.body(); err != nil {
+	if err := x.body(); err != nil {
 		return err
 	}
-	_ = control.SetReadDeadline(time.Time{})
 	if token.Owner != x.proxy.parts.ProxyID {
 		return &peers.Elsewhere{Owner: token.Owner}
 	}
