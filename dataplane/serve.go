@@ -32,13 +32,14 @@ const bodyTime = 30 * time.Second
 
 // proxy is the request path. It is safe for concurrent use.
 type proxy struct {
-	bodyTime time.Duration
-	parts    proxyParts
-	log      *slog.Logger
-	mux      *mux.Mux
-	codecs   sync.Map // tenant's name → *tenantCodec
-	streams  sync.Map // session.Nonce → *sseStream: of clients of HTTP+SSE
-	sessions session.Cache
+	bodyTime  time.Duration
+	writeTime time.Duration
+	parts     proxyParts
+	log       *slog.Logger
+	mux       *mux.Mux
+	codecs    sync.Map // tenant's name → *tenantCodec
+	streams   sync.Map // session.Nonce → *sseStream: of clients of HTTP+SSE
+	sessions  session.Cache
 }
 
 // tenantCodec is made once for the keys of a snapshot's tenant.
@@ -52,7 +53,7 @@ func handlers(parts proxyParts) func(port uint16) http.Handler { return newProxy
 
 // newProxy returns a proxy that serves what the store holds at the time of each request.
 func newProxy(parts proxyParts) *proxy {
-	p := &proxy{bodyTime: bodyTime, parts: parts, log: parts.Log}
+	p := &proxy{bodyTime: bodyTime, writeTime: writeTime, parts: parts, log: parts.Log}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -83,7 +84,7 @@ func newProxy(parts proxyParts) *proxy {
 // handler serves one port.
 func (p *proxy) handler(port uint16) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		x := exchange{proxy: p, port: port, w: answering{ResponseWriter: w}, r: r, started: time.Now()}
+		x := exchange{proxy: p, port: port, w: answering{ResponseWriter: w, limit: p.writeTime}, r: r, started: time.Now()}
 		defer x.tell()
 		if r.ContentLength != 0 {
 			// The server has no read timeout, which would end event streams; a body that never comes must end all the same, also where
@@ -466,26 +467,3 @@ func (x *exchange) outcome() string {
 	}
 	return telemetry.OutcomeOK
 }
-
-// answering remembers the status of an answer.
-type answering struct {
-	http.ResponseWriter
-	status int
-}
-
-func (a *answering) WriteHeader(status int) {
-	if a.status == 0 && status >= 200 {
-		a.status = status
-	}
-	a.ResponseWriter.WriteHeader(status)
-}
-
-func (a *answering) Write(p []byte) (int, error) {
-	if a.status == 0 {
-		a.status = http.StatusOK
-	}
-	return a.ResponseWriter.Write(p)
-}
-
-// Unwrap lets http.ResponseController find what the server's own writer can do.
-func (a *answering) Unwrap() http.ResponseWriter { return a.ResponseWriter }
