@@ -147,15 +147,6 @@ func (f *sessionsFace) subscribe(ctx context.Context, r *upstream.Request, m *mc
 	case refused == nil && !server.subscribes():
 		return refuse(http.StatusOK, m.RawID(), mcp.CodeMethodNotFound, "the target has no subscriptions"), nil
 	}
-	if refused == nil && m.Method == "resources/subscribe" {
-		no, err := f.refuses(ctx, r, m.URI.String())
-		if err != nil {
-			return nil, err
-		}
-		if no != nil {
-			return refuse(http.StatusOK, m.RawID(), no.Code, no.Message), nil
-		}
-	}
 	if !f.b.soft.subscribe(f.key(), m.URI.String(), m.Method == "resources/subscribe", f.c.Session.Expires) {
 		return refuse(http.StatusOK, m.RawID(), mcp.CodeInvalidRequest, "the session has too many subscriptions"), nil
 	}
