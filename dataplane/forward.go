@@ -1,9 +1,11 @@
 package dataplane
 
 import (
+	"context"
 	"errors"
 	"net/http"
 
+	"github.com/sluicegate/sluice/dataplane/listener"
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/peers"
 )
@@ -25,12 +27,28 @@ func (x *exchange) forward(owner string) error {
 		return lost(http.StatusServiceUnavailable, "what the request goes on with lives on another proxy of the fleet ("+owner+"), which this one cannot reach: send the request there, or begin anew")
 	}
 	x.owner = owner
-	err := x.proxy.parts.Peers.Forward(&x.w, x.r, x.port, owner, x.raw)
+	r := x.r
+	if draining := listener.Draining(r.Context()); draining != nil && r.Method == http.MethodGet { // a standing stream
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		r = r.WithContext(ctx)
+		go func() {
+			select {
+			case <-draining:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+	}
+	err := x.proxy.parts.Peers.Forward(&x.w, r, x.port, owner, x.raw)
 	gone, ok := errors.AsType[*peers.ErrLost](err)
 	if !ok {
 		return err
 	}
 	x.record.Err = err
+	if x.r.Context().Err() != nil {
+		return nil // the client has left, and the owner is not lost
+	}
 	if gone.Sent {
 		err := lost(http.StatusBadGateway, "the proxy that has what the request goes on with ("+owner+") was lost; it may have processed the request: begin anew")
 		if !gone.Begun {

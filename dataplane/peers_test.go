@@ -59,6 +59,7 @@ type eventStream struct {
 	resp *http.Response
 	msgs chan map[string]any
 	raw  chan string // id lines, as they come
+	text chan string // data that is no JSON
 }
 
 // open sends a request whose answer is an event stream; it is closed with the test, or by close.
@@ -88,7 +89,7 @@ func (p *testProxy) open(t testing.TB, method, session, body string, headers ...
 		b, _ := io.ReadAll(resp.Body)
 		t.Fatalf("%s: no stream: %d %s", method, resp.StatusCode, b)
 	}
-	s := &eventStream{resp: resp, msgs: make(chan map[string]any, 100), raw: make(chan string, 100)}
+	s := &eventStream{resp: resp, msgs: make(chan map[string]any, 100), raw: make(chan string, 100), text: make(chan string, 100)}
 	go s.read()
 	return s
 }
@@ -105,6 +106,8 @@ func (s *eventStream) read() {
 			var msg map[string]any
 			if json.Unmarshal([]byte(data), &msg) == nil {
 				s.msgs <- msg
+			} else {
+				s.text <- data
 			}
 		}
 	}

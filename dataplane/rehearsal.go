@@ -106,7 +106,7 @@ func NewRehearsal(cfg RehearsalConfig) (*Rehearsal, error) {
 // Serve sends a request through the path, as if it had come to port at a time.
 func (h *Rehearsal) Serve(port uint16, r *http.Request, at time.Time) Performance {
 	w := &recorder{header: http.Header{}}
-	x := exchange{proxy: h.proxy, port: port, w: answering{ResponseWriter: w}, r: r, started: at}
+	x := exchange{proxy: h.proxy, port: port, w: answering{ResponseWriter: w, limit: writeTime}, r: r, started: at}
 	if err := x.serve(); err != nil {
 		x.refuse(err)
 	}

@@ -97,6 +97,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	cfg.OpsAddr = cmp.Or(cfg.OpsAddr, "127.0.0.1:7072")
 	cfg.Bind = cmp.Or(cfg.Bind, "127.0.0.1")
+	cfg.Drain = cmp.Or(cfg.Drain, 30*time.Second)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -231,7 +232,12 @@ func (p *process) run(ctx context.Context) error {
 		case <-running.Done(): // something ended that must not
 		}
 		p.notReady("stopping")
+		draining, drained := context.WithTimeout(context.WithoutCancel(ctx), p.cfg.Drain)
 		p.listeners.Close()
+		if p.peers != nil {
+			p.peers.Drain(draining)
+		}
+		drained()
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		err = errors.Join(p.newClients.Close(closing), p.upstreams.Close(closing))
 		cancel()
@@ -278,7 +284,7 @@ func (p *process) start(ctx context.Context) (err error) {
 	p.store = snapshot.New(snapshot.Config{Bind: p.listeners.Bind, Disk: disk, MaxStale: p.cfg.MaxStale, Loopback: loopback(p.cfg.Bind), Log: p.cfg.Log})
 	p.store.Subscribe(p.follow)
 	if p.between != nil {
-		p.peers = peers.New(peers.Config{Identity: p.identity, Log: p.cfg.Log, Refresh: p.askForPeers,
+		p.peers = peers.New(peers.Config{Identity: p.identity, Log: p.cfg.Log, Refresh: p.askForPeers, Base: p.listeners.Context(),
 			Handler: func(port uint16) http.Handler { return handler(port) }})
 	}
 	handler = p.cfg.handlers(proxyParts{

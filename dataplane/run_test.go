@@ -5,10 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -26,6 +28,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/sluicegate/sluice/dataplane/listener"
+	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/internal/mtls"
 	fleetv1 "github.com/sluicegate/sluice/proto/gen/sluice/fleet/v1"
@@ -47,6 +51,7 @@ type controlPlane struct {
 	reports []*fleetv1.ReportRequest
 	answers []*discoveryv3.DeltaDiscoveryRequest
 	config  map[string]*xdsv1.Config // what is pushed, by name
+	peers   []*fleetv1.Peer
 }
 
 // startControlPlane listens on addr with the CA of dir.
@@ -124,7 +129,7 @@ func (c *controlPlane) Report(ctx context.Context, r *fleetv1.ReportRequest) (*f
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.reports = append(c.reports, r)
-	return &fleetv1.ReportResponse{Interval: durationpb.New(time.Second)}, nil
+	return &fleetv1.ReportResponse{Interval: durationpb.New(time.Second), Peers: c.peers, PeersVersion: fmt.Sprint(len(c.peers))}, nil
 }
 
 func (c *controlPlane) DeltaAggregatedResources(s grpc.BidiStreamingServer[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse]) error {
@@ -211,7 +216,7 @@ func startProxy(t *testing.T, cfg Config) *running {
 	cfg.OpsAddr, cfg.Name, cfg.AccessLog = "127.0.0.1:0", "p", io.Discard
 	cfg.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	// What serves is not this test's matter, but which revision does.
-	cfg.handlers = func(p proxyParts) func(uint16) http.Handler {
+	revisions := func(p proxyParts) func(uint16) http.Handler {
 		return func(port uint16) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				found, err := p.Store.Load().Route(port, r)
@@ -222,6 +227,9 @@ func startProxy(t *testing.T, cfg Config) *running {
 				json.NewEncoder(w).Encode(map[string]any{"route": found.Name, "revision": found.Tenant.Revision, "stale": found.Tenant.Stale, "proxy": p.ProxyID})
 			})
 		}
+	}
+	if cfg.handlers == nil {
+		cfg.handlers = revisions
 	}
 	go func() { r.done <- Run(ctx, cfg) }()
 	t.Cleanup(func() { r.end() })
@@ -351,6 +359,79 @@ func TestLifeOfAProxy(t *testing.T) {
 	})
 	if cp.joins != 0 {
 		t.Error("joined again with an identity on disk")
+	}
+}
+
+// TestStopDrainsForwarded: what other proxies have forwarded ends as what clients have sent: standing streams at once, calls in their time, on
+// targets that are still there.
+func TestStopDrainsForwarded(t *testing.T) {
+	cp := startControlPlane(t, t.TempDir(), "127.0.0.1:0")
+	cp.serve(freePort(t))
+	begun, stopping := make(chan struct{}, 2), make(chan struct{})
+	p := startProxy(t, Config{XDSAddr: cp.addr, JoinToken: cp.token(), DataDir: t.TempDir(), PeersAddr: "127.0.0.1:0",
+		handlers: func(parts proxyParts) func(uint16) http.Handler {
+			return func(uint16) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					begun <- struct{}{}
+					select {
+					case <-listener.Draining(r.Context()):
+					case <-r.Context().Done():
+						return
+					}
+					if r.Method == http.MethodGet {
+						return
+					}
+					<-stopping // the stream has ended
+					fmt.Fprint(w, "done")
+				})
+			}
+		}})
+	p.wait()
+	var address string
+	eventually(t, "the address for peers", func() bool {
+		cp.mu.Lock()
+		defer cp.mu.Unlock()
+		for _, r := range cp.reports {
+			address = r.GetPeersAddr()
+		}
+		return address != ""
+	})
+	identity, err := mtls.NewIdentity(t.Context(), "", func(_ context.Context, csr []byte) (mtls.Certificates, error) {
+		return cp.ca.Sign(mtls.Request{CSR: csr, ID: mtls.ID{Group: "default", Proxy: "q"}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer := peers.New(peers.Config{Identity: identity})
+	t.Cleanup(peer.Close)
+	peer.Set(map[string]string{"p": address})
+	cp.mu.Lock()
+	cp.peers = []*fleetv1.Peer{{Proxy: "q", Address: "127.0.0.1:1"}}
+	cp.mu.Unlock()
+	forward := func(method string) <-chan error {
+		over := make(chan error, 1)
+		go func() {
+			w := httptest.NewRecorder()
+			err := peer.Forward(w, httptest.NewRequest(method, "/mcp", nil), 3000, "p", nil)
+			if err == nil && method == http.MethodPost && w.Body.String() != "done" {
+				err = fmt.Errorf("%d %s", w.Code, w.Body)
+			}
+			over <- err
+		}()
+		<-begun
+		return over
+	}
+	stream, call := forward(http.MethodGet), forward(http.MethodPost)
+	p.stop()
+	if err := <-stream; err != nil {
+		t.Errorf("the stream: %v", err)
+	}
+	close(stopping)
+	if err := <-call; err != nil {
+		t.Errorf("the call: %v", err)
+	}
+	if err := p.end(); err != nil {
+		t.Error(err)
 	}
 }
 

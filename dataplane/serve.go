@@ -32,13 +32,14 @@ const bodyTime = 30 * time.Second
 
 // proxy is the request path. It is safe for concurrent use.
 type proxy struct {
-	bodyTime time.Duration
-	parts    proxyParts
-	log      *slog.Logger
-	mux      *mux.Mux
-	codecs   sync.Map // tenant's name → *tenantCodec
-	streams  sync.Map // session.Nonce → *sseStream: of clients of HTTP+SSE
-	sessions session.Cache
+	bodyTime  time.Duration
+	writeTime time.Duration
+	parts     proxyParts
+	log       *slog.Logger
+	mux       *mux.Mux
+	codecs    sync.Map // tenant's name → *tenantCodec
+	streams   sync.Map // session.Nonce → *sseStream: of clients of HTTP+SSE
+	sessions  session.Cache
 }
 
 // tenantCodec is made once for the keys of a snapshot's tenant.
@@ -52,7 +53,7 @@ func handlers(parts proxyParts) func(port uint16) http.Handler { return newProxy
 
 // newProxy returns a proxy that serves what the store holds at the time of each request.
 func newProxy(parts proxyParts) *proxy {
-	p := &proxy{bodyTime: bodyTime, parts: parts, log: parts.Log}
+	p := &proxy{bodyTime: bodyTime, writeTime: writeTime, parts: parts, log: parts.Log}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -83,8 +84,13 @@ func newProxy(parts proxyParts) *proxy {
 // handler serves one port.
 func (p *proxy) handler(port uint16) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		x := exchange{proxy: p, port: port, w: answering{ResponseWriter: w}, r: r, started: time.Now()}
+		x := exchange{proxy: p, port: port, w: answering{ResponseWriter: w, limit: p.writeTime}, r: r, started: time.Now()}
 		defer x.tell()
+		if r.ContentLength != 0 {
+			// The server has no read timeout, which would end event streams; a body that never comes must end all the same, also where
+			// nobody asks for it: net/http reads it before it answers.
+			_ = http.NewResponseController(w).SetReadDeadline(x.started.Add(p.bodyTime)) // every connection of ours can
+		}
 		err := x.serve()
 		if elsewhere, ok := errors.AsType[*peers.Elsewhere](err); ok {
 			err = x.forward(elsewhere.Owner)
@@ -257,21 +263,15 @@ func (x *exchange) read(answers ...string) error {
 			return &mcp.Error{Status: http.StatusNotAcceptable, Code: mcp.CodeInvalidRequest, Message: "Accept must list " + strings.Join(answers, " and ")}
 		}
 	}
-	// The server has no read timeout, which would end event streams; a body that never comes must end all the same.
-	control := http.NewResponseController(x.w.ResponseWriter)
-	_ = control.SetReadDeadline(time.Now().Add(x.proxy.bodyTime)) // every connection of ours can
-	body, err := x.body()
-	if err != nil {
-		return err // the deadline stays: what is left of the body is not waited for either
+	if err := x.body(); err != nil {
+		return err
 	}
-	_ = control.SetReadDeadline(time.Time{})
-	x.raw = body
-	msg, err := mcp.Scan(body, mcp.Limits{Bytes: maxBody})
+	msg, err := mcp.Scan(x.raw, mcp.Limits{Bytes: maxBody})
 	if err != nil {
 		return err
 	}
 	if msg.Kind == mcp.Batch {
-		if x.batch, err = mcp.ScanBatch(body, mcp.Limits{Bytes: maxBody}); err != nil {
+		if x.batch, err = mcp.ScanBatch(x.raw, mcp.Limits{Bytes: maxBody}); err != nil {
 			return err
 		}
 	}
@@ -279,8 +279,16 @@ func (x *exchange) read(answers ...string) error {
 	return nil
 }
 
-// body reads into one buffer of the right size, where the client says how long it is.
-func (x *exchange) body() ([]byte, error) {
+// body reads all of it into raw. After an error the deadline stays: what is left of the body is not waited for either.
+func (x *exchange) body() (err error) {
+	if x.raw, err = x.readBody(); err == nil {
+		_ = http.NewResponseController(x.w.ResponseWriter).SetReadDeadline(time.Time{})
+	}
+	return err
+}
+
+// readBody reads into one buffer of the right size, where the client says how long it is.
+func (x *exchange) readBody() ([]byte, error) {
 	tooLarge := &mcp.Error{Status: http.StatusRequestEntityTooLarge, Code: mcp.CodeInvalidRequest, Message: "the body is larger than 16 MiB"}
 	if x.r.ContentLength > maxBody {
 		return nil, tooLarge
@@ -459,26 +467,3 @@ func (x *exchange) outcome() string {
 	}
 	return telemetry.OutcomeOK
 }
-
-// answering remembers the status of an answer.
-type answering struct {
-	http.ResponseWriter
-	status int
-}
-
-func (a *answering) WriteHeader(status int) {
-	if a.status == 0 && status >= 200 {
-		a.status = status
-	}
-	a.ResponseWriter.WriteHeader(status)
-}
-
-func (a *answering) Write(p []byte) (int, error) {
-	if a.status == 0 {
-		a.status = http.StatusOK
-	}
-	return a.ResponseWriter.Write(p)
-}
-
-// Unwrap lets http.ResponseController find what the server's own writer can do.
-func (a *answering) Unwrap() http.ResponseWriter { return a.ResponseWriter }

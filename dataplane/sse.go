@@ -31,6 +31,7 @@ const (
 
 // sseStream is the stream of one client.
 type sseStream struct {
+	scope session.Scope   // of its client
 	ctx   context.Context // ends with the stream
 	posts chan struct{}   // one for each message that is being served
 
@@ -82,7 +83,7 @@ func (x *exchange) openSSE(codec *session.Codec, scope session.Scope) error {
 	ctx, cancel := context.WithCancel(x.r.Context())
 	defer cancel()
 	id := session.NewNonce()
-	s := &sseStream{ctx: ctx, posts: make(chan struct{}, maxPosts), last: time.Now(), events: mcp.NewEventWriter(&x.w, http.NewResponseController(&x.w).Flush)}
+	s := &sseStream{scope: scope, ctx: ctx, posts: make(chan struct{}, maxPosts), last: time.Now(), events: mcp.NewEventWriter(&x.w, http.NewResponseController(&x.w).Flush)}
 	x.proxy.streams.Store(id, s)
 	defer x.proxy.streams.Delete(id)
 	h := x.w.Header()
@@ -128,20 +129,17 @@ func (x *exchange) postSSE(codec *session.Codec, scope session.Scope) error {
 	if err != nil {
 		return &httpError{http.StatusNotFound, "no such session: open the stream anew"}
 	}
-	control := http.NewResponseController(x.w.ResponseWriter)
-	_ = control.SetReadDeadline(time.Now().Add(x.proxy.bodyTime))
-	if x.raw, err = x.body(); err != nil {
+	if err := x.body(); err != nil {
 		return err
 	}
-	_ = control.SetReadDeadline(time.Time{})
 	if token.Owner != x.proxy.parts.ProxyID {
 		return &peers.Elsewhere{Owner: token.Owner}
 	}
-	v, ok := x.proxy.streams.Load(token.ID)
-	if !ok {
+	v, _ := x.proxy.streams.Load(token.ID)
+	s, ok := v.(*sseStream)
+	if !ok || s.scope != scope { // whose it is does not hang on the seal, which every proxy of the group can make
 		return &httpError{http.StatusNotFound, "the session's stream is closed: open it anew"}
 	}
-	s := v.(*sseStream)
 	msg, err := mcp.Scan(x.raw, mcp.Limits{Bytes: maxBody})
 	if err != nil {
 		return err

@@ -48,6 +48,8 @@ type Manager struct {
 	sockets  map[uint16]*socket
 	closed   bool
 	draining sync.WaitGroup
+
+	stopping chan struct{} // closed when Close begins
 }
 
 // socket is open from Bind on; it serves once a snapshot asks for it.
@@ -68,6 +70,11 @@ func Draining(ctx context.Context) <-chan struct{} {
 	return c
 }
 
+// Context is for requests that come in another way: they are drained when all sockets are closed for good.
+func (m *Manager) Context() context.Context {
+	return context.WithValue(context.Background(), drainKey{}, m.stopping)
+}
+
 // New returns a manager without sockets.
 func New(cfg Config) *Manager {
 	cfg.Host = cmp.Or(cfg.Host, "127.0.0.1")
@@ -75,7 +82,7 @@ func New(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Manager{cfg: cfg, sockets: map[uint16]*socket{}}
+	return &Manager{cfg: cfg, sockets: map[uint16]*socket{}, stopping: make(chan struct{})}
 }
 
 // Bind opens the socket of a port unless it is open. Connections wait in it until [Manager.Follow] has it served. It is
@@ -230,6 +237,9 @@ func (m *Manager) Addresses() []string {
 // Close closes all sockets and waits until their requests have ended, or the drain time has.
 func (m *Manager) Close() {
 	m.mu.Lock()
+	if !m.closed {
+		close(m.stopping)
+	}
 	m.closed = true
 	for port := range m.sockets {
 		m.stopLocked(port)

@@ -25,7 +25,7 @@ func (m *Mux) initialize(w http.ResponseWriter, x *Request) error {
 	ttl := x.Route.Tenant.SessionTTL
 	now := time.Now().Truncate(time.Second)
 	x.Session = &session.State{
-		Nonce:        session.NewNonce(),
+		Seed:         session.NewNonce(),
 		Version:      string(x.Verdict.Revision),
 		ClientInfo:   clientInfo(x.Message),
 		Capabilities: object(x.Message.Capabilities.Of(x.Message.Body)),
@@ -34,6 +34,7 @@ func (m *Mux) initialize(w http.ResponseWriter, x *Request) error {
 		Issued:       now,
 		Expires:      now.Add(ttl),
 	}
+	x.Session.Nonce = x.Scope.Nonce(x.Session.Seed)
 	if x.Scope.Principal == session.AnyBearer {
 		x.Session.Caller, x.Session.Subject = x.caller(), x.Principal.Subject()
 	}
@@ -247,7 +248,7 @@ func (x *Request) quit(t *snapshot.Target, leg session.Target) {
 	own.Record = &Record{}
 	h := own.header(t, leg, "", "")
 	delete(h, "Content-Type")
-	resp, err := x.transport(t, leg).Do(ctx, &upstream.Request{Method: http.MethodDelete, Header: h, Call: own.calling(t, outgoing{})})
+	resp, err := x.transport(t, leg).Do(ctx, &upstream.Request{Method: http.MethodDelete, Header: h, Whose: x.Scope.Principal, Call: own.calling(t, outgoing{})})
 	if err == nil {
 		_ = resp.Body.Close()
 	}

@@ -141,6 +141,7 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 		x.Record.Err = errNotTransparent
 		return nil, x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "target %q cannot be served: %v", t.Name, errNotTransparent)
 	}
+	r.Whose = x.Scope.Principal
 	if tr.Owned() && leg.ID != "" && x.renews(t) {
 		r.Initialize = x.initializeAgain(leg)
 	}

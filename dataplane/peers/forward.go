@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -17,9 +18,13 @@ import (
 
 // What a proxy tells the next of a request. They mean something on the port for peers alone; clients cannot set them anywhere else.
 const (
+	headerHost   = "Sluice-Forwarded-Host"   // that the client asked for, also where HTTP/2 has another spelling of it, or none
 	headerPort   = "Sluice-Forwarded-Port"   // that the client came to
 	headerSource = "Sluice-Forwarded-Source" // the client's address and port
-	headerTLS    = "Sluice-Forwarded-Tls"    // `1` if the client spoke TLS
+	headerTLS    = "Sluice-Forwarded-Tls"    // `1` if the client spoke TLS; `2` if it showed a certificate, too
+	headerName   = "Sluice-Forwarded-Name"   // the server that it asked for then (SNI)
+
+	headerRefused = "Sluice-Refused" // in the answer of a port that has not served the request
 )
 
 // hop are headers of one connection (RFC 9110 §7.6.1), which HTTP/2 has not.
@@ -61,7 +66,6 @@ func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, own
 	out := (&http.Request{
 		Method: r.Method,
 		URL:    &url.URL{Scheme: "https", Host: c.address, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery},
-		Host:   r.Host,
 		Header: r.Header.Clone(),
 		Body:   &noted{Reader: bytes.NewReader(body), sent: &sent},
 		GetBody: func() (io.ReadCloser, error) { // for a connection that was closed before anything was sent
@@ -80,16 +84,26 @@ func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, own
 	for _, name := range hop {
 		delete(out.Header, name)
 	}
+	if out.Header["User-Agent"] == nil {
+		out.Header["User-Agent"] = []string{""} // net/http would make one up
+	}
+	out.Header[headerHost] = []string{r.Host}
 	out.Header[headerPort] = []string{strconv.Itoa(int(port))}
 	out.Header[headerSource] = []string{r.RemoteAddr}
 	if r.TLS != nil {
-		out.Header[headerTLS] = []string{"1"}
+		out.Header[headerTLS], out.Header[headerName] = []string{"1"}, []string{r.TLS.ServerName}
+		if len(r.TLS.PeerCertificates) > 0 {
+			out.Header[headerTLS] = []string{"2"}
+		}
 	}
 	resp, err := c.rt.RoundTrip(out)
 	if err != nil {
 		return &ErrLost{Owner: owner, Sent: sent.Load(), Err: err}
 	}
 	defer resp.Body.Close()
+	if resp.Header[headerRefused] != nil {
+		return &ErrLost{Owner: owner, Err: fmt.Errorf("refused with status %d: see its log", resp.StatusCode)}
+	}
 	h := w.Header()
 	clear(h) // the owner says all that there is to say
 	for name, values := range resp.Header {
@@ -163,25 +177,33 @@ func (p *Peers) receive(w http.ResponseWriter, r *http.Request) {
 	peer, err := p.admitted(r.Context(), r.TLS)
 	if err != nil {
 		p.cfg.Log.Warn("peer refused", "err", err)
+		w.Header()[headerRefused] = []string{"1"}
 		http.Error(w, "not a proxy of this group", http.StatusForbidden)
 		return
 	}
 	port, err := strconv.ParseUint(r.Header.Get(headerPort), 10, 16)
 	source, addrErr := netip.ParseAddrPort(r.Header.Get(headerSource))
-	if err != nil || addrErr != nil {
+	if err != nil || addrErr != nil || len(r.Header[headerHost]) != 1 {
+		w.Header()[headerRefused] = []string{"1"}
 		http.Error(w, "not a forwarded request", http.StatusBadRequest)
 		return
 	}
 	in := r.WithContext(context.WithValue(r.Context(), forwardedKey{}, peer))
-	in.RemoteAddr = source.String()
-	// The connection's certificate is the peer's. The client's own, if it showed one, is not taken on a peer's word.
+	in.Host, in.RemoteAddr = r.Header[headerHost][0], source.String()
+	// The connection's certificate is the peer's. The client's own, if it showed one, is not taken on a peer's word: all that is known is
+	// that it is none of which this proxy knows anything.
 	in.TLS = nil
-	if r.Header.Get(headerTLS) == "1" {
-		in.TLS = &tls.ConnectionState{}
+	switch name := r.Header.Get(headerName); r.Header.Get(headerTLS) {
+	case "1":
+		in.TLS = &tls.ConnectionState{ServerName: name}
+	case "2":
+		in.TLS = &tls.ConnectionState{ServerName: name, PeerCertificates: []*x509.Certificate{{}}}
 	}
 	in.Header = r.Header.Clone()
-	for _, name := range []string{headerPort, headerSource, headerTLS} {
-		delete(in.Header, name)
+	for name := range in.Header {
+		if strings.HasPrefix(name, "Sluice-") {
+			delete(in.Header, name)
+		}
 	}
-	p.cfg.Handler(uint16(port)).ServeHTTP(w, in)
+	p.serve(p.cfg.Handler(uint16(port)), w, in)
 }

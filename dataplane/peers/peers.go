@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -29,7 +28,9 @@ type Config struct {
 	Identity *mtls.Identity
 	// Handler serves a forwarded request as the port that the client came to.
 	Handler func(port uint16) http.Handler
-	// Refresh asks the control plane for the peers of now, without waiting: see [Peers.Set]. If nil, they come when they come.
+	// Base is what the contexts of forwarded requests are made of. If nil, context.Background.
+	Base context.Context
+	// Refresh asks the control plane for the peers of now, without waiting, and not calling Set itself: see [Peers.Set]. If nil, they come when they come.
 	Refresh func()
 	// Wait is how long a peer that is not known yet is waited for, and a connection to one that is. If zero, 900 ms: a client is told
 	// within a second.
@@ -43,10 +44,14 @@ type Peers struct {
 	cfg Config
 
 	mu      sync.Mutex // guards what is below
+	told    bool       // Set was called
 	known   map[string]known
 	clients map[string]*client
 	changed chan struct{} // closed and replaced by Set
+	asked   time.Time     // when Refresh was called last
 	closed  bool
+	serving int           // forwarded requests
+	idle    chan struct{} // closed when none is served any more; nil: nobody waits for that
 }
 
 // known is a proxy of the group.
@@ -54,6 +59,9 @@ type known struct {
 	address string
 	missing time.Time // since when the control plane does not name it; zero: it does
 }
+
+// gone reports whether it is none any more, though nothing was said since.
+func (k known) gone() bool { return !k.missing.IsZero() && time.Since(k.missing) >= missingKept }
 
 // missingKept is how long a proxy is kept that the control plane does not name any more: after its restart it knows those alone that
 // have reported since.
@@ -70,6 +78,9 @@ func New(cfg Config) *Peers {
 	cfg.Wait = cmp.Or(cfg.Wait, 900*time.Millisecond)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Base == nil {
+		cfg.Base = context.Background()
 	}
 	return &Peers{cfg: cfg, known: map[string]known{}, clients: map[string]*client{}, changed: make(chan struct{})}
 }
@@ -92,11 +103,11 @@ func (p *Peers) Set(addresses map[string]string) {
 		if was.missing.IsZero() {
 			was.missing = time.Now()
 		}
-		if time.Since(was.missing) < missingKept {
+		if !was.gone() {
 			now[id] = was
 		}
 	}
-	p.known = now
+	p.told, p.known = true, now
 	for id, c := range p.clients {
 		if p.known[id].address != c.address {
 			c.rt.CloseIdleConnections() // what is under way goes on
@@ -111,28 +122,39 @@ func (p *Peers) Set(addresses map[string]string) {
 func (p *Peers) Known() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Sorted(maps.Keys(p.known))
+	var all []string
+	for id, k := range p.known {
+		if !k.gone() {
+			all = append(all, id)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // ErrUnknown says that the control plane names no such proxy, or none that can be reached.
 var ErrUnknown = errors.New("no such proxy in the group")
 
-// find returns the way to a peer, and waits a little for one that is not known yet.
+// find returns the way to a peer, and waits a little for one that is not known yet. The control plane is asked twice in that time at most,
+// however many wait: clients can come with the sessions of a proxy that is gone as often as they like.
 func (p *Peers) find(ctx context.Context, id string) (*client, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Wait)
 	defer cancel()
-	for asked := false; ; asked = true {
+	for {
 		p.mu.Lock()
 		c, changed := p.clientLocked(id), p.changed
+		again := p.cfg.Wait/2 - time.Since(p.asked)
+		if c == nil && again <= 0 && p.cfg.Refresh != nil {
+			p.asked, again = time.Now(), p.cfg.Wait/2
+			p.cfg.Refresh()
+		}
 		p.mu.Unlock()
 		if c != nil {
 			return c, nil
 		}
-		if !asked && p.cfg.Refresh != nil {
-			p.cfg.Refresh()
-		}
 		select {
 		case <-changed:
+		case <-time.After(max(again, p.cfg.Wait/10)):
 		case <-ctx.Done():
 			return nil, fmt.Errorf("proxy %s: %w", id, ErrUnknown)
 		}
@@ -141,7 +163,7 @@ func (p *Peers) find(ctx context.Context, id string) (*client, error) {
 
 func (p *Peers) clientLocked(id string) *client {
 	at, ok := p.known[id]
-	if !ok || p.closed {
+	if !ok || at.gone() || p.closed {
 		return nil
 	}
 	address := at.address
@@ -174,6 +196,7 @@ func (p *Peers) Serve(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    128 << 10, // the client's, which were bounded there, and ours
+		BaseContext:       func(net.Listener) context.Context { return p.cfg.Base },
 		ErrorLog:          slog.NewLogLogger(p.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() {
@@ -191,6 +214,41 @@ func (p *Peers) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
+// Drain waits until no forwarded request is being served, or ctx ends. What comes meanwhile is served: a call may wait for what its
+// client answers by way of another proxy.
+func (p *Peers) Drain(ctx context.Context) {
+	p.mu.Lock()
+	if p.serving == 0 {
+		p.mu.Unlock()
+		return
+	}
+	if p.idle == nil {
+		p.idle = make(chan struct{})
+	}
+	idle := p.idle
+	p.mu.Unlock()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}
+
+// serve counts a forwarded request while it is being served.
+func (p *Peers) serve(h http.Handler, w http.ResponseWriter, r *http.Request) {
+	p.mu.Lock()
+	p.serving++
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.serving--; p.serving == 0 && p.idle != nil {
+			close(p.idle)
+			p.idle = nil
+		}
+	}()
+	h.ServeHTTP(w, r)
+}
+
 // Close ends connections to peers.
 func (p *Peers) Close() {
 	p.mu.Lock()
@@ -203,17 +261,17 @@ func (p *Peers) Close() {
 }
 
 // admitted reports whether a peer with a good certificate is one of the group as the control plane knows it now: a proxy that was
-// taken out of the fleet keeps its certificate for days. Without a control plane, certificates are all there is.
+// taken out of the fleet keeps its certificate for days. As long as the control plane has said nothing, certificates are all there is.
 func (p *Peers) admitted(ctx context.Context, state *tls.ConnectionState) (string, error) {
 	peer, err := mtls.PeerOf(*state)
 	if err != nil {
 		return "", err
 	}
 	p.mu.Lock()
-	_, known := p.known[peer.ID.Proxy]
-	none := len(p.known) == 0
+	at, known := p.known[peer.ID.Proxy]
+	told := p.told
 	p.mu.Unlock()
-	if !known && !none {
+	if told && (!known || at.gone()) {
 		if _, err := p.find(ctx, peer.ID.Proxy); err != nil {
 			return "", err
 		}

@@ -2,6 +2,7 @@ package session
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
@@ -29,8 +30,21 @@ func NewNonce() (n Nonce) {
 	return n
 }
 
+// Nonce is what proxies find by what they keep for a session. It tells one from all others, and from every session of another caller:
+// who has the keys, as a proxy that was broken into has, can seal somebody else's seed for a caller of his own, but not come by
+// the same Nonce.
+func (s Scope) Nonce(seed Nonce) (n Nonce) {
+	var ad [256]byte
+	sum := sha256.Sum256(append(additional(ad[:0], kindSession, s), seed[:]...))
+	copy(n[:], sum[:])
+	return n
+}
+
 // State is what a session id holds. It never changes while the session lives: clients fail when their id does.
 type State struct {
+	// Seed is random, and sealed; see [Scope.Nonce].
+	Seed Nonce
+	// Nonce is Seed's in the scope. It is not sealed: Decode makes it.
 	Nonce Nonce
 	// Version is the protocol version of the client's leg.
 	Version string
@@ -89,7 +103,7 @@ func (c *Codec) Encode(scope Scope, s State) (string, error) {
 		flags |= flagSeveral
 	}
 	plain := make([]byte, 0, 512)
-	plain = append(plain, s.Nonce[:]...)
+	plain = append(plain, s.Seed[:]...)
 	plain = append(plain, flags)
 	plain = binary.AppendUvarint(plain, uint64(s.Issued.Unix()))
 	plain = binary.AppendUvarint(plain, uint64(s.Expires.Unix()))
@@ -125,7 +139,8 @@ func (c *Codec) Decode(scope Scope, id string) (*State, error) {
 	}
 	r := reader{rest: string(plain)}
 	s := &State{}
-	copy(s.Nonce[:], r.bytes(uint64(len(s.Nonce))))
+	copy(s.Seed[:], r.bytes(uint64(len(s.Seed))))
+	s.Nonce = scope.Nonce(s.Seed)
 	if flags := r.bytes(1); flags != "" {
 		s.Prefixed, s.Several = flags[0]&flagPrefixed != 0, flags[0]&flagSeveral != 0
 	}

@@ -28,8 +28,8 @@ func codec(t testing.TB, keys ...Key) *Codec {
 }
 
 func state() State {
-	return State{
-		Nonce:        Nonce{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16},
+	s := State{
+		Seed:         Nonce{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16},
 		Version:      "2025-11-25",
 		ClientInfo:   `{"name":"c","version":"1"}`,
 		Capabilities: `{"sampling":{}}`,
@@ -40,6 +40,8 @@ func state() State {
 		Targets:      []Target{{"a", "up-1", "2025-06-18", 0xfedcba98}, {"b", "", "2025-11-25", 0}},
 		Owner:        "edge-eu/p1",
 	}
+	s.Nonce = alice.Nonce(s.Seed)
+	return s
 }
 
 // Vectors of the C2SP specification of XAES-256-GCM.

@@ -16,21 +16,25 @@ const (
 	deadKept      = time.Minute            // a dead session's backoff is remembered
 )
 
-func newSession(s *sessions, id string) *session {
-	return &session{s: s, id: id, turn: make(chan struct{}, 1)}
+func newSession(s *sessions, id, whose string) *session {
+	return &session{s: s, id: id, whose: whose, turn: make(chan struct{}, 1)}
 }
 
-// session returns a session by id; if it is not known, a new one without a channel, where make allows it.
-func (s *sessions) session(id string, make bool) *session {
+// session returns a caller's session by id; if it is not known, a new one without a channel, where make allows it. Nil for one of
+// another caller: that ids are sealed is no reason to believe them, for each proxy of the group can seal them.
+func (s *sessions) session(id, whose string, make bool) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sn := s.byID[id]
 	if sn == nil && make && !s.closed {
-		sn = newSession(s, id)
+		sn = newSession(s, id, whose)
 		if s.shared { // it has no channel of its own that would be idle one day
 			sn.stop = time.AfterFunc(s.idle, sn.check)
 		}
 		s.byID[id] = sn
+	}
+	if sn != nil && sn.whose != whose {
+		return nil
 	}
 	if sn != nil {
 		sn.used = time.Now()
@@ -45,7 +49,7 @@ func (s *sessions) single(at **session, shared bool) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if *at == nil {
-		*at = newSession(s, "")
+		*at = newSession(s, "", "")
 		(*at).shared = shared
 	}
 	return *at
@@ -60,16 +64,17 @@ func (s *sessions) forgetEmpty(sn *session) {
 	}
 }
 
-// end ends a session for good, and reports whether there was one.
-func (s *sessions) end(id string) bool {
+// end ends a caller's session for good, and reports whether there was one.
+func (s *sessions) end(id, whose string) bool {
 	s.mu.Lock()
 	sn := s.byID[id]
+	if sn == nil || sn.whose != whose {
+		s.mu.Unlock()
+		return false
+	}
 	delete(s.byID, id)
 	one := s.one
 	s.mu.Unlock()
-	if sn == nil {
-		return false
-	}
 	if one != nil {
 		if ch := one.channel(); ch != nil {
 			ch.forget(id)

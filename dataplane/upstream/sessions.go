@@ -48,6 +48,7 @@ type sessions struct {
 type session struct {
 	s      *sessions
 	id     string
+	whose  string // Request.Whose of the one that began it
 	shared bool
 
 	turn chan struct{} // held while the channel is made; capacity 1
@@ -99,7 +100,7 @@ func (o *owned) do(ctx context.Context, r *Request) (*Response, error) {
 	id := r.Header.Get(sessionHeader)
 	switch r.Method {
 	case http.MethodDelete:
-		if !o.s.end(id) {
+		if !o.s.end(id, r.Whose) {
 			return noSession(nil), nil
 		}
 		return &Response{Status: http.StatusNoContent}, nil
@@ -149,7 +150,7 @@ func (o *owned) find(ctx context.Context, r *Request, m *mcp.Message, id string)
 	var sn *session
 	switch {
 	case id != "":
-		sn = o.s.session(id, r.Initialize != nil)
+		sn = o.s.session(id, r.Whose, r.Initialize != nil)
 	case o.s.loose:
 		sn = o.s.looseSession()
 	default:
@@ -260,7 +261,7 @@ func (o *owned) listen(ctx context.Context, r *Request, id string) (*Response, e
 // initialize makes a session. Its id is random, and handed out only if the target accepts.
 func (o *owned) initialize(ctx context.Context, r *Request, m *mcp.Message) (*Response, error) {
 	id := rand.Text()
-	sn := o.s.session(id, true)
+	sn := o.s.session(id, r.Whose, true)
 	if sn == nil {
 		return nil, &Error{Op: "start", Err: ErrClosed}
 	}
@@ -286,7 +287,7 @@ func (o *owned) initialize(ctx context.Context, r *Request, m *mcp.Message) (*Re
 		own.Sent = false // the child is gone, and the session that it was to have with it: another may begin one
 	}
 	if err != nil || ch == nil || res.Status != http.StatusOK || isRefusal(res) {
-		o.s.end(id)
+		o.s.end(id, r.Whose)
 		return res, err
 	}
 	res.Header.Set(sessionHeader, id)
@@ -298,7 +299,7 @@ func (o *owned) initializeShared(ctx context.Context, r *Request, m *mcp.Message
 	r.Initialize = r.Body
 	ch, _, res, err := sn.live(ctx, o, r)
 	if res != nil || err != nil || ch == nil {
-		o.s.end(id)
+		o.s.end(id, r.Whose)
 		return res, err
 	}
 	one := o.s.sharedSession()

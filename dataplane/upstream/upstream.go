@@ -36,6 +36,9 @@ type Request struct {
 	Body []byte
 	// Call is who calls and for what, for credentials and headers that depend on it.
 	Call policy.Call
+	// Whose is the caller that a session belongs to, e.g. session.Scope's Principal: an owned transport has none of its sessions for
+	// another. "" is the anonymous one.
+	Whose string
 	// Safe says that the target may see the request twice without harm (lists, reads, pings). Only such a request
 	// is sent again when a kept connection dies before the first byte of its answer. GET and DELETE always are.
 	Safe bool

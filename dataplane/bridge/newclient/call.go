@@ -19,6 +19,7 @@ import (
 // served.
 type call struct {
 	p      *peer
+	whose  session.Scope // of the client
 	method string
 	id     []byte // as the target knows it, raw
 	key    string // of the id
@@ -56,7 +57,10 @@ const (
 
 // start sends a client's request in a session and serves its first round. The session is left when the call is over.
 func (f *stateless) start(ctx context.Context, p *peer, r *upstream.Request, m *mcp.Message, again *session.Call) (*upstream.Response, error) {
-	k := &call{p: p, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), digest: digest(m), in: make(chan item, 64), room: semaphore.NewWeighted(maxWaiting), head: make(chan struct{}), round: 1}
+	k := &call{
+		p: p, whose: f.caller.Scope, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), digest: digest(m),
+		in: make(chan item, 64), room: semaphore.NewWeighted(maxWaiting), head: make(chan struct{}), round: 1,
+	}
 	k.whole = m.Method == "tools/list" && !m.Cursor.Present()
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	id, token := k.register(m.RawID())

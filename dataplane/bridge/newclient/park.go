@@ -127,7 +127,8 @@ func (f *stateless) resume(ctx context.Context, r *upstream.Request, m *mcp.Mess
 	f.b.mu.Lock()
 	k := f.b.parked[c.ID]
 	f.b.mu.Unlock()
-	if k == nil || !k.wake(c.Round) {
+	// Every proxy of the group can seal a requestState, and one that was broken into would. So whose the call is, is looked up here.
+	if k == nil || k.whose != f.caller.Scope || !k.wake(c.Round) {
 		return over, nil
 	}
 	rd := f.round(r, m, c.Round)

@@ -33,6 +33,7 @@ type peer struct {
 	key    key
 	client client
 	voice  atomic.Pointer[voice]
+	whose  string // the caller that begins the session
 
 	alone   bool        // it ends with its one user
 	refs    int         // guarded by b.mu
@@ -118,7 +119,7 @@ func (s *peer) forgotten(resp *upstream.Response) bool {
 
 func newPeer(f *stateless, k key, c *client) *peer {
 	s := &peer{
-		b: f.b, t: f.t, tr: f.tr, key: k,
+		b: f.b, t: f.t, tr: f.tr, key: k, whose: f.caller.Scope.Principal,
 		turn: make(chan struct{}, 1), telling: make(chan struct{}, maxTelling), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]*watch{},
 	}
 	s.client = *c
@@ -158,7 +159,7 @@ func (s *peer) do(ctx context.Context, method string, body []byte, from *upstrea
 	if s.version != "" {
 		mcp.SetHeaders(h, s.version, "", "")
 	}
-	return s.tr.Do(ctx, &upstream.Request{Method: method, Header: h, Body: body, Call: who, Safe: safe})
+	return s.tr.Do(ctx, &upstream.Request{Method: method, Header: h, Body: body, Call: who, Whose: s.whose, Safe: safe})
 }
 
 // tell posts what has no answer: a notification, or a response.

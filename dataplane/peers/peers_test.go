@@ -1,0 +1,155 @@
+package peers
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A proxy that the control plane names no more is one of the group for a minute, for the control plane may just have been started anew;
+// then it is not, whether or not anything is said again, and whoever else is left.
+func TestPeerIsTakenOut(t *testing.T) {
+	who := identities(t, "proxy-1", "proxy-2")
+	state := shakeHands(t, who[1], who[0])
+	synctest.Test(t, func(t *testing.T) {
+		p := New(Config{Identity: who[0]})
+		admitted := func() bool {
+			_, err := p.admitted(t.Context(), state)
+			return err == nil
+		}
+		if !admitted() {
+			t.Error("before the control plane has said anything, a certificate does not count")
+		}
+		p.Set(map[string]string{"proxy-2": "192.0.2.1:1"})
+		if !admitted() {
+			t.Error("a proxy of the group is kept out")
+		}
+		p.Set(nil)
+		time.Sleep(missingKept / 2)
+		if !admitted() || !slices.Contains(p.Known(), "proxy-2") {
+			t.Error("a proxy that is not named is kept out at once")
+		}
+		time.Sleep(missingKept)
+		if admitted() {
+			t.Error("a proxy that was taken out is let in")
+		}
+		if got := p.Known(); len(got) > 0 {
+			t.Errorf("known are %v", got)
+		}
+		if _, err := p.find(t.Context(), "proxy-2"); !errors.Is(err, ErrUnknown) {
+			t.Errorf("the way to a proxy that was taken out: %v", err)
+		}
+		p.Set(map[string]string{"proxy-2": "192.0.2.1:1"})
+		if !admitted() {
+			t.Error("a proxy that is back is kept out")
+		}
+	})
+}
+
+// What the owner's port refuses is no answer of the owner's: the client is not told to mind its credentials.
+func TestOwnerRefusesPeer(t *testing.T) {
+	who := identities(t, "proxy-1", "proxy-2")
+	nobody := func(uint16) http.Handler { t.Error("served"); return http.NotFoundHandler() }
+	owner, peer := New(Config{Identity: who[0], Handler: nobody}), New(Config{Identity: who[1], Handler: nobody})
+	owner.Set(nil)
+	peer.Set(map[string]string{"proxy-1": serve(t, owner)})
+	t.Cleanup(peer.Close)
+	w := httptest.NewRecorder()
+	err := peer.Forward(w, httptest.NewRequest(http.MethodPost, "/mcp", nil), 3000, "proxy-1", []byte("{}"))
+	if gone := (&ErrLost{}); !errors.As(err, &gone) || gone.Sent || w.Body.Len() > 0 {
+		t.Errorf("%v, and the client gets %d %s", err, w.Code, w.Body)
+	}
+}
+
+// Who drains waits for what others have forwarded, and not for ever.
+func TestDrain(t *testing.T) {
+	who := identities(t, "proxy-1", "proxy-2")
+	begun, release := make(chan struct{}), make(chan struct{})
+	var served atomic.Bool
+	owner := New(Config{Identity: who[0], Base: context.WithValue(context.Background(), baseKey{}, "base"), Handler: func(uint16) http.Handler {
+		return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if r.Context().Value(baseKey{}) != "base" {
+				t.Error("the request's context is not made of the given one")
+			}
+			close(begun)
+			<-release
+			served.Store(true)
+		})
+	}})
+	owner.Drain(t.Context()) // nothing is there
+	peer := New(Config{Identity: who[1]})
+	peer.Set(map[string]string{"proxy-1": serve(t, owner)})
+	t.Cleanup(peer.Close)
+	answered := make(chan error, 1)
+	go func() {
+		answered <- peer.Forward(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/mcp", nil), 3000, "proxy-1", []byte("{}"))
+	}()
+	<-begun
+	drained := make(chan bool, 1)
+	go func() {
+		owner.Drain(t.Context())
+		drained <- served.Load()
+	}()
+	for waits := false; !waits; runtime.Gosched() {
+		owner.mu.Lock()
+		waits = owner.idle != nil
+		owner.mu.Unlock()
+	}
+	late, cancel := context.WithCancel(t.Context())
+	cancel()
+	owner.Drain(late)
+	if served.Load() {
+		t.Error("Drain outlasts its context")
+	}
+	close(release)
+	if !<-drained {
+		t.Error("Drain ends while a request is being served")
+	}
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+}
+
+type baseKey struct{}
+
+// However many requests are for a proxy that is gone, the control plane is asked a few times; one that comes soon is found.
+func TestRefresh(t *testing.T) {
+	who := identities(t, "proxy-1")
+	synctest.Test(t, func(t *testing.T) {
+		var asked, lost atomic.Int64
+		p := New(Config{Identity: who[0], Wait: time.Second, Refresh: func() { asked.Add(1) }})
+		for range 1000 {
+			go func() {
+				if _, err := p.find(t.Context(), "gone"); errors.Is(err, ErrUnknown) {
+					lost.Add(1)
+				}
+			}()
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		before := asked.Load()
+		if lost.Load() != 1000 || before < 20 || before > 25 {
+			t.Errorf("%d of 1000 within 10 s got no way, and the control plane was asked %d times", lost.Load(), before)
+		}
+		found := make(chan error)
+		go func() {
+			_, err := p.find(t.Context(), "soon")
+			found <- err
+		}()
+		synctest.Wait()
+		if n := asked.Load() - before; n != 1 {
+			t.Errorf("asked %d times for one that is not known", n)
+		}
+		p.Set(map[string]string{"soon": "192.0.2.1:1"})
+		if err := <-found; err != nil {
+			t.Error(err)
+		}
+	})
+}
