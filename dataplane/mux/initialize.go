@@ -257,6 +257,7 @@ func (x *Request) quit(t *snapshot.Target, leg session.Target) {
 func (m *Mux) end(w http.ResponseWriter, x *Request) error {
 	m.graves.Add(x.Session)
 	m.streams.end(x.Session.Nonce)
+	m.levels.drop(x.Session.Nonce)
 	x.each(x.HTTP.Context(), func(_ context.Context, x *Request, t *snapshot.Target) error {
 		if t.Refused != nil {
 			return nil

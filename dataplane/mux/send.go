@@ -160,6 +160,13 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 		return nil, x.unreachable(t, err)
 	}
 	x.Record.Status = resp.Status
+	if resp.Renewed && x.Session != nil { // not before the answer: a target may do one thing at a time
+		go func() {
+			ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
+			defer cancel()
+			x.sayLevel(ctx, t, leg)
+		}()
+	}
 	return resp, nil
 }
 
