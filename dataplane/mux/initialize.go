@@ -213,7 +213,7 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 	leg, hs, err := x.handshake(ctx, t, body, session.Target{})
 	refused := false
 	if err == nil && hs.msg.Error.Present() {
-		code, _ := errorCode(hs.msg)
+		code, _ := hs.msg.ErrorCode()
 		refused = code == mcp.CodeMethodNotFound || code == mcp.CodeUnsupportedVersion || code == mcp.CodeHeaderMismatch || code == mcp.CodeInvalidRequest
 		switch hs.resp.Status { // which codes come with these differs from server to server
 		case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed:

@@ -28,7 +28,7 @@ func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
 			msg, err = x.readResponse(t, resp)
 		}
 		if err == nil && msg.Error.Present() {
-			if code, _ := errorCode(msg); code != mcp.CodeMethodNotFound {
+			if code, _ := msg.ErrorCode(); code != mcp.CodeMethodNotFound {
 				err = x.fail(http.StatusOK, mcp.CodeInternal, "target %q refused the level", t.Name)
 			}
 		}
@@ -75,7 +75,7 @@ func (x *Request) sayLevel(ctx context.Context, t *snapshot.Target, leg session.
 		msg, err = own.readMessage(t, resp, own.scanned())
 	}
 	if err == nil && msg.Error.Present() {
-		if code, _ := errorCode(msg); code == mcp.CodeMethodNotFound {
+		if code, _ := msg.ErrorCode(); code == mcp.CodeMethodNotFound {
 			return
 		}
 		err = errors.New(msg.ErrorLine())

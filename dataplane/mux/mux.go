@@ -223,6 +223,9 @@ func (m *Mux) request(w http.ResponseWriter, x *Request) error {
 	case mcp.ByTask:
 		return m.byTask(w, x)
 	case mcp.Listen:
+		if !x.stateless() {
+			return x.unknownMethod() // a session has a stream of its own
+		}
 		return m.listen(w, x)
 	}
 	return m.other(w, x)
