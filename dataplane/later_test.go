@@ -15,27 +15,27 @@ import (
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
-// behindGate is a target that is down until it is let up.
-func behindGate(t *testing.T, to string) (at string, up func()) {
+// replaced is a server in front of one, and after change of another; "" is none that is up.
+func replaced(t *testing.T, first, then string) (at string, change func()) {
 	t.Helper()
-	u, err := url.Parse(to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var open atomic.Bool
+	var to atomic.Pointer[string]
+	to.Store(&first)
 	through := &httputil.ReverseProxy{FlushInterval: -1, Rewrite: func(r *httputil.ProxyRequest) {
-		r.Out.URL = u
-		r.Out.Host = u.Host
+		u, err := url.Parse(*to.Load())
+		if err != nil {
+			panic(err)
+		}
+		r.Out.URL, r.Out.Host = u, u.Host
 	}}
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !open.Load() {
+		if *to.Load() == "" {
 			http.Error(w, "not yet", http.StatusServiceUnavailable)
 			return
 		}
 		through.ServeHTTP(w, r)
 	}))
 	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
-	return srv.URL, func() { open.Store(true) }
+	return srv.URL, func() { to.Store(&then) }
 }
 
 // A target that was down when the session began is all that the others are when it is back: what it asks reaches the client and the
@@ -46,7 +46,7 @@ func TestTargetThatComesLater(t *testing.T) {
 		"stateless": statelessOnly(t),
 	} {
 		t.Run(name, func(t *testing.T) {
-			at, up := behindGate(t, target)
+			at, up := replaced(t, "", target)
 			w := behind("late="+at, "there="+mcptest.NewServer(t, mcptest.Options{}).URL)
 			w.backend.FailureMode = xdsv1.Backend_FAILURE_MODE_FAIL_OPEN
 			cli := mcptest.Connect(t, w.start(t).URL, mcptest.ClientOptions{Version: "2025-11-25"})
@@ -89,7 +89,9 @@ func TestLevelOfASessionBegunAgain(t *testing.T) {
 	if len(levels) != 2 || !strings.Contains(levels[1], `{"level":"warning"}`) {
 		t.Errorf("the target was told of levels by %q", levels)
 	}
-	target.on("logging/setLevel", func(c *mcptest.Conn, req rawCall) { c.Answer(200, "application/json", `{"jsonrpc":"2.0","id":`+req.id+`,"error":{"code":-32602,"message":"no"}}`) })
+	target.on("logging/setLevel", func(c *mcptest.Conn, req rawCall) {
+		c.Answer(200, "application/json", `{"jsonrpc":"2.0","id":`+req.id+`,"error":{"code":-32602,"message":"no"}}`)
+	})
 	if a := p.post(t, id, strings.Replace(said, "warning", "alert", 1)); !strings.Contains(a.body, "-32602") {
 		t.Fatalf("a level that the target refuses: %s", a.body)
 	}

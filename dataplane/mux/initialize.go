@@ -208,7 +208,10 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (session.Target, shook, error) {
 	stateless := session.Target{Version: string(mcp.V20260728)}
 	if x.onlyStateless(t) {
-		return x.handshake(ctx, t, body, stateless)
+		leg, hs, err := x.handshake(ctx, t, body, stateless)
+		if err == nil && !hs.msg.Error.Present() || !x.contradicted(t) {
+			return leg, hs, err
+		} // another server may stand there now
 	}
 	leg, hs, err := x.handshake(ctx, t, body, session.Target{})
 	refused := false
@@ -228,6 +231,9 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 	asked := *x
 	asked.Record = &Record{}
 	e, probeErr := asked.erasOf(ctx, t)
+	if probeErr == nil && refused && !e.have(mcp.Stateless) && x.contradicted(t) {
+		e, probeErr = asked.erasOf(ctx, t)
+	}
 	if probeErr != nil || !e.have(mcp.Stateless) || !refused && !keepsNone && e.have(mcp.Sessions) {
 		return leg, hs, err
 	}
