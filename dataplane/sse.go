@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ const (
 type sseStream struct {
 	scope session.Scope   // of its client
 	ctx   context.Context // ends with the stream
-	posts chan struct{}   // one for each message that is being served
+	end   context.CancelFunc
+	posts chan struct{} // one for each message that is being served
 
 	mu      sync.Mutex       // guards what is below
 	events  *mcp.EventWriter // to the client
@@ -74,16 +76,23 @@ func (x *exchange) serveSSE() error {
 
 // openSSE holds the stream until its client leaves; the session ends with it.
 func (x *exchange) openSSE(codec *session.Codec, scope session.Scope) error {
+	asking := &mux.Request{HTTP: x.r, Start: x.started, Port: x.port, Route: x.route, Principal: x.principal, Record: &x.record}
 	if t := x.route.Transparent(); t != nil { // the stream itself has no place for a 401
 		x.backend = x.route.Backends[0]
-		if err := x.proxy.mux.Admits(&mux.Request{HTTP: x.r, Start: x.started, Port: x.port, Route: x.route, Backend: x.backend, Principal: x.principal, Record: &x.record}, t); err != nil {
+		asking.Backend = x.backend
+		if err := x.proxy.mux.Admits(asking, t); err != nil {
 			return err
 		}
 	}
+	release, err := x.proxy.mux.Hold(asking)
+	if err != nil {
+		return err
+	}
+	defer release()
 	ctx, cancel := context.WithCancel(x.r.Context())
 	defer cancel()
 	id := session.NewNonce()
-	s := &sseStream{scope: scope, ctx: ctx, posts: make(chan struct{}, maxPosts), last: time.Now(), events: mcp.NewEventWriter(&x.w, http.NewResponseController(&x.w).Flush)}
+	s := &sseStream{scope: scope, ctx: ctx, end: cancel, posts: make(chan struct{}, maxPosts), last: time.Now(), events: mcp.NewEventWriter(&x.w, http.NewResponseController(&x.w).Flush)}
 	x.proxy.streams.Store(id, s)
 	defer x.proxy.streams.Delete(id)
 	h := x.w.Header()
@@ -157,7 +166,7 @@ func (x *exchange) postSSE(codec *session.Codec, scope session.Scope) error {
 		defer func() { <-s.posts }()
 		s.serve(handler, inner, &msg)
 		if msg.Method == "notifications/initialized" {
-			s.follow(handler, x.inner(s.ctx, s, http.MethodGet, nil))
+			s.follow(handler, x.inner(s.ctx, s, http.MethodPost, nil))
 		}
 	}
 	if msg.Kind == mcp.Notification {
@@ -198,30 +207,83 @@ func (x *exchange) inner(ctx context.Context, s *sseStream, method string, body 
 	return r
 }
 
-// serve has a message answered into the stream.
+// serve has a message answered into the stream. A target that ends a stream before its response wants its client to come back
+// for it, and here the proxy is the client. Whoever asked is told in any case: to it there is no other sign that an answer broke off.
 func (s *sseStream) serve(handler http.Handler, r *http.Request, msg *mcp.Message) {
-	a := &sseAnswer{header: http.Header{}, stream: s}
-	defer func() { // as a server does: an answer that breaks off
-		if broke := recover(); broke != nil && broke != http.ErrAbortHandler {
-			panic(broke)
+	a := s.pass(handler, r, msg)
+	for lastID := a.lastID; msg.Kind == mcp.Request && !a.answered && a.refused == nil && a.status == http.StatusOK && lastID != ""; {
+		if !s.wait(a.retry) {
+			return
 		}
-	}()
-	handler.ServeHTTP(a, r)
-	if err := a.finish(); err != nil || msg.Kind != mcp.Request || a.answered {
+		a = s.pass(handler, resuming(r, lastID), msg)
+		lastID = cmp.Or(a.lastID, lastID)
+	}
+	if msg.Kind != mcp.Request || a.answered {
 		return
 	}
-	text := fmt.Sprintf("%d %s", a.status, http.StatusText(a.status))
-	if detail := strings.TrimSpace(a.buf.String()); a.status >= 400 && detail != "" && len(detail) < 1000 {
-		text = detail
+	text := "the answer ended without a response; the call may have been processed"
+	switch {
+	case a.refused != nil:
+		text = a.refused.Error()
+	case a.status >= 400:
+		text = fmt.Sprintf("%d %s", a.status, http.StatusText(a.status))
+		if detail := strings.TrimSpace(a.buf.String()); detail != "" && len(detail) < 1000 {
+			text = detail
+		}
 	}
 	_ = s.message(mcp.AppendError(nil, msg.RawID(), mcp.CodeInternal, text, nil)) // the client is gone: nobody to tell
 }
 
-// follow brings the session's standing stream into this one, once.
+// pass brings the answer to a message, or nil for the session's standing stream, into this one: whole or up to where it breaks off.
+func (s *sseStream) pass(handler http.Handler, r *http.Request, msg *mcp.Message) (a *sseAnswer) {
+	a = &sseAnswer{header: http.Header{}, stream: s, to: msg}
+	defer a.finish()
+	defer func() { // as a server does
+		broke := recover()
+		if broke != nil && broke != http.ErrAbortHandler {
+			panic(broke)
+		}
+		a.broke = broke != nil
+	}()
+	handler.ServeHTTP(a, r)
+	return a
+}
+
+// resuming is the GET of what came after an event of the answer to r, or with "" of the session's standing stream.
+func resuming(r *http.Request, lastID string) *http.Request {
+	again := r.Clone(r.Context())
+	again.Method, again.Body, again.ContentLength = http.MethodGet, http.NoBody, 0
+	again.Header.Del("Content-Type")
+	again.Header.Del(mcp.HeaderLastEventID)
+	if lastID != "" {
+		again.Header.Set(mcp.HeaderLastEventID, lastID)
+	}
+	return again
+}
+
+const (
+	refollowFirst = time.Second
+	refollowMost  = 30 * time.Second
+)
+
+// wait passes the time before a stream is opened again; false if the client has left.
+func (s *sseStream) wait(d time.Duration) bool {
+	if d <= 0 {
+		d = refollowFirst
+	}
+	select {
+	case <-time.After(min(d, refollowMost)):
+		return true
+	case <-s.ctx.Done():
+		return false
+	}
+}
+
+// follow brings the session's standing stream into this one, once. r is any request of the session.
 func (s *sseStream) follow(handler http.Handler, r *http.Request) {
 	s.mu.Lock()
-	first := !s.follows
-	s.follows = true
+	first := !s.follows && s.session != ""
+	s.follows = s.follows || first
 	s.mu.Unlock()
 	if !first {
 		return
@@ -233,8 +295,36 @@ func (s *sseStream) follow(handler http.Handler, r *http.Request) {
 	}
 	go func() {
 		defer func() { <-s.posts }()
-		s.serve(handler, r, &mcp.Message{})
+		s.refollow(handler, r)
 	}()
+}
+
+// refollow opens the standing stream again whenever it ends, as its client would: targets restart, and configurations change. With
+// the session or the caller's right to it this stream ends too, for the client to begin anew.
+func (s *sseStream) refollow(handler http.Handler, r *http.Request) {
+	wait, lastID := refollowFirst, ""
+	for {
+		began := time.Now()
+		a := s.pass(handler, resuming(r, lastID), nil)
+		switch {
+		case a.status == http.StatusMethodNotAllowed:
+			return // nobody has one
+		case a.status == http.StatusUnauthorized, a.status == http.StatusForbidden, a.status == http.StatusNotFound:
+			s.end()
+			return
+		case a.status != http.StatusOK:
+			lastID = "" // it may be what was refused
+		case a.lastID != "":
+			lastID = a.lastID
+		}
+		if time.Since(began) > wait {
+			wait = refollowFirst
+		}
+		if !s.wait(max(wait, a.retry)) {
+			return
+		}
+		wait = min(2*wait, refollowMost)
+	}
 }
 
 func (s *sseStream) message(raw []byte) error {
@@ -263,83 +353,3 @@ func (s *sseStream) alive() error {
 	}
 	return s.write(mcp.Event{IsNote: true, Comment: []byte("keep-alive")})
 }
-
-// sseAnswer is an answer of streamable HTTP on its way into a stream.
-type sseAnswer struct {
-	stream   *sseStream // nil: nobody is to know
-	header   http.Header
-	status   int
-	kind     string
-	buf      bytes.Buffer   // of what is no event stream
-	pipe     *io.PipeWriter // to what reads events
-	done     chan struct{}
-	answered bool // a message of it went into the stream
-}
-
-func (a *sseAnswer) Header() http.Header { return a.header }
-
-func (a *sseAnswer) WriteHeader(status int) {
-	if a.status != 0 || status < 200 {
-		return
-	}
-	a.status = status
-	if id := a.header.Get(mcp.HeaderSession); id != "" && a.stream != nil { // of initialize; the client goes on as soon as it reads the answer
-		a.stream.mu.Lock()
-		a.stream.session = id
-		a.stream.mu.Unlock()
-	}
-	a.kind, _, _ = strings.Cut(a.header.Get("Content-Type"), ";")
-	if a.kind != "text/event-stream" || a.stream == nil {
-		return
-	}
-	r, w := io.Pipe()
-	a.pipe, a.done = w, make(chan struct{})
-	go func() {
-		defer close(a.done)
-		events := mcp.NewEventReader(r, maxBody)
-		for {
-			ev, err := events.Next()
-			if err == nil && len(ev.Data) > 0 {
-				a.answered = true
-				err = a.stream.message(ev.Data)
-			}
-			if err != nil {
-				_ = r.CloseWithError(err) // the writer sees that nobody reads any more
-				return
-			}
-		}
-	}()
-}
-
-func (a *sseAnswer) Write(p []byte) (int, error) {
-	a.WriteHeader(http.StatusOK)
-	if a.pipe != nil {
-		return a.pipe.Write(p)
-	}
-	if a.stream == nil || a.buf.Len()+len(p) > maxBody {
-		return len(p), nil
-	}
-	return a.buf.Write(p)
-}
-
-// Flush is for http.ResponseController: events go out as they come.
-func (a *sseAnswer) Flush() { a.WriteHeader(http.StatusOK) }
-
-// SetReadDeadline is for http.ResponseController: the body is here already.
-func (a *sseAnswer) SetReadDeadline(time.Time) error { return nil }
-
-// finish sends what is one message, and waits for the end of events.
-func (a *sseAnswer) finish() error {
-	if a.pipe != nil {
-		_ = a.pipe.Close() // never fails
-		<-a.done
-		return nil
-	}
-	if a.kind == "application/json" && a.buf.Len() > 0 {
-		a.answered = true
-		return a.stream.message(a.buf.Bytes())
-	}
-	return nil
-}
-
-var _ http.Flusher = (*sseAnswer)(nil)

@@ -26,8 +26,7 @@
 // # Results and streams
 //
 // A [URIWriter] rewrites URIs at the fixed paths where MCP results hold them, while the bytes pass through;
-// it never holds more than one URI. [NewURIEventWriter] does so inside the data lines of an event stream.
-// [EventReader] and [EventWriter] are server-sent events.
+// it never holds more than one URI. [EventReader] and [EventWriter] are server-sent events.
 //
 // # Headers, eras and revisions
 //

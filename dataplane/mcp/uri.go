@@ -200,14 +200,6 @@ func (u *URIWriter) finish() error {
 	return fmt.Errorf("mcp: the message breaks off: %w", io.ErrUnexpectedEOF)
 }
 
-// restart is ready for another message.
-func (u *URIWriter) restart() {
-	u.state, u.next, u.path, u.depth = atValue, root, u.path[:0], 0
-}
-
-// fresh reports whether nothing of a message was seen.
-func (u *URIWriter) fresh() bool { return u.state == atValue && len(u.path) == 0 }
-
 // feed takes p and appends what passes to u.out.
 func (u *URIWriter) feed(p []byte) error {
 	for len(p) > 0 {

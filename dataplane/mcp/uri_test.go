@@ -120,42 +120,6 @@ func TestURIWriterHoldsLittle(t *testing.T) {
 	}
 }
 
-func TestURIsInEventStreams(t *testing.T) {
-	one := `{"result":{"contents":[{"uri":"a"}]}}`
-	for _, tt := range []struct{ name, in, want string }{
-		{"events", ": hello\nid: 1\nevent: message\ndata: " + one + "\n\ndata:" + one + "\nretry: 5\n\n", ": hello\nid: 1\nevent: message\ndata: " + strings.ReplaceAll(one, `"a"`, `"t+a"`) + "\n\ndata:" + strings.ReplaceAll(one, `"a"`, `"t+a"`) + "\nretry: 5\n\n"},
-		{"CRLF", "data: " + one + "\r\n\r\ndata: " + one + "\r\n\r\n", "data: " + strings.ReplaceAll(one, `"a"`, `"t+a"`) + "\r\n\r\ndata: " + strings.ReplaceAll(one, `"a"`, `"t+a"`) + "\r\n\r\n"},
-		{"CR", "data: " + one + "\r\rdata: " + one + "\r\r", "data: " + strings.ReplaceAll(one, `"a"`, `"t+a"`) + "\r\rdata: " + strings.ReplaceAll(one, `"a"`, `"t+a"`) + "\r\r"},
-		{"several lines", "data: {\"result\":{\"contents\":[\ndata:{\"uri\":\ndata: \"a\"}\nid: x\ndata\ndata: ]}}\n\n", "data: {\"result\":{\"contents\":[\ndata:{\"uri\":\ndata: \"t+a\"}\nid: x\ndata\ndata: ]}}\n\n"},
-		{"priming", "id: 1\ndata: \n\ndata:\n\ndata\n\n", "id: 1\ndata: \n\ndata:\n\ndata\n\n"},
-		{"byte order mark", "\ufeffdata: " + one + "\n\n", "\ufeffdata: " + strings.ReplaceAll(one, `"a"`, `"t+a"`) + "\n\n"},
-		{"other fields", "datax: " + one + "\n data: " + one + "\ndat: " + one + "\n: data: x\n\n", "datax: " + one + "\n data: " + one + "\ndat: " + one + "\n: data: x\n\n"},
-		{"scalar", "data: 5\n\ndata: 6 \ndata:\n\n", "data: 5\n\ndata: 6 \ndata:\n\n"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			for cut := range len(tt.in) + 1 {
-				var out bytes.Buffer
-				w := NewURIEventWriter(&out, prefixed)
-				for _, part := range []string{tt.in[:cut], tt.in[cut:]} {
-					if _, err := io.WriteString(w, part); err != nil {
-						t.Fatal(err)
-					}
-				}
-				if err := w.Close(); err != nil || out.String() != tt.want {
-					t.Fatalf("cut at %d: %v\n%q\nwant\n%q", cut, err, out.String(), tt.want)
-				}
-			}
-		})
-	}
-	for _, bad := range []string{"data: {\n\n", "data: {\"a\ndata: b\":1}\n\n", "data: hello\n\ndata: {}x\n\n", "data: {}\ndata: {}\n\n", "data: {"} {
-		w := NewURIEventWriter(io.Discard, prefixed)
-		w.Write([]byte(bad))
-		if w.Close() == nil {
-			t.Errorf("%q was taken", bad)
-		}
-	}
-}
-
 // rewriteDecoded is what the rewriter should do, on a decoded value.
 func rewriteDecoded(v any) any {
 	object := func(v any, f func(map[string]any)) {

@@ -149,7 +149,12 @@ func (x *Request) masks(t *snapshot.Target, kind policy.ItemKind) bool {
 	return t.Policy.Authorizes() && (kind == policy.Resource || kind == policy.Template || unsealed)
 }
 
-// masked reports whether code is one that targets use for what they do not have.
-func masked(code int) bool {
-	return slices.Contains([]int{mcp.CodeInvalidParams, mcp.CodeResourceNotFound}, code)
+// masked reports whether a response is one by which targets say that they do not have something. One whose code cannot be read, or is
+// spelled twice, may read so to some client.
+func masked(msg *mcp.Message) bool {
+	if msg.Kind != mcp.Response || !msg.Error.Present() {
+		return false
+	}
+	code, ok := msg.ErrorCode()
+	return !ok || slices.Contains([]int{mcp.CodeInvalidParams, mcp.CodeResourceNotFound}, code)
 }

@@ -2,6 +2,7 @@ package mux
 
 import (
 	"bytes"
+	"errors"
 	"net/http"
 	"sync"
 
@@ -44,7 +45,7 @@ func (m *Mux) batch(w http.ResponseWriter, x *Request) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			part := &batchWriter{out: out, header: http.Header{}}
+			part := &batchWriter{out: out, header: http.Header{}, limit: m.cfg.Limits.MaxBytes()}
 			defer func() {
 				// An answer that broke off is told as an error of its own, the others go on.
 				if r := recover(); r != nil && r != http.ErrAbortHandler {
@@ -53,7 +54,7 @@ func (m *Mux) batch(w http.ResponseWriter, x *Request) error {
 					part.buf = one.fail(http.StatusBadGateway, mcp.CodeInternal, "the answer broke off").Append(nil)
 				}
 				if one.Message.Kind == mcp.Request {
-					part.finish()
+					part.finish(one)
 				}
 			}()
 			if err := m.message(part, one); err != nil {
@@ -88,23 +89,32 @@ func (x *Request) readdressed(err error) *mcp.Error {
 type batchWriter struct {
 	out    *sink
 	header http.Header
+	limit  int // of one message
 	buf    []byte
+	over   bool // a message was longer: nothing more of the answer is taken
 }
+
+var errTooLong = errors.New("a message of the answer is too long for a batch")
 
 func (b *batchWriter) Header() http.Header { return b.header }
 func (b *batchWriter) WriteHeader(int)     {}
 func (b *batchWriter) Flush()              {}
 
 func (b *batchWriter) Write(p []byte) (int, error) {
+	if b.over = b.over || len(b.buf)+len(p) > b.limit; b.over {
+		b.buf = nil
+		return 0, errTooLong
+	}
 	b.buf = append(b.buf, p...)
 	if mcp.MediaType(b.header) != mcp.TypeStream {
 		return len(p), nil
 	}
-	for {
-		end, size := eventEnd(b.buf)
+	for looked := max(0, len(b.buf)-len(p)-3); ; looked = 0 {
+		end, size := eventEnd(b.buf[looked:])
 		if end < 0 {
 			return len(p), nil
 		}
+		end += looked
 		events := mcp.NewEventReader(bytes.NewReader(b.buf[:end+size]), 0)
 		for {
 			ev, err := events.Next()
@@ -132,7 +142,10 @@ func eventEnd(b []byte) (at, size int) {
 	return at, size
 }
 
-func (b *batchWriter) finish() {
+func (b *batchWriter) finish(x *Request) {
+	if b.over {
+		b.buf = x.fail(http.StatusBadGateway, mcp.CodeInternal, "%v: it has more than %d bytes", errTooLong, b.limit).Append(nil)
+	}
 	if mcp.MediaType(b.header) == mcp.TypeStream && !bytes.HasPrefix(b.buf, []byte("{")) {
 		return
 	}

@@ -3,7 +3,6 @@ package mux
 import (
 	"context"
 	"net/http"
-	"slices"
 	"sync"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -78,36 +77,6 @@ func (m *Mux) statelessNotification(w http.ResponseWriter, x *Request) error {
 		return accepted(w)
 	}
 	return x.forwardNotification(w, t)
-}
-
-// setLevel serves logging/setLevel: every target that logs is told. A target without logging is no error among several.
-func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
-	if t := x.alone(); t != nil {
-		return x.forward(w, t, item{lifecycle: true})
-	}
-	errs := x.eachTaken(x.HTTP.Context(), x.Backend.Targets, func(ctx context.Context, x *Request, t *snapshot.Target) error {
-		resp, err := x.send(ctx, t, outgoing{body: x.Message.Body, method: x.Message.Method, safe: true})
-		var msg *mcp.Message
-		if err == nil {
-			msg, err = x.readResponse(t, resp)
-		}
-		if err == nil && msg.Error.Present() {
-			if code, _ := errorCode(msg); code != mcp.CodeMethodNotFound {
-				err = x.fail(http.StatusOK, mcp.CodeInternal, "target %q refused the level", t.Name)
-			}
-		}
-		return err
-	})
-	logs := slices.Contains(errs, nil)
-	for _, err := range errs {
-		if err != nil && !(logs && failsOpen(x.Backend)) {
-			return err // of the first target in order that failed
-		}
-	}
-	if err := x.inCommon(w.Header()); err != nil {
-		return err
-	}
-	return x.answer(w, nil)
 }
 
 func (x *Request) order(t *snapshot.Target) int {

@@ -248,10 +248,16 @@ func (x *Request) asked(msg *mcp.Message) (*snapshot.Target, *session.Target, []
 	if sealed, ok := mcp.Unquote(msg.RawID()); ok && x.Codec != nil {
 		if r, err := x.Codec.OpenRequest(x.Scope, x.Session.Nonce, string(sealed)); err == nil {
 			leg := session.Target{Name: r.Target, ID: r.Session, Version: x.Session.Version}
+			t := x.target(r.Target)
 			if own, ok := x.Session.Target(r.Target); ok {
 				leg.Version = own.Version
 			}
-			return x.target(r.Target), &leg, []byte(r.ID)
+			if t != nil {
+				if own := x.known(t); own.ID == leg.ID && own.Version != "" { // begun later, perhaps through a bridge
+					leg.Version = own.Version
+				}
+			}
+			return t, &leg, []byte(r.ID)
 		}
 	}
 	for _, t := range x.Backend.Targets {

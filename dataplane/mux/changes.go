@@ -69,10 +69,10 @@ func (s *streams) addListen(x *Request, out *sink, cancel context.CancelCauseFun
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open, s.held, s.drains = map[*openStream]struct{}{}, map[string]int{}, map[<-chan struct{}]bool{}
+		s.open, s.drains = map[*openStream]struct{}{}, map[<-chan struct{}]bool{}
 	}
 	s.open[o] = struct{}{}
-	s.held[x.Route.Tenant.Name]++
+	s.holdLocked(x.Route.Tenant.Name)
 	o.expire = time.AfterFunc(x.lifetime(), func() { cancel(errExpired) })
 	if now := s.latest; now != nil && now.Tenant(x.Route.Tenant.Name) != x.Route.Tenant {
 		go o.changed(now) // it changed after the request looked
@@ -101,21 +101,52 @@ func (s *streams) remove(o *openStream) {
 	defer s.mu.Unlock()
 	o.expire.Stop()
 	delete(s.open, o)
-	if tenant := o.x.Route.Tenant.Name; s.held[tenant] > 1 {
-		s.held[tenant]--
-	} else {
-		delete(s.held, tenant)
-	}
+	s.releaseLocked(o.x.Route.Tenant.Name)
 }
 
 // room refuses one stream too many.
 func (s *streams) room(x *Request) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.roomLocked(x)
+}
+
+func (s *streams) roomLocked(x *Request) error {
 	if s.held[x.Route.Tenant.Name] < maxStreams {
 		return nil
 	}
 	return &Error{x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "too many open streams on this proxy"), retryAfter("10")}
+}
+
+// Hold counts a stream of x's tenant that another than the Mux serves, until it is released; the error refuses one too many.
+func (m *Mux) Hold(x *Request) (release func(), err error) {
+	s, tenant := &m.streams, x.Route.Tenant.Name
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.roomLocked(x); err != nil {
+		return nil, err
+	}
+	s.holdLocked(tenant)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.releaseLocked(tenant)
+	}, nil
+}
+
+func (s *streams) holdLocked(tenant string) {
+	if s.held == nil {
+		s.held = map[string]int{}
+	}
+	s.held[tenant]++
+}
+
+func (s *streams) releaseLocked(tenant string) {
+	if s.held[tenant] > 1 {
+		s.held[tenant]--
+	} else {
+		delete(s.held, tenant)
+	}
 }
 
 // lifetime is how long a stream may be open: no longer than what the caller showed for it is good.

@@ -154,12 +154,16 @@ func (x *Request) onlyStateless(t *snapshot.Target) bool {
 	return ok && e.sessionless
 }
 
-// contradicted forgets what a target was found to speak, after an answer that no MCP server of that era gives.
-func (x *Request) contradicted(t *snapshot.Target) {
+// contradicted forgets what a target was found to speak, after an answer that no MCP server of that era gives; false if that is
+// believed all the same, for now or because it is configured.
+func (x *Request) contradicted(t *snapshot.Target) bool {
 	key := x.eraKey(t)
-	if e, ok := x.mux.eras.get(key); ok && time.Since(e.probed) > reprobe {
-		x.mux.eras.drop(key)
+	e, ok := x.mux.eras.get(key)
+	if !ok || time.Since(e.probed) <= reprobe {
+		return false
 	}
+	x.mux.eras.drop(key)
+	return true
 }
 
 var discoverProbe = []byte(`{"jsonrpc":"2.0","id":"sluice-probe","method":"server/discover","params":{"_meta":{` +

@@ -209,12 +209,15 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (session.Target, shook, error) {
 	stateless := session.Target{Version: string(mcp.V20260728)}
 	if x.onlyStateless(t) {
-		return x.handshake(ctx, t, body, stateless)
+		leg, hs, err := x.handshake(ctx, t, body, stateless)
+		if err == nil && !hs.msg.Error.Present() || !x.contradicted(t) {
+			return leg, hs, err
+		} // another server may stand there now
 	}
 	leg, hs, err := x.handshake(ctx, t, body, session.Target{})
 	refused := false
 	if err == nil && hs.msg.Error.Present() {
-		code, _ := errorCode(hs.msg)
+		code, _ := hs.msg.ErrorCode()
 		refused = code == mcp.CodeMethodNotFound || code == mcp.CodeUnsupportedVersion || code == mcp.CodeHeaderMismatch || code == mcp.CodeInvalidRequest
 		switch hs.resp.Status { // which codes come with these differs from server to server
 		case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed:
@@ -229,6 +232,9 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 	asked := *x
 	asked.Record = &Record{}
 	e, probeErr := asked.erasOf(ctx, t)
+	if probeErr == nil && refused && !e.have(mcp.Stateless) && x.contradicted(t) {
+		e, probeErr = asked.erasOf(ctx, t)
+	}
 	if probeErr != nil || !e.have(mcp.Stateless) || !refused && !keepsNone && e.have(mcp.Sessions) {
 		return leg, hs, err
 	}
@@ -258,6 +264,7 @@ func (x *Request) quit(t *snapshot.Target, leg session.Target) {
 func (m *Mux) end(w http.ResponseWriter, x *Request) error {
 	m.graves.Add(x.Session)
 	m.streams.end(x.Session.Nonce)
+	m.levels.drop(x.Session.Nonce)
 	x.each(x.HTTP.Context(), func(_ context.Context, x *Request, t *snapshot.Target) error {
 		if t.Refused != nil {
 			return nil

@@ -72,6 +72,7 @@ func (x *Request) begin(ctx context.Context, t *snapshot.Target) (session.Target
 			return nil, err
 		}
 		_ = resp.Body.Close()
+		x.sayLevel(ctx, t, leg)
 		return leg, nil
 	})
 	if err != nil {

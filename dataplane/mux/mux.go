@@ -51,6 +51,7 @@ type Mux struct {
 	oldclients *oldclient.Bridge
 	graves     session.Tombstones
 	soft       *lru[softKey, session.Target]
+	levels     *lru[session.Nonce, string] // what clients have said by logging/setLevel
 	eras       *lru[eraKey, eras]
 	pages      *lru[pageKey, *page]
 	catalogs   *lru[catalogKey, *catalog]
@@ -70,6 +71,7 @@ func New(cfg Config) *Mux {
 		cfg:       cfg,
 		log:       cfg.Log,
 		soft:      newLRU[softKey, session.Target](1 << 18),
+		levels:    newLRU[session.Nonce, string](1 << 18),
 		eras:      newLRU[eraKey, eras](1 << 16),
 		pages:     newLRU[pageKey, *page](128 << 20),
 		catalogs:  newLRU[catalogKey, *catalog](64 << 20),
@@ -221,6 +223,9 @@ func (m *Mux) request(w http.ResponseWriter, x *Request) error {
 	case mcp.ByTask:
 		return m.byTask(w, x)
 	case mcp.Listen:
+		if !x.stateless() {
+			return x.unknownMethod() // a session has a stream of its own
+		}
 		return m.listen(w, x)
 	}
 	return m.other(w, x)

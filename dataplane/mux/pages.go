@@ -259,7 +259,7 @@ func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, 
 	}
 	msg := f.msg
 	if msg.Error.Present() {
-		if code, _ := errorCode(msg); x.alone() == nil && (code == mcp.CodeMethodNotFound || list == mcp.Tasks && cursor == nil && refusesMethod(code)) {
+		if code, _ := msg.ErrorCode(); x.alone() == nil && (code == mcp.CodeMethodNotFound || list == mcp.Tasks && cursor == nil && refusesMethod(code)) {
 			f.page = &page{result: []byte("{}")}
 		}
 		return f, nil

@@ -3,7 +3,6 @@ package mux
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -239,10 +238,8 @@ func (x *Request) mask(resp *upstream.Response) error {
 	}
 	if len(first) > 0 && len(first) < maxErrorPage {
 		msg, err := mcp.Scan(first, x.mux.cfg.Limits)
-		if err == nil && msg.Kind == mcp.Response && msg.Error.Present() {
-			if code, ok := errorCode(&msg); ok && masked(code) {
-				return x.notFound(x.item.kind, x.item.shown)
-			}
+		if err == nil && masked(&msg) {
+			return x.notFound(x.item.kind, x.item.shown)
 		}
 	}
 	resp.Body = struct {
@@ -250,18 +247,6 @@ func (x *Request) mask(resp *upstream.Response) error {
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(head), resp.Body), resp.Body}
 	return nil
-}
-
-// errorCode is the code of an error response.
-func errorCode(msg *mcp.Message) (code int, ok bool) {
-	if msg.Kind != mcp.Response || !msg.Error.Present() {
-		return 0, false
-	}
-	var e struct{ Code *int }
-	if err := json.Unmarshal(msg.Error.Of(msg.Body), &e); err != nil || e.Code == nil {
-		return 0, false
-	}
-	return *e.Code, true
 }
 
 // relayStream passes an event stream on. A client of the session era that leaves has not cancelled: what the target
@@ -338,11 +323,9 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 	x.noteChange(t, &msg)
 	x.responded = x.responded || msg.Kind == mcp.Response
 	x.Record.Failed = x.Record.Failed || msg.Kind == mcp.Response && msg.Error.Present()
-	if msg.Kind == mcp.Response && x.masks(t, x.item.kind) {
-		if code, ok := errorCode(&msg); ok && masked(code) {
-			ev.Data = x.asError(x.notFound(x.item.kind, x.item.shown)).Append(nil)
-			return nil
-		}
+	if x.masks(t, x.item.kind) && masked(&msg) {
+		ev.Data = x.asError(x.notFound(x.item.kind, x.item.shown)).Append(nil)
+		return nil
 	}
 	if msg.Kind == mcp.Response {
 		if r := x.rewrites(t); r.URI != nil || r.Task != nil || r.Private {

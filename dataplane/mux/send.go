@@ -161,6 +161,13 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 		return nil, x.unreachable(t, err)
 	}
 	x.Record.Status = resp.Status
+	if resp.Renewed && x.Session != nil { // not before the answer: a target may do one thing at a time
+		go func() {
+			ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
+			defer cancel()
+			x.sayLevel(ctx, t, leg)
+		}()
+	}
 	return resp, nil
 }
 
@@ -236,7 +243,7 @@ func (x *Request) check(t *snapshot.Target, resp *upstream.Response) (*upstream.
 		if msg, err := mcp.Scan(bytes.TrimSpace(page), x.mux.cfg.Limits); err == nil && msg.Kind == mcp.Response {
 			resp.Body, resp.Length = io.NopCloser(bytes.NewReader(page)), int64(len(page))
 			resp.Header["Content-Type"] = typeJSON
-			if code, _ := errorCode(&msg); x.stateless() && (code == mcp.CodeUnsupportedVersion || !msg.ID.Present()) {
+			if code, _ := msg.ErrorCode(); x.stateless() && (code == mcp.CodeUnsupportedVersion || !msg.ID.Present()) {
 				x.contradicted(t) // what was sent is good 2026-07-28: another server may stand there now
 			}
 			return resp, nil
