@@ -2,7 +2,6 @@ package newclient
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"sync"
 	"time"
@@ -18,14 +17,13 @@ import (
 type call struct {
 	p      *peer
 	method string
-	id     []byte // as the target knows it, raw
-	key    string // of the id
-	token  []byte // the progress token as the target knows it, raw; nil: none
-	digest [sha256.Size]byte
+	id     []byte          // as the target knows it, raw
+	key    string          // of the id
+	token  []byte          // the progress token as the target knows it, raw; nil: none
 	whole  bool            // it lists tools from the first on
 	ctx    context.Context // of the exchange with the target
 	cancel context.CancelFunc
-	in     chan item
+	in     chan *item
 	head   chan struct{} // closed when the target begins an event stream
 
 	// What follows belongs to the round that is served, and to nobody while the call is parked.
@@ -53,7 +51,7 @@ const (
 
 // start sends a client's request in a session and serves its first round. The session is left when the call is over.
 func (f *stateless) start(ctx context.Context, p *peer, r *upstream.Request, m *mcp.Message, again *session.Call) (*upstream.Response, error) {
-	k := &call{p: p, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), digest: digest(m), in: make(chan item, 64), head: make(chan struct{}), round: 1}
+	k := &call{p: p, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), in: make(chan *item, 64), head: make(chan struct{}), round: 1}
 	k.whole = m.Method == "tools/list" && !m.Cursor.Present()
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	id := k.register(m.RawID())
