@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -150,9 +151,24 @@ func BenchmarkBridges(b *testing.B) {
 
 // The path of a call is short; what makes it longer by a third deserves a thought.
 func TestCallAllocations(t *testing.T) {
-	call := callOnce(t, 1, "echo")
-	if n := testing.AllocsPerRun(200, call); n > 40 {
-		t.Errorf("a call allocates %v times, want at most 40", n)
+	for _, tt := range []struct {
+		name         string
+		call         func()
+		times, bytes float64 // at most; the race detector doubles bytes
+	}{
+		{"in the same era", callOnce(t, 1, "echo"), 40, 20 << 10},
+		{"of a session's client, bridged", bridgedCall(t, false, "2026-07-28", nil), 110, 36 << 10},
+		{"of a stateless client, bridged", bridgedCall(t, true, "2025-11-25", sharedByCaller), 120, 40 << 10},
+	} {
+		const runs = 200
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		times := testing.AllocsPerRun(runs, tt.call)
+		runtime.ReadMemStats(&after)
+		bytes := float64(after.TotalAlloc-before.TotalAlloc) / (runs + 1) // AllocsPerRun has one to warm up
+		if times > tt.times || bytes > tt.bytes {
+			t.Errorf("a call %s allocates %v times, %v bytes; want at most %v, %v", tt.name, times, bytes, tt.times, tt.bytes)
+		}
 	}
 }
 
