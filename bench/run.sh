@@ -2,8 +2,9 @@
 # Side by side with peers, in one run, on loopback alone. Each loop is bounded in count and time.
 #
 #   bench/run.sh mcp [SCENARIOS]   the data plane against agentgateway (regular expression; default call|call-stateless|init|list-10x100)
+#   bench/run.sh bridges [SCENARIOS]   calls to targets of the other era beside calls to those of the same (default call|call-stateless|init)
 #   bench/run.sh cp  [N] [R]       the control plane against go-control-plane's linear cache: N proxies, R resources (default 1000 1000)
-#   bench/run.sh                   both
+#   bench/run.sh                   all
 #
 # What it drives is not part of this repository and is found through variables:
 #   MCPLOAD        folder of the load generator's programs: compare, load, upstream
@@ -20,12 +21,18 @@ export SLUICE="$repo/bin/sluice"
 die() { echo "bench: $*" >&2; exit 2; }
 need() { [ -n "${!1:-}" ] && [ -e "${!1}" ] || die "$1 is not set: $2"; }
 
-mcp() {
+compare() { # ENDPOINTS SCENARIOS
   need MCPLOAD "the folder of the load generator's programs (compare, load, upstream)"
-  need AGENTGATEWAY "the peer's program"
-  "$MCPLOAD/compare" -bin "$MCPLOAD" -endpoints "$here/endpoints.json" -rounds "${ROUNDS:-3}" -duration "${DURATION:-4s}" \
-    -scenarios "${1:-call|call-stateless|init|list-10x100}" -only "${ONLY:-.}" -out "$OUT/mcp.jsonl"
+  "$MCPLOAD/compare" -bin "$MCPLOAD" -endpoints "$here/$1.json" -rounds "${ROUNDS:-3}" -duration "${DURATION:-4s}" \
+    -scenarios "$2" -only "${ONLY:-.}" -out "$OUT/$1.jsonl"
 }
+
+mcp() {
+  need AGENTGATEWAY "the peer's program"
+  compare endpoints "${1:-call|call-stateless|init|list-10x100}"
+}
+
+bridges() { compare bridges "${1:-call|call-stateless|init}"; }
 
 pids=()
 cleanup() { for p in ${pids[@]+"${pids[@]}"}; do kill "$p" 2>/dev/null || true; wait "$p" 2>/dev/null || true; done; }
@@ -86,8 +93,9 @@ address() { sed -n 's/.*"'"$1"'":"\([^"]*\)".*/\1/p' "$2"; } # NAME FILE
 
 case "${1:-all}" in
   mcp) shift; mcp "$@" ;;
+  bridges) shift; bridges "$@" ;;
   cp) shift; cp_ "$@" ;;
-  all) mcp; cp_ ;;
+  all) mcp; bridges; cp_ ;;
   *) sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
 esac
 echo "results in $OUT"

@@ -6,14 +6,17 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mux"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
 	"github.com/sluicegate/sluice/internal/mcptest"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
 // instant is a target that answers at once, so that what is measured is the proxy's own path between its sockets.
@@ -29,9 +32,10 @@ func (instant) Do(context.Context, *upstream.Request) (*upstream.Response, error
 // nowhere takes an answer and keeps nothing of it.
 type nowhere struct{ header http.Header }
 
-func (n *nowhere) Header() http.Header         { return n.header }
-func (n *nowhere) WriteHeader(int)             {}
-func (n *nowhere) Write(p []byte) (int, error) { return len(p), nil }
+func (n *nowhere) Header() http.Header             { return n.header }
+func (n *nowhere) WriteHeader(int)                 {}
+func (n *nowhere) Write(p []byte) (int, error)     { return len(p), nil }
+func (n *nowhere) SetReadDeadline(time.Time) error { return nil }
 
 // callOnce prepares one call and returns what makes it.
 func callOnce(t testing.TB, targets int, tool string) func() {
@@ -67,11 +71,104 @@ func BenchmarkCall(b *testing.B) {
 	}
 }
 
+// both is an instant target that speaks either era, as it is spoken to.
+type both struct{}
+
+func (both) Owned() bool { return false }
+func (both) Do(_ context.Context, r *upstream.Request) (*upstream.Response, error) {
+	resp := &upstream.Response{Status: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}}
+	answer := `{"jsonrpc":"2.0","id":7,"result":{"content":[{"type":"text","text":"0123456789012345678901234567890123456789"}]}}`
+	switch stateless := r.Header.Get("Mcp-Protocol-Version") == "2026-07-28"; {
+	case r.Method == http.MethodDelete || bytes.Contains(r.Body, []byte(`"method":"notifications/`)):
+		resp.Status, resp.Body = http.StatusAccepted, http.NoBody
+		return resp, nil
+	case bytes.Contains(r.Body, []byte(`"method":"initialize"`)):
+		resp.Header["Mcp-Session-Id"] = []string{"0123456789abcdef0123456789abcdef"}
+		answer = `{"jsonrpc":"2.0","id":7,"result":{"protocolVersion":"2025-11-25","capabilities":{"tools":{}},"serverInfo":{"name":"both","version":"1"}}}`
+	case bytes.Contains(r.Body, []byte(`"method":"server/discover"`)):
+		answer = `{"jsonrpc":"2.0","id":7,"result":{"resultType":"complete","supportedVersions":["2026-07-28"],"capabilities":{"tools":{}},"ttlMs":600000,"cacheScope":"public"}}`
+	case bytes.Contains(r.Body, []byte(`"method":"tools/list"`)):
+		answer = `{"jsonrpc":"2.0","id":7,"result":{"tools":[{"name":"echo","inputSchema":{"type":"object"}}],"resultType":"complete","ttlMs":0,"cacheScope":"private"}}`
+	case stateless:
+		answer = `{"jsonrpc":"2.0","id":7,"result":{"resultType":"complete","content":[{"type":"text","text":"0123456789012345678901234567890123456789"}]}}`
+	}
+	resp.Body, resp.Length = io.NopCloser(strings.NewReader(answer)), int64(len(answer))
+	return resp, nil
+}
+
+// bridgedCall prepares one call of a client of an era at a target of a version.
+func bridgedCall(t testing.TB, stateless bool, version string, scope *xdsv1.SessionScope) func() {
+	w := behind("http://127.0.0.1:1/mcp")
+	w.targets[0].ProtocolVersions, w.targets[0].SessionScope = []string{version}, scope
+	p := w.start(t)
+	transport := func(*snapshot.Target) upstream.Transport { return both{} }
+	p.proxy.mux = mux.New(mux.Config{Transport: transport, ProxyID: "proxy-1"})
+	handler := p.handler(testPort)
+	header, body := http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}}, echo("echo", "hi")
+	if stateless {
+		header["Mcp-Protocol-Version"], header["Mcp-Method"], header["Mcp-Name"] = []string{"2026-07-28"}, []string{"tools/call"}, []string{"echo"}
+		body = `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"echo","arguments":{"text":"hi"},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28",` +
+			`"io.modelcontextprotocol/clientInfo":{"name":"raw","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}}}}`
+	} else {
+		header["Mcp-Session-Id"], header["Mcp-Protocol-Version"] = []string{p.initialize(t, "2025-11-25")}, []string{"2025-11-25"}
+	}
+	req := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/mcp", nil)
+	req.Header, req.ContentLength = header, int64(len(body))
+	call := func(w http.ResponseWriter) {
+		req.Body = io.NopCloser(strings.NewReader(body))
+		handler.ServeHTTP(w, req)
+	}
+	first := httptest.NewRecorder()
+	if call(first); first.Code != http.StatusOK || !strings.Contains(first.Body.String(), `"text":"0123456789`) {
+		t.Fatalf("the call is answered with %d %s", first.Code, first.Body)
+	}
+	return func() { call(&nowhere{http.Header{}}) }
+}
+
+// What a bridge costs beside a call in the target's own era, between the sockets.
+func BenchmarkBridges(b *testing.B) {
+	for _, bb := range []struct {
+		name      string
+		stateless bool
+		version   string
+		scope     *xdsv1.SessionScope
+	}{
+		{"session client/session target", false, "2025-11-25", nil},
+		{"session client/stateless target", false, "2026-07-28", nil},
+		{"stateless client/stateless target", true, "2026-07-28", nil},
+		{"stateless client/session target, shared", true, "2025-11-25", sharedByCaller},
+		{"stateless client/session target, its own each", true, "2025-11-25", nil},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			call := bridgedCall(b, bb.stateless, bb.version, bb.scope)
+			b.ReportAllocs()
+			for b.Loop() {
+				call()
+			}
+		})
+	}
+}
+
 // The path of a call is short; what makes it longer by a third deserves a thought.
 func TestCallAllocations(t *testing.T) {
-	call := callOnce(t, 1, "echo")
-	if n := testing.AllocsPerRun(200, call); n > 40 {
-		t.Errorf("a call allocates %v times, want at most 40", n)
+	for _, tt := range []struct {
+		name         string
+		call         func()
+		times, bytes float64 // at most; the race detector doubles bytes
+	}{
+		{"in the same era", callOnce(t, 1, "echo"), 40, 20 << 10},
+		{"of a session's client, bridged", bridgedCall(t, false, "2026-07-28", nil), 110, 36 << 10},
+		{"of a stateless client, bridged", bridgedCall(t, true, "2025-11-25", sharedByCaller), 120, 40 << 10},
+	} {
+		const runs = 200
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		times := testing.AllocsPerRun(runs, tt.call)
+		runtime.ReadMemStats(&after)
+		bytes := float64(after.TotalAlloc-before.TotalAlloc) / (runs + 1) // AllocsPerRun has one to warm up
+		if times > tt.times || bytes > tt.bytes {
+			t.Errorf("a call %s allocates %v times, %v bytes; want at most %v, %v", tt.name, times, bytes, tt.times, tt.bytes)
+		}
 	}
 }
 

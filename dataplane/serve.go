@@ -64,6 +64,7 @@ func newProxy(parts proxyParts) *proxy {
 		Transport:  p.parts.Transport,
 		NewClients: parts.NewClients,
 		Found:      p.parts.Found,
+		Sessions:   &p.sessions,
 		ProxyID:    parts.ProxyID,
 		Log:        p.log,
 		Limits:     mcp.Limits{Bytes: maxBody},

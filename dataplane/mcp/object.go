@@ -21,15 +21,13 @@ type object struct {
 // names are those that are read in one sort of object: at most 32.
 type names struct {
 	list   []string
-	folded map[string]string // folded name → name
-	max    int               // longest name
-	shapes [32]uint64        // by the five low bits of the first letter, which case does not change: the lengths of names
+	max    int        // longest name
+	shapes [32]uint64 // by the five low bits of the first letter, which case does not change: the lengths of names
 }
 
 func readNames(list ...string) *names {
-	n := &names{list: list, folded: map[string]string{}}
+	n := &names{list: list}
 	for _, name := range list {
-		n.folded[string(fold(nil, []byte(name)))] = name
 		n.max = max(n.max, len(name))
 		n.shapes[name[0]&31] |= 1 << (len(name) & 63)
 	}
@@ -37,7 +35,7 @@ func readNames(list ...string) *names {
 }
 
 // fold maps ASCII letters, and the two other characters that case folding takes for one, to lower case.
-func fold(dst, name []byte) []byte {
+func fold[T string | []byte](dst []byte, name T) []byte {
 	for i := 0; i < len(name); i++ {
 		c := name[i]
 		switch {
@@ -121,9 +119,12 @@ func (o *object) check(s *scanner, key []byte) string {
 		return name
 	}
 	if o.names.resembles(key) {
-		var buf [128]byte
-		if name, ok := o.names.folded[string(fold(buf[:0], key))]; ok {
-			s.refuse("%s holds %q, which some would read as %q", o.what, clip(key), name)
+		var buf, own [128]byte
+		folded := fold(buf[:0], key)
+		for _, name := range o.names.list {
+			if bytes.Equal(folded, fold(own[:0], name)) {
+				s.refuse("%s holds %q, which some would read as %q", o.what, clip(key), name)
+			}
 		}
 	}
 	if o.seen(key) {

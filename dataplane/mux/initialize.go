@@ -149,7 +149,7 @@ func (x *Request) seal(w http.ResponseWriter, legs []session.Target) error {
 	if slices.ContainsFunc(legs, bridged) { // what the session has open there is known here alone
 		x.Session.Owner = x.mux.cfg.ProxyID
 	}
-	id, err := x.Codec.Encode(x.Scope, *x.Session)
+	id, err := x.mux.cfg.Sessions.Encode(x.Codec, x.Scope, *x.Session)
 	if size, ok := errors.AsType[*session.SizeError](err); ok {
 		return x.fail(http.StatusBadRequest, mcp.CodeInternal, "initialize: %s", size.Reason)
 	} else if err != nil {

@@ -26,6 +26,8 @@ type Config struct {
 	NewClients *newclient.Bridge
 	// Found is told what a target was found to speak, newest first. May be nil.
 	Found func(*snapshot.Target, []string)
+	// Sessions takes the sessions that begin, for who opens their ids. If nil, nobody is spared that.
+	Sessions *session.Cache
 	// ProxyID names this proxy in sessions of which a part lives here alone.
 	ProxyID string
 	// Log gets what no answer tells. If nil, slog.Default().
@@ -88,6 +90,9 @@ func New(cfg Config) *Mux {
 	m.oldclients = oldclient.New(oldclient.Config{Transport: cfg.Transport, Log: m.log, Limits: cfg.Limits})
 	if m.cfg.NewClients == nil {
 		m.cfg.NewClients = newclient.New(newclient.Config{Transport: cfg.Transport, ProxyID: cfg.ProxyID, Log: m.log, Limits: cfg.Limits})
+	}
+	if m.cfg.Sessions == nil {
+		m.cfg.Sessions = &session.Cache{}
 	}
 	if m.cfg.Found == nil {
 		m.cfg.Found = func(*snapshot.Target, []string) {}

@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// Cache spares the opening of ids that were opened a moment ago: a client sends the same one with each request. The
-// zero value is ready, and safe for concurrent use.
+// Cache spares the opening of ids that were sealed or opened here a moment ago: a client sends the same one with each
+// request. The zero value is ready, and safe for concurrent use.
 //
 // It is bounded by its slots and by maxCached, and an id that it does not hold costs what it costs without it. Only what
-// opened goes in, so that strangers cannot push out what is held.
+// is good goes in, so that ids that strangers make up cannot push out what is held.
 type Cache struct {
 	seed  atomic.Pointer[maphash.Seed]
 	slots [cacheSlots]atomic.Pointer[opened]
@@ -22,7 +22,7 @@ const (
 	maxCached  = 1 << 10 // the longest id that is held: an entry takes about twice its id, so all take at most some 20 MB
 )
 
-// opened is what one id was opened to. The codec stands in it by number, lest keys outlive their codec.
+// opened is what one id opens to. The codec stands in it by number, lest keys outlive their codec.
 type opened struct {
 	codec uint64
 	scope Scope
@@ -30,12 +30,28 @@ type opened struct {
 	state *State
 }
 
+// Encode is [Codec.Encode].
+func (c *Cache) Encode(codec *Codec, scope Scope, s State) (string, error) {
+	plain, err := s.record()
+	if err != nil {
+		return "", err
+	}
+	id := codec.seal(kindSession, scope, plain)
+	if len(id) > maxCached {
+		return id, nil
+	}
+	if state, err := stateOf(scope, plain); err == nil { // not s: it may share memory with much that is no longer needed
+		c.slot(id).Store(&opened{codec: codec.serial, scope: scope, id: id, state: state})
+	}
+	return id, nil
+}
+
 // Decode is [Codec.Decode]. Requests share the State that it returns: it must not be changed.
 func (c *Cache) Decode(codec *Codec, scope Scope, id string) (*State, error) {
 	if len(id) > maxCached {
 		return codec.Decode(scope, id)
 	}
-	slot := &c.slots[maphash.String(c.hashSeed(), id)%cacheSlots]
+	slot := c.slot(id)
 	if o := slot.Load(); o != nil && o.codec == codec.serial && o.id == id && o.scope == scope {
 		if !time.Now().Before(o.state.Expires) {
 			return nil, ErrInvalid
@@ -47,6 +63,10 @@ func (c *Cache) Decode(codec *Codec, scope Scope, id string) (*State, error) {
 		slot.Store(&opened{codec: codec.serial, scope: scope, id: strings.Clone(id), state: state})
 	}
 	return state, err
+}
+
+func (c *Cache) slot(id string) *atomic.Pointer[opened] {
+	return &c.slots[maphash.String(c.hashSeed(), id)%cacheSlots]
 }
 
 func (c *Cache) hashSeed() maphash.Seed {

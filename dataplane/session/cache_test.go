@@ -77,6 +77,54 @@ func TestCacheHolds(t *testing.T) {
 	}
 }
 
+// What was sealed here is held as what it opens to.
+func TestCacheEncode(t *testing.T) {
+	c := codec(t, newKey)
+	var cache Cache
+	id, err := cache.Encode(c, alice, state())
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened, err := c.Decode(alice, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := cache.Decode(c, alice, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(opened, first); diff != "" {
+		t.Errorf("held (-opened +held):\n%s", diff)
+	}
+	mallory := alice
+	mallory.Principal = "jwt:https://idp\x00mallory"
+	if _, err := cache.Decode(c, mallory, id); !errors.Is(err, ErrInvalid) {
+		t.Errorf("another principal: %v", err)
+	}
+	large := state()
+	large.ClientInfo = strings.Repeat(" ", MaxClientSize)
+	if _, err := cache.Encode(c, alice, large); err == nil {
+		t.Error("a state that is too large was sealed")
+	}
+}
+
+// A proxy opens no id that it has just sealed.
+func TestCacheSparesOpening(t *testing.T) {
+	c := codec(t, newKey)
+	var cache Cache
+	id, err := cache.Encode(c, alice, state())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		if _, err := cache.Decode(c, alice, id); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("opening it allocates %v times", n)
+	}
+}
+
 func TestCacheExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := codec(t, newKey)

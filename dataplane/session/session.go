@@ -92,8 +92,17 @@ func (e *SizeError) Error() string { return e.Reason }
 
 // Encode seals a session's state into its id, or returns a [*SizeError].
 func (c *Codec) Encode(scope Scope, s State) (string, error) {
+	plain, err := s.record()
+	if err != nil {
+		return "", err
+	}
+	return c.seal(kindSession, scope, plain), nil
+}
+
+// record is what is sealed, unless that is too large.
+func (s *State) record() ([]byte, error) {
 	if n := len(s.ClientInfo) + len(s.Capabilities); n > MaxClientSize {
-		return "", &SizeError{fmt.Sprintf("clientInfo and capabilities take %d bytes; a session holds at most %d", n, MaxClientSize)}
+		return nil, &SizeError{fmt.Sprintf("clientInfo and capabilities take %d bytes; a session holds at most %d", n, MaxClientSize)}
 	}
 	flags := byte(0)
 	if s.Prefixed {
@@ -122,9 +131,9 @@ func (c *Codec) Encode(scope Scope, s State) (string, error) {
 		plain = appendString(appendString(plain, s.Caller), s.Subject)
 	}
 	if n := base64.RawURLEncoding.EncodedLen(len(plain) + overhead); n > MaxIDSize {
-		return "", &SizeError{fmt.Sprintf("the session ids of %d targets make a session id of %d bytes; the limit is %d: serve fewer session-era targets at one endpoint", len(s.Targets), n, MaxIDSize)}
+		return nil, &SizeError{fmt.Sprintf("the session ids of %d targets make a session id of %d bytes; the limit is %d: serve fewer session-era targets at one endpoint", len(s.Targets), n, MaxIDSize)}
 	}
-	return c.seal(kindSession, scope, plain), nil
+	return plain, nil
 }
 
 // Decode returns the state that id was made from, or [ErrInvalid]: an id is good in its own scope alone, and until it
@@ -137,7 +146,12 @@ func (c *Codec) Decode(scope Scope, id string) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := reader{rest: string(plain)}
+	return stateOf(scope, plain)
+}
+
+// stateOf reads a record of a scope, whose session must not have expired.
+func stateOf(scope Scope, record []byte) (*State, error) {
+	r := reader{rest: string(record)}
 	s := &State{}
 	copy(s.Seed[:], r.bytes(uint64(len(s.Seed))))
 	s.Nonce = scope.Nonce(s.Seed)

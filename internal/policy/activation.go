@@ -206,12 +206,12 @@ func (a *activation) readArguments() ref.Val {
 		a.invalid = fmt.Errorf("arguments: more than the %d bytes that a policy reads", maxArgumentsSize)
 		return types.WrapErr(a.invalid)
 	}
-	m, err := decodeObject(a.call.Arguments, a.names)
+	m, err := decodeForRules(a.call.Arguments, a.names)
 	if err != nil {
 		a.invalid = fmt.Errorf("arguments: %w", err)
 		return types.WrapErr(a.invalid)
 	}
-	return toCEL(m)
+	return m
 }
 
 // hasAnnotations: null is what some servers write for none.
@@ -224,12 +224,11 @@ func (a *activation) getAnnotations() (any, error) {
 		if !a.hasAnnotations() {
 			return nil, errors.New("mcp.tool.annotations: the target has listed none")
 		}
-		m, err := decodeObject(a.call.Annotations, nil)
+		m, err := decodeForRules(a.call.Annotations, nil)
 		if err != nil {
-			a.annotations = types.WrapErr(fmt.Errorf("mcp.tool.annotations: %w", err))
-		} else {
-			a.annotations = toCEL(m)
+			m = types.WrapErr(fmt.Errorf("mcp.tool.annotations: %w", err))
 		}
+		a.annotations = m
 	}
 	return a.annotations, nil
 }

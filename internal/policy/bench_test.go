@@ -21,6 +21,7 @@ import (
 
 	"github.com/sluicegate/sluice/internal/guard"
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
 // BenchmarkKinds is what each kind of policy costs one call, by its YAML name: docs/performance.md has the table. What a
@@ -83,16 +84,20 @@ func benchmarkAuthorization(b *testing.B) {
 	admitted("ten rules, an item of a list", mustTarget(b, tenRules), one, (*Target).AdmitList)
 	path := toolCall("echo", `{"path":"/tmp/a","tags":["a","b"],"n":1}`)
 	admitted("two rules over arguments", mustTarget(b, authz(allow("mcp.tool.arguments.path.startsWith('/tmp/')"), deny("mcp.tool.arguments.tags.exists(t, t == 'x')"))), path, (*Target).Admit)
-	var ten []*policyv1.AuthorizationRule
-	for i := range 9 {
-		ten = append(ten, deny(fmt.Sprintf("mcp.tool.arguments.path.startsWith('/secret%d/')", i)))
-	}
-	admitted("ten rules over arguments", mustTarget(b, authz(append(ten, allow("'a' in mcp.tool.arguments.tags"))...)), path, (*Target).Admit)
+	admitted("ten rules over arguments", mustTarget(b, tenRulesOverArguments()), path, (*Target).Admit)
 	large := toolCall("echo", `{"path":"/tmp/a","text":"`+strings.Repeat("0123456789", 1000)+`"}`)
 	admitted("a rule over arguments of 10 KiB", mustTarget(b, authz(allow("mcp.tool.arguments.path.startsWith('/tmp/')"))), large, (*Target).Admit)
 	hint := toolCall("echo", `{}`)
 	hint.Annotations = []byte(`{"readOnlyHint":true,"title":"Echo"}`)
 	admitted("a rule over annotations", mustTarget(b, authz(allow("mcp.tool.annotations.readOnlyHint"))), hint, (*Target).Admit)
+}
+
+func tenRulesOverArguments() *xdsv1.EffectivePolicy {
+	var ten []*policyv1.AuthorizationRule
+	for i := range 9 {
+		ten = append(ten, deny(fmt.Sprintf("mcp.tool.arguments.path.startsWith('/secret%d/')", i)))
+	}
+	return authz(append(ten, allow("'a' in mcp.tool.arguments.tags"))...)
 }
 
 func benchmarkBackendAuth(b *testing.B) {

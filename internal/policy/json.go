@@ -5,9 +5,13 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"github.com/google/cel-go/common/types"
+	"github.com/google/cel-go/common/types/ref"
 )
 
 const maxJSONDepth = 64
@@ -37,7 +41,32 @@ func (n *readNames) disguises(key string) bool {
 // two parsers could differ in what they see: a key given twice, or one that names disguises, invalid
 // UTF-8, a lone surrogate, a number beyond float64, trailing bytes.
 func decodeObject(data []byte, names *readNames) (map[string]any, error) {
-	p := parser{data: data, names: names}
+	p := parser{data: string(data), names: names} // one copy, which all strings share
+	v, err := p.whole()
+	if err != nil {
+		return nil, err
+	}
+	return v.(map[string]any), nil
+}
+
+// decodeForRules is decodeObject as toCEL would have it, without making it twice.
+func decodeForRules(data []byte, names *readNames) (ref.Val, error) {
+	p := parser{data: string(data), names: names, forRules: true}
+	v, err := p.whole()
+	if err != nil {
+		return nil, err
+	}
+	return v.(ref.Val), nil
+}
+
+type parser struct {
+	data     string
+	pos      int
+	names    *readNames
+	forRules bool // all values are ref.Val
+}
+
+func (p *parser) whole() (any, error) {
 	p.space()
 	if p.peek() != '{' {
 		return nil, fmt.Errorf("%w: want an object", errJSON)
@@ -47,16 +76,10 @@ func decodeObject(data []byte, names *readNames) (map[string]any, error) {
 		return nil, err
 	}
 	p.space()
-	if p.pos != len(data) {
+	if p.pos != len(p.data) {
 		return nil, p.wrong("bytes after the object")
 	}
-	return v.(map[string]any), nil
-}
-
-type parser struct {
-	data  []byte
-	pos   int
-	names *readNames
+	return v, nil
 }
 
 func (p *parser) wrong(what string) error {
@@ -90,9 +113,29 @@ func (p *parser) value(depth int) (any, error) {
 	case c == '{':
 		return p.object(depth)
 	case c == '[':
-		return p.array(depth)
+		if p.forRules {
+			list, err := array[ref.Val](p, depth)
+			return types.NewRefValList(types.DefaultTypeAdapter, list), err
+		}
+		list, err := array[any](p, depth)
+		return list, err
 	case c == '"':
-		return p.string()
+		s, err := p.string()
+		if p.forRules {
+			return types.String(s), err
+		}
+		return s, err
+	}
+	v, err := p.scalar()
+	if p.forRules {
+		v = toCEL(v)
+	}
+	return v, err
+}
+
+// scalar reads a value that is neither object, array nor string.
+func (p *parser) scalar() (any, error) {
+	switch c := p.peek(); {
 	case c == 't':
 		return true, p.literal("true")
 	case c == 'f':
@@ -106,7 +149,7 @@ func (p *parser) value(depth int) (any, error) {
 }
 
 func (p *parser) literal(word string) error {
-	if len(p.data)-p.pos < len(word) || string(p.data[p.pos:p.pos+len(word)]) != word {
+	if !strings.HasPrefix(p.data[p.pos:], word) {
 		return p.wrong("no value")
 	}
 	p.pos += len(word)
@@ -114,6 +157,14 @@ func (p *parser) literal(word string) error {
 }
 
 func (p *parser) object(depth int) (any, error) {
+	m, err := p.members(depth)
+	if err == nil && p.forRules {
+		return types.NewStringInterfaceMap(types.DefaultTypeAdapter, m), nil
+	}
+	return m, err
+}
+
+func (p *parser) members(depth int) (map[string]any, error) {
 	p.pos++ // {
 	m := map[string]any{}
 	p.space()
@@ -158,9 +209,10 @@ func (p *parser) object(depth int) (any, error) {
 	}
 }
 
-func (p *parser) array(depth int) (any, error) {
+// array reads one of T, which is what value makes.
+func array[T any](p *parser, depth int) ([]T, error) {
 	p.pos++ // [
-	list := []any{}
+	list := []T{}
 	p.space()
 	if p.peek() == ']' {
 		p.pos++
@@ -172,7 +224,8 @@ func (p *parser) array(depth int) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, v)
+		e, _ := v.(T) // null is no any, but its zero value
+		list = append(list, e)
 		p.space()
 		switch p.peek() {
 		case ',':
@@ -218,7 +271,7 @@ func (p *parser) number() (any, error) {
 			return nil, p.wrong("no number")
 		}
 	}
-	text := string(p.data[start:p.pos])
+	text := p.data[start:p.pos]
 	if integral {
 		if i, err := strconv.ParseInt(text, 10, 64); err == nil {
 			return i, nil
@@ -239,13 +292,13 @@ func (p *parser) string() (string, error) {
 		switch c := p.data[p.pos]; {
 		case c == '"':
 			s := p.data[start:p.pos]
-			if !utf8.Valid(s) {
+			if !utf8.ValidString(s) {
 				return "", p.wrong("invalid UTF-8")
 			}
 			p.pos++
-			return string(s), nil
+			return s, nil
 		case c == '\\':
-			return p.escaped(append([]byte(nil), p.data[start:p.pos]...))
+			return p.escaped([]byte(p.data[start:p.pos]))
 		case c < ' ':
 			return "", p.wrong("a control character in a string")
 		default:
@@ -316,7 +369,7 @@ func (p *parser) hex4() (rune, error) {
 		return 0, p.wrong("an unknown escape")
 	}
 	var r rune
-	for _, c := range p.data[p.pos : p.pos+4] {
+	for _, c := range []byte(p.data[p.pos : p.pos+4]) {
 		switch {
 		case '0' <= c && c <= '9':
 			c -= '0'

@@ -2,9 +2,11 @@ package policy
 
 import (
 	"encoding/json"
+	"fmt"
 	"testing"
 	"unicode/utf8"
 
+	"github.com/google/cel-go/common/types"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -29,6 +31,10 @@ func FuzzDecodeObject(f *testing.F) {
 	names.add("key")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, err := decodeObject(data, names)
+		forRules, refused := decodeForRules(data, names)
+		if fmt.Sprint(err) != fmt.Sprint(refused) {
+			t.Fatalf("%q: %v, for rules %v", data, err, refused)
+		}
 		if err != nil {
 			return
 		}
@@ -39,7 +45,9 @@ func FuzzDecodeObject(f *testing.F) {
 		if err := json.Unmarshal(data, &want); err != nil {
 			t.Fatalf("%q: encoding/json: %v", data, err)
 		}
-		toCEL(got)
+		if toCEL(got).Equal(forRules) != types.True {
+			t.Fatalf("%q: rules read %v, not %v", data, types.Format(forRules), types.Format(toCEL(got)))
+		}
 		if diff := cmp.Diff(floats(want), floats(got)); diff != "" {
 			t.Fatalf("%q (-encoding/json +got):\n%s", data, diff)
 		}

@@ -364,6 +364,18 @@ func TestTenRulesAllocateLittle(t *testing.T) {
 	}
 }
 
+// Arguments are read once for all rules, and made once.
+func TestTenRulesOverArgumentsAllocateLittle(t *testing.T) {
+	target := mustTarget(t, tenRulesOverArguments())
+	c := toolCall("echo", `{"path":"/tmp/a","tags":["a","b"],"n":1}`)
+	if v := target.Admit(c); !v.Allowed {
+		t.Fatalf("refused by %s", v.Rule)
+	}
+	if n := testing.AllocsPerRun(100, func() { target.Admit(c) }); n > 16 {
+		t.Errorf("ten rules over arguments cost %v allocations, want at most 16", n)
+	}
+}
+
 // A task of a known tool is for who may call the tool, and whom the rules do not keep from the task itself.
 func TestTaskOfTool(t *testing.T) {
 	for _, tt := range []struct {

@@ -2,7 +2,6 @@ package newclient
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"sync"
 	"time"
@@ -21,14 +20,13 @@ type call struct {
 	p      *peer
 	whose  session.Scope // of the client
 	method string
-	id     []byte // as the target knows it, raw
-	key    string // of the id
-	token  []byte // the progress token as the target knows it, raw; nil: none
-	digest [sha256.Size]byte
+	id     []byte          // as the target knows it, raw
+	key    string          // of the id
+	token  []byte          // the progress token as the target knows it, raw; nil: none
 	whole  bool            // it lists tools from the first on
 	ctx    context.Context // of the exchange with the target
 	cancel context.CancelFunc
-	in     chan item
+	in     chan *item
 	room   *semaphore.Weighted // for what waits in it, in bytes
 	head   chan struct{}       // closed when the target begins an event stream
 
@@ -58,8 +56,8 @@ const (
 // start sends a client's request in a session and serves its first round. The session is left when the call is over.
 func (f *stateless) start(ctx context.Context, p *peer, r *upstream.Request, m *mcp.Message, again *session.Call) (*upstream.Response, error) {
 	k := &call{
-		p: p, whose: f.caller.Scope, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body), digest: digest(m),
-		in: make(chan item, 64), room: semaphore.NewWeighted(maxWaiting), head: make(chan struct{}), round: 1,
+		p: p, whose: f.caller.Scope, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body),
+		in: make(chan *item, 64), room: semaphore.NewWeighted(maxWaiting), head: make(chan struct{}), round: 1,
 	}
 	k.whole = m.Method == "tools/list" && !m.Cursor.Present()
 	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))

@@ -29,11 +29,11 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 	resp, err := k.p.do(k.ctx, http.MethodPost, body, r)
 	switch {
 	case err != nil:
-		k.push(item{err: err})
+		k.push(&item{err: err})
 	case k.p.forgotten(resp) && !k.refusesMethod(resp):
 		_ = resp.Body.Close()
 		k.p.lost()
-		k.push(item{err: errLost})
+		k.push(&item{err: errLost})
 	case resp.Status < 300 && mcp.MediaType(resp.Header) == mcp.TypeStream:
 		close(k.head)
 		k.read(resp)
@@ -52,7 +52,7 @@ func (k *call) refusesMethod(resp *upstream.Response) bool {
 }
 
 // push hands over what was said; it waits for a slow client.
-func (k *call) push(it item) {
+func (k *call) push(it *item) {
 	it.held = min(int64(len(it.msg.Body)), maxWaiting)
 	if k.room.Acquire(k.ctx, it.held) != nil {
 		return
@@ -66,7 +66,7 @@ func (k *call) push(it item) {
 // readWhole reads an answer that is no stream.
 func (k *call) readWhole(resp *upstream.Response) {
 	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
-		k.push(item{page: resp})
+		k.push(&item{page: resp})
 		return
 	}
 	stop := context.AfterFunc(k.ctx, func() { _ = resp.Body.Close() })
@@ -74,27 +74,27 @@ func (k *call) readWhole(resp *upstream.Response) {
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, int64(k.p.b.cfg.Limits.MaxBytes())+1))
 	_ = resp.Body.Close()
 	if err != nil {
-		k.push(item{err: err})
+		k.push(&item{err: err})
 		return
 	}
 	m, err := mcp.Scan(bytes.TrimSpace(raw), k.p.b.cfg.Limits)
 	if err == nil && m.Kind == mcp.Response {
-		k.push(item{msg: m, resp: resp})
+		k.push(&item{msg: m, resp: resp})
 		return
 	}
 	if unknown := mcp.Methods(k.method).Routing == mcp.Unknown; unknown && resp.Status >= 400 && resp.Status < 500 && resp.Status != http.StatusTooManyRequests {
 		// No revision has the method, and the target refuses it in its own way.
 		m, _ := mcp.Scan(mcp.AppendError(nil, k.id, mcp.CodeMethodNotFound, "Method not found: "+k.method, nil), mcp.Limits{})
-		k.push(item{msg: m, resp: resp})
+		k.push(&item{msg: m, resp: resp})
 		return
 	}
 	if resp.Status < 300 { // a success without a response is none that a client could read
-		k.push(item{err: &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: errNoAnswer}})
+		k.push(&item{err: &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: errNoAnswer}})
 		return
 	}
 	page := *resp
 	page.Body, page.Length = io.NopCloser(bytes.NewReader(raw)), int64(len(raw))
-	k.push(item{page: &page})
+	k.push(&item{page: &page})
 }
 
 // maxResumes bounds how often a broken stream is taken up again.
@@ -110,7 +110,7 @@ func (k *call) read(resp *upstream.Response) {
 			return
 		}
 		if len(last) == 0 || resumes == maxResumes {
-			k.push(item{err: err})
+			k.push(&item{err: err})
 			return
 		}
 		select {
@@ -121,7 +121,7 @@ func (k *call) read(resp *upstream.Response) {
 		next, failed := k.p.resume(k.ctx, string(last))
 		if failed != nil {
 			// The target has the call: nothing that this says of the stream may read as if it could be sent again.
-			k.push(item{err: &upstream.Error{Op: "resume", Target: k.p.t.Resource, Sent: true, Err: errors.New(failed.Error())}})
+			k.push(&item{err: &upstream.Error{Op: "resume", Target: k.p.t.Resource, Sent: true, Err: errors.New(failed.Error())}})
 			return
 		}
 		resp = next
@@ -150,7 +150,7 @@ func (k *call) readStream(resp *upstream.Response, last *[]byte, wait *time.Dura
 		}
 		m, err := mcp.Scan(bytes.Clone(ev.Data), k.p.b.cfg.Limits)
 		if err != nil {
-			k.push(item{err: &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: err}})
+			k.push(&item{err: &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: err}})
 			return true, nil
 		}
 		switch m.Kind {
@@ -158,7 +158,7 @@ func (k *call) readStream(resp *upstream.Response, last *[]byte, wait *time.Dura
 			if m.ID.Present() && m.Body[m.ID.Start] != 'n' && idKey(m.RawID()) != k.key {
 				continue // it answers nothing that was asked here
 			}
-			k.push(item{msg: m})
+			k.push(&item{msg: m})
 			return true, nil
 		case mcp.Request:
 			k.asked(&m)
@@ -183,7 +183,7 @@ func (k *call) asked(m *mcp.Message) {
 		k.p.tellLater(mcp.AppendError(nil, m.RawID(), code, text, nil))
 		return
 	}
-	k.push(item{msg: *m})
+	k.push(&item{msg: *m})
 }
 
 // noted takes a notification of the target that came with this call.
@@ -194,13 +194,13 @@ func (k *call) noted(m *mcp.Message) {
 	}
 	switch m.Method {
 	case "notifications/cancelled":
-		k.push(item{msg: *m})
+		k.push(&item{msg: *m})
 		return
 	case "notifications/elicitation/complete", "notifications/tasks/status":
 		return
 	}
 	if k.isRunning() { // else nobody is there to hear it
-		k.push(item{msg: *m})
+		k.push(&item{msg: *m})
 	}
 }
 

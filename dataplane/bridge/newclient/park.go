@@ -46,7 +46,7 @@ func (k *call) ask(rd *round) event {
 	k.state = parked
 	k.round = rd.n + 1
 	k.timer = time.AfterFunc(time.Until(expires), k.expire)
-	call := session.Call{Owner: b.cfg.ProxyID, ID: k.park, Round: k.round, Target: k.p.t.Resource, Digest: k.digest, Expires: expires.Truncate(time.Second).Add(time.Second)}
+	call := session.Call{Owner: b.cfg.ProxyID, ID: k.park, Round: k.round, Target: k.p.t.Resource, Digest: digest(rd.m), Expires: expires.Truncate(time.Second).Add(time.Second)}
 	k.mu.Unlock()
 	k.giveTurn()
 
@@ -204,7 +204,7 @@ func (k *call) answer(ctx context.Context, rd *round, m *mcp.Message) error {
 
 // again seals what a retry needs that is a call of its own.
 func (k *call) again(rd *round, c session.Call) session.Call {
-	c.Target, c.Digest = k.p.t.Resource, k.digest
+	c.Target, c.Digest = k.p.t.Resource, digest(rd.m)
 	c.Expires = time.Now().Add(k.patience()).Truncate(time.Second).Add(time.Second)
 	return c
 }

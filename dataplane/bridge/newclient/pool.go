@@ -4,10 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
-	"hash"
 	"net/http"
 	"net/textproto"
+	"strconv"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -35,8 +34,8 @@ type pool struct {
 // scope is the key of a request's session. alone: nobody shares it, and the key only says for whom the target is asked.
 func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key, alone bool) {
 	k = key{digest: f.t.Digest, caps: string(c.caps), level: m.Meta.LogLevel.String()}
-	h := sha256.New()
-	field(h, f.caller.Scope.Principal)
+	var room [256]byte
+	whose := field(room[:0], f.caller.Scope.Principal)
 	scope := f.t.Config.GetSessionScope()
 	switch {
 	case scope.GetHeader() != "":
@@ -45,27 +44,31 @@ func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key
 			break
 		}
 		for _, v := range r.Call.HTTP.Header.Values(scope.GetHeader()) {
-			field(h, v)
+			whose = field(whose, v)
 		}
 	case scope.GetShare() == xdsv1.SessionScope_SHARE_NONE, scope == nil && f.caller.Scope.Principal == "":
 		alone = true
 	}
 	for _, name := range f.t.Config.GetForwardHeaders() {
-		field(h, name)
+		whose = field(whose, name)
 		for _, v := range r.Header[textproto.CanonicalMIMEHeaderKey(name)] {
-			field(h, v)
+			whose = field(whose, v)
 		}
 	}
 	if f.t.Policy.PerCaller() {
 		call := r.Call
 		call.Method, call.Kind, call.Name, call.Arguments, call.Annotations = "", policy.None, "", nil, nil
-		field(h, f.t.Policy.Varying(&call))
+		whose = field(whose, f.t.Policy.Varying(&call))
 	}
-	h.Sum(k.whose[:0])
+	k.whose = sha256.Sum256(whose)
 	return k, alone
 }
 
-func field(h hash.Hash, s string) { fmt.Fprintf(h, "%d:%s,", len(s), s) }
+// field appends one of several texts that are hashed together.
+func field[T string | []byte](dst []byte, s T) []byte {
+	dst = strconv.AppendInt(dst, int64(len(s)), 10)
+	return append(append(append(dst, ':'), s...), ',')
+}
 
 // errFull: all sessions of the target are in use.
 var errFull = errors.New("too many sessions at the target are in use")

@@ -3,7 +3,6 @@ package newclient
 import (
 	"bytes"
 	"crypto/sha256"
-	"fmt"
 	"slices"
 	"strconv"
 
@@ -53,12 +52,11 @@ func outbound(m *mcp.Message, id, token []byte, again *session.Call) ([]byte, er
 
 // digest is over what makes a request the same: method, what it is for, and its arguments, however they are written.
 func digest(m *mcp.Message) [sha256.Size]byte {
-	h := sha256.New()
-	field(h, m.Method)
-	field(h, m.Name.String())
-	field(h, m.URI.String())
-	field(h, string(canonical(nil, m.Arguments.Of(m.Body))))
-	return [sha256.Size]byte(h.Sum(nil))
+	all := field(nil, m.Method)
+	all = field(all, m.Name.Value)
+	all = field(all, m.URI.Value)
+	all = field(all, canonical(nil, m.Arguments.Of(m.Body)))
+	return sha256.Sum256(all)
 }
 
 // canonical appends a value in a form that does not depend on the order of members, on blanks or on escapes. Numbers stay
@@ -104,7 +102,7 @@ func idKey(raw []byte) string {
 		return "s" + string(text)
 	}
 	if f, err := strconv.ParseFloat(string(raw), 64); err == nil {
-		return fmt.Sprintf("n%g", f)
+		return "n" + strconv.FormatFloat(f, 'g', -1, 64)
 	}
 	return "n" + string(raw)
 }

@@ -17,6 +17,7 @@ import (
 type round struct {
 	f     *stateless
 	r     *upstream.Request
+	m     *mcp.Message
 	id    []byte // of the client's request, raw
 	token []byte // raw; nil: none
 	level string // of logs that the client asked for; "": none
@@ -24,7 +25,7 @@ type round struct {
 }
 
 func (f *stateless) round(r *upstream.Request, m *mcp.Message, n uint64) *round {
-	return &round{f: f, r: r, id: m.RawID(), token: m.Meta.ProgressToken.Of(m.Body), level: m.Meta.LogLevel.String(), n: n}
+	return &round{f: f, r: r, m: m, id: m.RawID(), token: m.Meta.ProgressToken.Of(m.Body), level: m.Meta.LogLevel.String(), n: n}
 }
 
 const (
@@ -97,7 +98,7 @@ func (k *call) next(ctx context.Context, rd *round, limit <-chan time.Time, head
 			timer = time.NewTimer(time.Until(until))
 			together = timer.C
 		}
-		var it item
+		var it *item
 		ev := event{}
 		select {
 		case it = <-k.in:
@@ -126,7 +127,7 @@ func (k *call) next(ctx context.Context, rd *round, limit <-chan time.Time, head
 }
 
 // take makes an event of what the target said; ok is false for what the client does not see, or not yet.
-func (k *call) take(rd *round, it item) (ev event, ok bool) {
+func (k *call) take(rd *round, it *item) (ev event, ok bool) {
 	k.room.Release(it.held)
 	switch {
 	case it.err != nil:
