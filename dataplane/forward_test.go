@@ -4,9 +4,17 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -509,4 +517,79 @@ func TestForwarderAndItsClients(t *testing.T) {
 	if lines := g.proxies[1].lines.String(); strings.Contains(lines, "was lost") || !strings.Contains(lines, `"outcome":"canceled"`) {
 		t.Errorf("a client that leaves is told of as\n%s", lines)
 	}
+}
+
+// A listener that wants client certificates serves what is forwarded; whose certificate it was, no proxy takes on another's word: a rule
+// that asks for it fails, one that refuses by it too.
+func TestForwardedCertificate(t *testing.T) {
+	child := mcptest.Stdio("serve")
+	for name, tt := range map[string]struct {
+		rule              *policyv1.AuthorizationRule
+		itself, byAnother bool
+	}{
+		"no rule asks": {require(`request.scheme == "https"`), true, true},
+		"require":      {require(`source.subjectCn == "ci"`), true, false},
+		"deny":         {&policyv1.AuthorizationRule{Rule: &policyv1.AuthorizationRule_Deny{Deny: `has(source.certificate) && source.subjectCn == "stolen"`}}, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cert, key := certificate(t, "mcp.example.com")
+			w := behind()
+			w.secrets = map[string]string{"cert": cert, "key": key}
+			secret := func(name string) *policyv1.Credential {
+				return &policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "default/secret/" + name}}
+			}
+			w.listener.Hostnames = []string{"mcp.example.com"}
+			w.listener.Tls = &xdsv1.ListenerTls{Cert: secret("cert"), Key: secret("key"), Root: secret("cert")}
+			w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
+				Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+			w.policies["it"] = authorization(tt.rule)
+			g := newGroup(t, w, 2)
+			caller := &x509.Certificate{Subject: pkix.Name{CommonName: "ci"}, SerialNumber: big.NewInt(1)}
+			post := func(p *testProxy, session, body string) *httptest.ResponseRecorder {
+				r := httptest.NewRequest(http.MethodPost, "https://mcp.example.com/mcp", strings.NewReader(body))
+				r.Header = http.Header{"Accept": {"application/json, text/event-stream"}, "Content-Type": {"application/json"}}
+				if session != "" {
+					r.Header.Set("Mcp-Session-Id", session)
+				}
+				r.TLS = &tls.ConnectionState{HandshakeComplete: true, ServerName: "mcp.example.com",
+					PeerCertificates: []*x509.Certificate{caller}, VerifiedChains: [][]*x509.Certificate{{caller}}}
+				a := httptest.NewRecorder()
+				p.handler(testPort).ServeHTTP(a, r)
+				return a
+			}
+			hello := post(g.proxies[0], "", `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`)
+			session := hello.Header().Get("Mcp-Session-Id")
+			if session == "" {
+				t.Fatalf("initialize: %d %s", hello.Code, hello.Body)
+			}
+			for _, c := range []struct {
+				by   *testProxy
+				want bool
+			}{{g.proxies[0], tt.itself}, {g.proxies[1], tt.byAnother}} {
+				a := post(c.by, session, echo("echo", "hi"))
+				if served := strings.Contains(a.Body.String(), `"text":"hi"`); a.Code != 200 || served != c.want {
+					t.Errorf("by %s: %d %s", c.by.parts.ProxyID, a.Code, a.Body)
+				}
+			}
+		})
+	}
+}
+
+// certificate is a self-signed one and its key, PEM.
+func certificate(t *testing.T, name string) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
 }

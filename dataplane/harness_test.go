@@ -38,6 +38,7 @@ type world struct {
 	secrets     map[string]string // by name
 	ttl         time.Duration
 	ssePath     string              // of the route
+	listener    xdsv1.Listener      // its port is testPort
 	keys        []*xdsv1.SessionKey // nil: one
 }
 
@@ -101,7 +102,9 @@ func (w *world) update(revision int64) snapshot.Update {
 		info.SessionTtl = durationpb.New(w.ttl)
 	}
 	config("default/tenant/default", &xdsv1.Config{Resource: &xdsv1.Config_TenantInfo{TenantInfo: info}})
-	config("default/listener/main", &xdsv1.Config{Resource: &xdsv1.Config_Listener{Listener: &xdsv1.Listener{Port: testPort}}})
+	listens := proto.CloneOf(&w.listener)
+	listens.Port = testPort
+	config("default/listener/main", &xdsv1.Config{Resource: &xdsv1.Config_Listener{Listener: listens}})
 	config("default/route/main", &xdsv1.Config{Resource: &xdsv1.Config_Route{Route: &xdsv1.Route{
 		Listener: "default/listener/main", Hostnames: w.hosts, Backends: []*xdsv1.WeightedBackend{{Backend: "default/backend/tools"}},
 		EffectivePolicy: policy("default/policy/route", w.routePolicy), SsePath: w.ssePath,

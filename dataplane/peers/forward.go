@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +21,8 @@ const (
 	headerHost   = "Sluice-Forwarded-Host"   // that the client asked for, also where HTTP/2 has another spelling of it, or none
 	headerPort   = "Sluice-Forwarded-Port"   // that the client came to
 	headerSource = "Sluice-Forwarded-Source" // the client's address and port
-	headerTLS    = "Sluice-Forwarded-Tls"    // `1` if the client spoke TLS
+	headerTLS    = "Sluice-Forwarded-Tls"    // `1` if the client spoke TLS; `2` if it showed a certificate, too
+	headerName   = "Sluice-Forwarded-Name"   // the server that it asked for then (SNI)
 
 	headerRefused = "Sluice-Refused" // in the answer of a port that has not served the request
 )
@@ -89,7 +91,10 @@ func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, own
 	out.Header[headerPort] = []string{strconv.Itoa(int(port))}
 	out.Header[headerSource] = []string{r.RemoteAddr}
 	if r.TLS != nil {
-		out.Header[headerTLS] = []string{"1"}
+		out.Header[headerTLS], out.Header[headerName] = []string{"1"}, []string{r.TLS.ServerName}
+		if len(r.TLS.PeerCertificates) > 0 {
+			out.Header[headerTLS] = []string{"2"}
+		}
 	}
 	resp, err := c.rt.RoundTrip(out)
 	if err != nil {
@@ -185,10 +190,14 @@ func (p *Peers) receive(w http.ResponseWriter, r *http.Request) {
 	}
 	in := r.WithContext(context.WithValue(r.Context(), forwardedKey{}, peer))
 	in.Host, in.RemoteAddr = r.Header[headerHost][0], source.String()
-	// The connection's certificate is the peer's. The client's own, if it showed one, is not taken on a peer's word.
+	// The connection's certificate is the peer's. The client's own, if it showed one, is not taken on a peer's word: all that is known is
+	// that it is none of which this proxy knows anything.
 	in.TLS = nil
-	if r.Header.Get(headerTLS) == "1" {
-		in.TLS = &tls.ConnectionState{}
+	switch name := r.Header.Get(headerName); r.Header.Get(headerTLS) {
+	case "1":
+		in.TLS = &tls.ConnectionState{ServerName: name}
+	case "2":
+		in.TLS = &tls.ConnectionState{ServerName: name, PeerCertificates: []*x509.Certificate{{}}}
 	}
 	in.Header = r.Header.Clone()
 	for name := range in.Header {

@@ -33,6 +33,7 @@ type activation struct {
 	scopes                       ref.Val
 	invalid                      error // why arguments cannot be read
 	absent                       bool  // an item was read that the call is not about
+	unsure                       bool  // a rule asked what cannot be told
 	spent                        int   // of maxWork
 }
 

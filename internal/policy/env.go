@@ -93,7 +93,7 @@ var objects = map[string]map[string]field{
 				return nil, errNoCertificate
 			}
 			return a, nil
-		}, func(a *activation) bool { return a.certificate() != nil }},
+		}, (*activation).hasCertificate},
 		"spiffeId":  certificateText("spiffeId", spiffeID),
 		"issuer":    certificateText("issuer", func(c *x509.Certificate) string { return c.Issuer.String() }),
 		"subject":   certificateText("subject", func(c *x509.Certificate) string { return c.Subject.String() }),
@@ -104,7 +104,7 @@ var objects = map[string]map[string]field{
 				return nil, errNoCertificate
 			}
 			return types.NewStringList(types.DefaultTypeAdapter, subjectAltNames(c)), nil
-		}, func(a *activation) bool { return a.certificate() != nil }},
+		}, (*activation).hasCertificate},
 	},
 	"sluice.certificate": {
 		"sha256":       certificateText("certificate.sha256", fingerprint),

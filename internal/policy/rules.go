@@ -36,8 +36,9 @@ func (r *rule) eval(a *activation) outcome {
 	if r.program == nil {
 		return r.constant
 	}
+	a.unsure = false
 	out, _, err := r.program.Eval(a)
-	if err != nil {
+	if err != nil || a.unsure {
 		return isError
 	}
 	switch out := out.(type) {

@@ -12,6 +12,15 @@ import (
 
 var errNoCertificate = errors.New("source: the caller showed no certificate that the listener verified")
 
+// hasCertificate reports whether the caller showed a certificate that the listener verified. Where it was another proxy's listener it does not
+// tell: no proxy takes a certificate on another's word, and a rule that asks fails.
+func (a *activation) hasCertificate() bool {
+	if r := a.call.HTTP; r != nil && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 && len(r.TLS.VerifiedChains) == 0 {
+		a.unsure = true
+	}
+	return a.certificate() != nil
+}
+
 // certificate is the caller's own, nil unless the listener verified it.
 func (a *activation) certificate() *x509.Certificate {
 	r := a.call.HTTP
@@ -50,8 +59,7 @@ func certificateText(name string, of func(*x509.Certificate) string) field {
 		}
 		return types.String(text), nil
 	}, func(a *activation) bool {
-		c := a.certificate()
-		return c != nil && of(c) != ""
+		return a.hasCertificate() && of(a.certificate()) != ""
 	}}
 }
 

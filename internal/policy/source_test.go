@@ -55,7 +55,8 @@ func TestClientCertificate(t *testing.T) {
 		{`has(source.certificate)`, certified(full, false), false}, // shown, not verified
 		{`source.spiffeId == "spiffe://example.com/ci"`, certified(full, false), false},
 		{`has(source.certificate)`, toolCall("echo", "{}"), false},
-		{`!has(source.certificate)`, certified(full, false), true},
+		{`!has(source.certificate)`, toolCall("echo", "{}"), true},
+		{`!has(source.certificate)`, certified(full, false), false}, // it was another proxy's listener, which is not believed in either
 	} {
 		if got := mustTarget(t, authz(allow(tt.rule))).Admit(tt.call).Allowed; got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.rule, got, tt.want)
@@ -64,6 +65,12 @@ func TestClientCertificate(t *testing.T) {
 		if mustTarget(t, authz(deny(tt.rule))).Admit(tt.call).Allowed && tt.want {
 			t.Errorf("deny %s admits", tt.rule)
 		}
+	}
+	if mustTarget(t, authz(deny(`has(source.certificate) && source.certificate.sha256 == "00"`))).Admit(certified(full, false)).Allowed {
+		t.Error("a deny of a certificate admits a caller whose certificate is not known")
+	}
+	if !mustTarget(t, authz(allow(`has(source.certificate)`), allow(`true`))).Admit(certified(full, false)).Allowed {
+		t.Error("a rule that fails keeps another one from admitting")
 	}
 	if mustTarget(t, authz(deny(`source.subjectCn == "mallory"`))).Admit(certified(https, true)).Allowed {
 		t.Error("a deny over a name that the certificate has not admits")

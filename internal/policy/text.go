@@ -67,6 +67,8 @@ func (t text) of(c *Call) (string, error) {
 		return "", &invalidArguments{a.invalid}
 	case err != nil:
 		return "", errors.New("the expression " + evaluationFailure(err))
+	case a.unsure:
+		return "", errors.New("the expression asks for the certificate of a caller who came by another proxy")
 	}
 	s, ok := out.(types.String)
 	if !ok {
