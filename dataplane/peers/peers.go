@@ -30,7 +30,7 @@ type Config struct {
 	Handler func(port uint16) http.Handler
 	// Base is what the contexts of forwarded requests are made of. If nil, context.Background.
 	Base context.Context
-	// Refresh asks the control plane for the peers of now, without waiting: see [Peers.Set]. If nil, they come when they come.
+	// Refresh asks the control plane for the peers of now, without waiting, and not calling Set itself: see [Peers.Set]. If nil, they come when they come.
 	Refresh func()
 	// Wait is how long a peer that is not known yet is waited for, and a connection to one that is. If zero, 900 ms: a client is told
 	// within a second.
@@ -48,6 +48,7 @@ type Peers struct {
 	known   map[string]known
 	clients map[string]*client
 	changed chan struct{} // closed and replaced by Set
+	asked   time.Time     // when Refresh was called last
 	closed  bool
 	serving int           // forwarded requests
 	idle    chan struct{} // closed when none is served any more; nil: nobody waits for that
@@ -134,22 +135,26 @@ func (p *Peers) Known() []string {
 // ErrUnknown says that the control plane names no such proxy, or none that can be reached.
 var ErrUnknown = errors.New("no such proxy in the group")
 
-// find returns the way to a peer, and waits a little for one that is not known yet.
+// find returns the way to a peer, and waits a little for one that is not known yet. The control plane is asked twice in that time at most,
+// however many wait: clients can come with the sessions of a proxy that is gone as often as they like.
 func (p *Peers) find(ctx context.Context, id string) (*client, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Wait)
 	defer cancel()
-	for asked := false; ; asked = true {
+	for {
 		p.mu.Lock()
 		c, changed := p.clientLocked(id), p.changed
+		again := p.cfg.Wait/2 - time.Since(p.asked)
+		if c == nil && again <= 0 && p.cfg.Refresh != nil {
+			p.asked, again = time.Now(), p.cfg.Wait/2
+			p.cfg.Refresh()
+		}
 		p.mu.Unlock()
 		if c != nil {
 			return c, nil
 		}
-		if !asked && p.cfg.Refresh != nil {
-			p.cfg.Refresh()
-		}
 		select {
 		case <-changed:
+		case <-time.After(max(again, p.cfg.Wait/10)):
 		case <-ctx.Done():
 			return nil, fmt.Errorf("proxy %s: %w", id, ErrUnknown)
 		}

@@ -118,3 +118,38 @@ func TestDrain(t *testing.T) {
 }
 
 type baseKey struct{}
+
+// However many requests are for a proxy that is gone, the control plane is asked a few times; one that comes soon is found.
+func TestRefresh(t *testing.T) {
+	who := identities(t, "proxy-1")
+	synctest.Test(t, func(t *testing.T) {
+		var asked, lost atomic.Int64
+		p := New(Config{Identity: who[0], Wait: time.Second, Refresh: func() { asked.Add(1) }})
+		for range 1000 {
+			go func() {
+				if _, err := p.find(t.Context(), "gone"); errors.Is(err, ErrUnknown) {
+					lost.Add(1)
+				}
+			}()
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		before := asked.Load()
+		if lost.Load() != 1000 || before < 20 || before > 25 {
+			t.Errorf("%d of 1000 within 10 s got no way, and the control plane was asked %d times", lost.Load(), before)
+		}
+		found := make(chan error)
+		go func() {
+			_, err := p.find(t.Context(), "soon")
+			found <- err
+		}()
+		synctest.Wait()
+		if n := asked.Load() - before; n != 1 {
+			t.Errorf("asked %d times for one that is not known", n)
+		}
+		p.Set(map[string]string{"soon": "192.0.2.1:1"})
+		if err := <-found; err != nil {
+			t.Error(err)
+		}
+	})
+}
