@@ -402,14 +402,17 @@ func TestOwnerFrozen(t *testing.T) {
 	g.between[1].Set(map[string]string{"proxy-1": wire.addr})
 	session := g.proxies[0].initialize(t, "2025-11-25")
 	over := make(chan answer, 1)
+	g.proxies[1].open(t, http.MethodGet, session, "")
+	standing := g.between[0].serving.Load()
 	go func() {
 		over <- g.proxies[1].post(t, session, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"slow","arguments":{"ms":600000}}}`)
 	}()
-	waitFor(t, "the forwarded call", func() bool { return wire.carried.Load() > 2<<10 })
+	waitFor(t, "the forwarded call", func() bool { return g.between[0].serving.Load() == standing+1 })
 	wire.cut()
 	if a := <-over; a.status != 502 || !strings.Contains(a.body, "proxy-1") || !strings.Contains(a.body, "may have processed") {
 		t.Errorf("%d %s", a.status, a.body)
 	}
+	waitFor(t, "the owner to let the standing stream go", func() bool { return g.between[0].serving.Load() <= standing })
 }
 
 // cable carries bytes to an address until it is cut; then both ends hear nothing more.

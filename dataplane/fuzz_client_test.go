@@ -161,6 +161,11 @@ func (g *fuzzed) look(r *http.Request, body []byte) (method string, id json.RawM
 		"tools/call": {name}, "prompts/get": {name}, "resources/read": {uri}, "resources/subscribe": {uri}, "tasks/get": {task}, "tasks/cancel": {task},
 		"tasks/result": {task}, "completion/complete": {ref["name"], ref["uri"]},
 	}[method]
+	if method == "subscriptions/listen" {
+		for _, uri := range listened(body) {
+			named = append(named, uri)
+		}
+	}
 	for _, one := range named {
 		if one == "danger" || one == "test://files/danger" {
 			g.complain("%s of %v, which is refused, came: %s", method, one, body)
@@ -179,6 +184,47 @@ func (g *fuzzed) look(r *http.Request, body []byte) (method string, id json.RawM
 		g.complain("a session at 2026-07-28: %v", r.Header)
 	}
 	return method, id, name
+}
+
+// smuggledFilters ask for more than a careless reader of them sees.
+var smuggledFilters = []string{
+	`{"resourceSubscriptions":["test://files/danger"],"resourceSubscriptions":[]}`,
+	`{"resourceSubscriptions":["test://files/danger"],"resourceSubscriptions":null}`,
+	`{"resourceSubscriptions":[],"ResourceSubscriptions":["test://files/danger"]}`,
+	`{"resourceSubscriptions":["test://files/danger"],"ResourceSubscriptions":[]}`,
+	`{"resourceSubscriptions":["test://files/danger"],"re\u017FourceSubscriptions":[]}`,
+	`{"resourceSubscription\u0073":["test://files/danger"],"\u0052esourceSubscriptions":["test://files/safe"]}`,
+	`{"resourceSubscriptions":["test://files/danger"],"resourceSubscriptions":["test://files/safe"],"toolsListChanged":true}`,
+	`{"taskIds":["danger"],"TaskIds":[]}`,
+}
+
+// listened are the resources of a listen, as any server might read them: the first of two members or the last, whatever their case.
+func listened(body []byte) (uris []string) {
+	var m struct {
+		Params struct{ Notifications json.RawMessage }
+	}
+	if json.Unmarshal(body, &m) != nil {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(m.Params.Notifications))
+	if first, err := d.Token(); err != nil || first != json.Delim('{') {
+		return nil
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			break
+		}
+		var value json.RawMessage
+		if d.Decode(&value) != nil {
+			break
+		}
+		var these []string
+		if name, _ := key.(string); strings.EqualFold(name, "resourceSubscriptions") && json.Unmarshal(value, &these) == nil {
+			uris = append(uris, these...)
+		}
+	}
+	return uris
 }
 
 // twofold returns a name that the message, its params or their _meta hold twice.
@@ -443,6 +489,9 @@ func FuzzClientLeg(f *testing.F) {
 			"tools/call":           `"name":"ask","inputResponses":{"q":{"action":"accept"}},"requestState":"s",`,
 		} {
 			f.Add(world, modern(method, "danger"), []byte(`{"jsonrpc":"2.0","id":9007199254740993,"method":"`+method+`","params":{`+params+fuzzedMeta+`}}`))
+		}
+		for _, filter := range smuggledFilters {
+			f.Add(world, modern("subscriptions/listen", ""), []byte(`{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":`+filter+`,`+fuzzedMeta+`}}`))
 		}
 		f.Add(world|1<<4, "Accept: text/event-stream\nMcp-Session-Id: $SESSION\nLast-Event-ID: x\n", []byte(nil))
 		f.Add(world|2<<4, "Mcp-Session-Id: $SESSION\n", []byte(nil))

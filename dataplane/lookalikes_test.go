@@ -189,3 +189,22 @@ func TestOtherPrincipal(t *testing.T) {
 		}
 	}
 }
+
+// What a listen asks for is one thing to all who read it.
+func TestListenFilterIsReadOnce(t *testing.T) {
+	target := newFuzzed(t, true)
+	w := behind(target.URL)
+	w.policies["only"] = hiding()
+	p := w.start(t)
+	for _, filter := range smuggledFilters {
+		got := p.serveFuzzed(http.MethodPost, "/mcp", http.Header{"Accept": {"application/json, text/event-stream"}, "Content-Type": {"application/json"},
+			"Mcp-Protocol-Version": {"2026-07-28"}, "Mcp-Method": {"subscriptions/listen"}},
+			[]byte(`{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{"notifications":`+filter+`,`+fuzzedMeta+`}}`))
+		if got.status != 400 || !strings.Contains(got.body.String(), "-32602") {
+			t.Errorf("%s: %d %s", filter, got.status, &got.body)
+		}
+	}
+	for _, complaint := range target.take() {
+		t.Errorf("the target complains: %s", complaint)
+	}
+}

@@ -52,6 +52,9 @@ func (m *Mux) listen(w http.ResponseWriter, x *Request) error {
 	if raw == nil || json.Unmarshal(raw, &f) != nil {
 		return x.fail(http.StatusBadRequest, mcp.CodeInvalidParams, "subscriptions/listen needs params.notifications, an object")
 	}
+	if err := mcp.Unambiguous(raw, x.mux.cfg.Limits); err != nil { // the only target is given it as it is, and may read another of two members
+		return x.fail(http.StatusBadRequest, mcp.CodeInvalidParams, "params.notifications: %v", err)
+	}
 	if t := x.alone(); t != nil && !(t.Policy.Authorizes() && len(f.URIs)+len(f.Tasks) > 0) && !x.sealsAny(f.Tasks) {
 		return m.listenOne(w, x, t, f)
 	}

@@ -101,9 +101,11 @@ func FuzzForward(f *testing.F) {
 	f.Add("PATCH * HTTP/1.1\r\nHost: [::1]:80\r\nAuthorization: Bearer \t x", "\x00", uint16(1), "192.0.2.1:1", true, 503, "Www-Authenticate: Bearer", "\x00")
 	f.Fuzz(func(t *testing.T, head, body string, port uint16, source string, secure bool, status int, answerHead, answerBody string) {
 		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(head + "\r\n\r\n")))
-		if _, addrErr := netip.ParseAddrPort(source); err != nil || addrErr != nil || status < 200 || status > 599 || !takes(r) {
+		from, addrErr := netip.ParseAddrPort(source)
+		if err != nil || addrErr != nil || status < 200 || status > 599 || !takes(r) {
 			return
 		}
+		source = from.String() // as the listener has it
 		r.RemoteAddr = source
 		if secure {
 			r.TLS = &tls.ConnectionState{}

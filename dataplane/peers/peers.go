@@ -196,8 +196,10 @@ func (p *Peers) Serve(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    128 << 10, // the client's, which were bounded there, and ours
-		BaseContext:       func(net.Listener) context.Context { return p.cfg.Base },
-		ErrorLog:          slog.NewLogLogger(p.cfg.Log.Handler(), slog.LevelDebug),
+		// A peer asks whether we are here more often than that, unless its machine has died.
+		HTTP2:       &http.HTTP2Config{SendPingTimeout: p.cfg.Wait, PingTimeout: p.cfg.Wait},
+		BaseContext: func(net.Listener) context.Context { return p.cfg.Base },
+		ErrorLog:    slog.NewLogLogger(p.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	stop := context.AfterFunc(ctx, func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
