@@ -73,7 +73,7 @@ func (s *peer) initialize(ctx context.Context) *failure {
 	params = append(append(params, `,"capabilities":`...), s.client.caps...)
 	params = append(append(params, `,"clientInfo":`...), s.client.info...)
 	body := mcp.AppendRequest(nil, []byte(`"sluice-initialize"`), "initialize", append(params, '}'))
-	resp, err := s.do(ctx, http.MethodPost, body, nil)
+	resp, err := s.do(ctx, http.MethodPost, "initialize", body, nil)
 	if err != nil {
 		return &failure{err: err}
 	}
@@ -152,7 +152,7 @@ func (s *peer) read(result []byte) error {
 
 // settle is what a session needs before its first call.
 func (s *peer) settle(ctx context.Context) error {
-	if err := s.tell(ctx, mcp.AppendNotification(nil, "notifications/initialized", nil), nil); err != nil {
+	if err := s.tell(ctx, "notifications/initialized", mcp.AppendNotification(nil, "notifications/initialized", nil), nil); err != nil {
 		return err
 	}
 	if s.key.level != "" && s.says.logs {

@@ -12,7 +12,6 @@ import (
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/upstream"
-	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -57,8 +56,7 @@ func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key
 		}
 	}
 	if f.t.Policy.PerCaller() {
-		call := r.Call
-		call.Method, call.Kind, call.Name, call.Arguments, call.Annotations = "", policy.None, "", nil, nil
+		call := of("", r.Call)
 		field(h, f.t.Policy.Varying(&call))
 	}
 	h.Sum(k.whose[:0])
@@ -239,7 +237,7 @@ func (s *peer) goEnd() {
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), goodbyeTime)
 			defer cancel()
-			if resp, err := s.do(ctx, http.MethodDelete, nil, nil); err == nil {
+			if resp, err := s.do(ctx, http.MethodDelete, "", nil, nil); err == nil {
 				_ = resp.Body.Close()
 			}
 		})
