@@ -354,7 +354,7 @@ func TestBridgeConcurrency(t *testing.T) {
 	for transport, make := range oldTargets {
 		t.Run(transport, func(t *testing.T) {
 			w := make(t)
-			w.targets[0].Concurrency = &xdsv1.Concurrency{Max: 1}
+			w.targets[0].Concurrency = &xdsv1.Concurrency{Max: 1, Wait: durationpb.New(3 * time.Second)} // the end of a call is not that of its answer
 			w.targets[0].SessionScope = sharedByCaller
 			p := w.start(t)
 			key, state := p.asked(t)

@@ -82,7 +82,7 @@ func (s *peer) speakAs(r *upstream.Request) {
 	if v := s.voice.Load(); v != nil && r.Call.Start.Before(v.who.Start) {
 		return
 	}
-	s.voice.Store(&voice{r.Header, r.Call})
+	s.voice.Store(&voice{r.Header, of("", r.Call)}) // without the arguments, which hold the whole body
 }
 
 // of is what policies may know of a message of the proxy's own, beside who it is for.

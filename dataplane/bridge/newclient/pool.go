@@ -8,6 +8,7 @@ import (
 	"hash"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -21,8 +22,8 @@ type key struct {
 	// whose covers the caller, and of its request the header that sessionScope names, those that are forwarded, and those that
 	// policies make of it: they may say on whose behalf the target acts.
 	whose [sha256.Size]byte
-	caps  string // of the client, raw
-	level string // of logs; "": none
+	caps  [sha256.Size]byte // of what the client can, as it wrote it
+	level string            // of logs; "": none
 }
 
 // pool is the sessions at one target.
@@ -33,7 +34,10 @@ type pool struct {
 
 // scope is the key of a request's session. alone: nobody shares it, and the key only says for whom the target is asked.
 func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key, alone bool) {
-	k = key{digest: f.t.Digest, caps: string(c.caps), level: m.Meta.LogLevel.String()}
+	k = key{digest: f.t.Digest, caps: sha256.Sum256(c.caps)}
+	if level := m.Meta.LogLevel.String(); slices.Contains(mcp.LogLevels, level) {
+		k.level = level
+	}
 	h := sha256.New()
 	field(h, f.caller.Scope.Principal)
 	scope := f.t.Config.GetSessionScope()
