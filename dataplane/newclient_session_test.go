@@ -348,3 +348,25 @@ func TestBridgeToolHeadersByCaller(t *testing.T) {
 		})
 	}
 }
+
+// As many calls as the target may have at once can all be asked and answered, and cancelled: what a call waits for takes no turn.
+func TestBridgeConcurrency(t *testing.T) {
+	for transport, make := range oldTargets {
+		t.Run(transport, func(t *testing.T) {
+			w := make(t)
+			w.targets[0].Concurrency = &xdsv1.Concurrency{Max: 1, Wait: durationpb.New(3 * time.Second)} // the end of a call is not that of its answer
+			w.targets[0].SessionScope = sharedByCaller
+			p := w.start(t)
+			key, state := p.asked(t)
+			if got := p.retry(t, accepted(key), state); got.status != 200 || textOf(t, got) != "Hello, Ada!" {
+				t.Fatalf("%d %s", got.status, got.body)
+			}
+			w.targets[0].Timeout = durationpb.New(time.Second) // who does not come back has cancelled
+			p.apply(t, w)
+			p.asked(t)
+			waitFor(t, "the turn", func() bool {
+				return p.stateless(t, "tools/call", "echo", `"name":"echo","arguments":{"text":"x"}`).status == 200
+			})
+		})
+	}
+}

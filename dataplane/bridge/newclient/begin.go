@@ -40,6 +40,9 @@ func (f *failure) answer() (*upstream.Response, error) {
 // beginTime bounds the handshake, where the target has no timeout: a package runner may have to download first.
 const beginTime = time.Minute
 
+// maxServer bounds what is kept of a target's answer to initialize, with each session.
+const maxServer = 128 << 10
+
 // begin does the handshake.
 func (s *peer) begin(ctx context.Context) {
 	limit := beginTime
@@ -49,6 +52,7 @@ func (s *peer) begin(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, upstream.ErrTimeout)
 	defer cancel()
 	s.failed = s.initialize(ctx)
+	s.client.caps, s.client.info = nil, nil // said, and as long as the client likes
 	if s.failed == nil {
 		if err := s.settle(ctx); err != nil {
 			s.failed = &failure{err: err}
@@ -73,7 +77,7 @@ func (s *peer) initialize(ctx context.Context) *failure {
 	params = append(append(params, `,"capabilities":`...), s.client.caps...)
 	params = append(append(params, `,"clientInfo":`...), s.client.info...)
 	body := mcp.AppendRequest(nil, []byte(`"sluice-initialize"`), "initialize", append(params, '}'))
-	resp, err := s.do(ctx, http.MethodPost, body, nil)
+	resp, err := s.do(ctx, http.MethodPost, "initialize", body, nil)
 	if err != nil {
 		return &failure{err: err}
 	}
@@ -92,6 +96,9 @@ func (s *peer) initialize(ctx context.Context) *failure {
 	if msg.Error.Present() {
 		// An id that comes with an error is no session's: some servers hand one out with every answer.
 		return &failure{err: &RefusedError{Reason: msg.ErrorLine()}}
+	}
+	if len(msg.Body) > maxServer {
+		return &failure{err: &RefusedError{Reason: fmt.Sprintf("its answer to initialize has more than %d bytes", maxServer)}}
 	}
 	if err := s.read(msg.Result.Of(msg.Body)); err != nil {
 		return &failure{err: &RefusedError{Reason: err.Error()}}
@@ -152,7 +159,7 @@ func (s *peer) read(result []byte) error {
 
 // settle is what a session needs before its first call.
 func (s *peer) settle(ctx context.Context) error {
-	if err := s.tell(ctx, mcp.AppendNotification(nil, "notifications/initialized", nil), nil); err != nil {
+	if err := s.tell(ctx, "notifications/initialized", mcp.AppendNotification(nil, "notifications/initialized", nil), nil); err != nil {
 		return err
 	}
 	if s.key.level != "" && s.says.logs {

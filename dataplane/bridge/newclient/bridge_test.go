@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -31,8 +33,8 @@ type target struct {
 	on map[string]func(ctx context.Context, m *message) (*upstream.Response, error)
 
 	mu  sync.Mutex
-	got []string // guarded by mu; methods
-	at  []time.Time
+	got []string    // guarded by mu; methods
+	at  []time.Time // guarded by mu; when they came
 }
 
 // message is one that a target got.
@@ -266,6 +268,7 @@ func TestStreamRetry(t *testing.T) {
 	bridged(t, s, func(t *testing.T, _ *Bridge, face upstream.Transport) {
 		_, body := listen(t, face, `{"toolsListChanged":true}`)
 		time.Sleep(time.Minute)
+		s.mu.Lock()
 		var last time.Time
 		for i, method := range s.got {
 			if method != "GET" {
@@ -276,6 +279,7 @@ func TestStreamRetry(t *testing.T) {
 			}
 			last = s.at[i]
 		}
+		s.mu.Unlock()
 		if s.count("GET") < 3 {
 			t.Errorf("the stream was opened %d times", s.count("GET"))
 		}
@@ -473,4 +477,42 @@ func TestForgottenSession(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A session keeps nothing that its client, or its target, can make as long as it likes.
+func TestSessionsAreSmall(t *testing.T) {
+	s := &target{}
+	bridged(t, s, func(t *testing.T, b *Bridge, face upstream.Transport) {
+		heap := func() uint64 {
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return m.HeapAlloc
+		}
+		before := heap()
+		pad := strings.Repeat("x", 1<<20)
+		for n := range 32 {
+			body := fmt.Sprintf(`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"x","arguments":{"x":%q},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/logLevel":%q,"io.modelcontextprotocol/clientInfo":{"name":%q},"io.modelcontextprotocol/clientCapabilities":{"x":"%d%s"}}}}`, pad, pad, pad, n, pad)
+			m, err := mcp.Scan([]byte(body), mcp.Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := face.Do(t.Context(), &upstream.Request{Method: http.MethodPost, Header: http.Header{}, Body: m.Body, Call: policy.Call{Method: "tools/call", Arguments: m.Arguments.Of(m.Body)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+		}
+		if grown := int64(heap() - before); grown > 8<<20 || s.count("initialize") != 32 {
+			t.Errorf("%d sessions keep %d bytes", s.count("initialize"), grown)
+		}
+		runtime.KeepAlive(b)
+		s.on = map[string]func(context.Context, *message) (*upstream.Response, error){"initialize": func(_ context.Context, m *message) (*upstream.Response, error) {
+			return result(m, `{"protocolVersion":"2025-11-25","capabilities":{},"serverInfo":{"name":"`+pad+`"}}`), nil
+		}}
+		if _, err := do(t.Context(), face, "tools/list", `"x":1`); err == nil || !strings.Contains(err.Error(), "more than 131072 bytes") {
+			t.Errorf("a target that says much of itself: %v", err)
+		}
+	})
 }

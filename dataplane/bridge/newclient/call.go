@@ -138,7 +138,7 @@ func (k *call) giveUp(why string) {
 	params := append(append([]byte(`{"requestId":`), k.id...), `,"reason":`...)
 	body := mcp.AppendNotification(nil, "notifications/cancelled", append(mcp.AppendString(params, why), '}'))
 	k.p.b.later(func(ctx context.Context) {
-		_ = k.p.tell(ctx, body, nil) // what closes now tells it too
+		_ = k.p.tell(ctx, "notifications/cancelled", body, nil) // what closes now tells it too
 		k.release()
 	})
 }

@@ -3,6 +3,7 @@ package newclient
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -50,7 +51,7 @@ func (d *direct) Do(ctx context.Context, r *upstream.Request) (*upstream.Respons
 
 // check reads the tools anew before it refuses anything: the target may have changed them.
 func (d *direct) check(ctx context.Context, r *upstream.Request, m *mcp.Message) *mcp.Error {
-	key := toolsKey{d.t.Digest, d.principal, string(m.Meta.ClientCapabilities.Of(m.Body))}
+	key := toolsKey{d.t.Digest, d.principal, sha256.Sum256(m.Meta.ClientCapabilities.Of(m.Body))}
 	verdict := func(known *toolHeaders) error {
 		return known.byName[m.Name.String()].Check(r.Header, m.Arguments.Of(m.Body))
 	}

@@ -26,7 +26,7 @@ const maxWaiting = 1 << 20
 
 // exchange sends the request and reads what comes of it.
 func (k *call) exchange(body []byte, r *upstream.Request) {
-	resp, err := k.p.do(k.ctx, http.MethodPost, body, r)
+	resp, err := k.p.do(k.ctx, http.MethodPost, k.method, body, r)
 	switch {
 	case err != nil:
 		k.push(&item{err: err})

@@ -2,6 +2,7 @@ package newclient
 
 import (
 	"context"
+	"crypto/sha256"
 	"net/http"
 	"strings"
 	"sync"
@@ -18,7 +19,10 @@ type tools struct {
 }
 
 // toolsKey: servers list by who asks and what the client can do.
-type toolsKey struct{ digest, principal, caps string }
+type toolsKey struct {
+	digest, principal string
+	caps              [sha256.Size]byte
+}
 
 // toolHeaders are those of one list. It is not changed once it is known.
 type toolHeaders struct {

@@ -191,7 +191,7 @@ func (k *call) answer(ctx context.Context, rd *round, m *mcp.Message) error {
 			left = append(left, a)
 			continue
 		}
-		if err := k.p.tell(ctx, mcp.AppendResult(nil, a.id, value), rd.r); err != nil {
+		if err := k.p.tell(ctx, "", mcp.AppendResult(nil, a.id, value), rd.r); err != nil {
 			k.asks = append(left, k.asks[i:]...)
 			return err
 		}

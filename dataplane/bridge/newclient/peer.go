@@ -83,9 +83,13 @@ func (s *peer) speakAs(r *upstream.Request) {
 	if v := s.voice.Load(); v != nil && r.Call.Start.Before(v.who.Start) {
 		return
 	}
-	v := &voice{r.Header, r.Call}
-	v.who.Kind, v.who.Name, v.who.Arguments, v.who.Annotations = policy.None, "", nil, nil
-	s.voice.Store(v)
+	s.voice.Store(&voice{r.Header, of("", r.Call)}) // without the arguments, which hold the whole body
+}
+
+// of is what policies may know of a message of the proxy's own, beside who it is for.
+func of(method string, who policy.Call) policy.Call {
+	who.Method, who.Kind, who.Name, who.Arguments, who.Annotations = method, policy.None, "", nil, nil
+	return who
 }
 
 // unauthorizedError is a target's refusal of the credential that something was said with.
@@ -131,12 +135,16 @@ func newPeer(f *stateless, k key, c *client) *peer {
 	return s
 }
 
-// do sends one request in the session. from is the client's, whose headers it goes with; nil: it is the proxy's own.
-func (s *peer) do(ctx context.Context, method string, body []byte, from *upstream.Request) (*upstream.Response, error) {
+// do sends one request in the session. rpc is the message's method, "" for a response and where there is none. from is the
+// client's request, with whose headers it goes; nil: it is the proxy's own.
+func (s *peer) do(ctx context.Context, method, rpc string, body []byte, from *upstream.Request) (*upstream.Response, error) {
 	v := s.voice.Load()
 	header, who, safe := v.header, v.who, true
 	if from != nil {
 		header, who, safe = from.Header, from.Call, from.Safe
+	}
+	if from == nil || who.Method != rpc { // an answer is no call: it waits for none of those that the target's concurrency lets
+		who = of(rpc, who)
 	}
 	h := make(http.Header, len(header)+2)
 	for name, values := range header {
@@ -162,9 +170,9 @@ func (s *peer) do(ctx context.Context, method string, body []byte, from *upstrea
 	return s.tr.Do(ctx, &upstream.Request{Method: method, Header: h, Body: body, Call: who, Whose: s.whose, Safe: safe})
 }
 
-// tell posts what has no answer: a notification, or a response.
-func (s *peer) tell(ctx context.Context, body []byte, from *upstream.Request) error {
-	resp, err := s.do(ctx, http.MethodPost, body, from)
+// tell posts what has no answer: a notification, or a response, whose method is "".
+func (s *peer) tell(ctx context.Context, method string, body []byte, from *upstream.Request) error {
+	resp, err := s.do(ctx, http.MethodPost, method, body, from)
 	if err != nil {
 		return err
 	}
@@ -195,7 +203,7 @@ func (s *peer) tellLater(body []byte) {
 	}
 	s.b.later(func(ctx context.Context) {
 		defer func() { <-s.telling }()
-		if err := s.tell(ctx, body, nil); err != nil && s.ctx.Err() == nil {
+		if err := s.tell(ctx, "", body, nil); err != nil && s.ctx.Err() == nil {
 			s.b.log.Warn("message to the target got lost", "target", s.t.Resource, "err", err)
 		}
 	})
@@ -216,7 +224,7 @@ func (s *peer) ask(ctx context.Context, method string, params []byte) (*mcp.Mess
 	s.seq++
 	id := fmt.Appendf(nil, `"sluice-own-%d"`, s.seq)
 	s.mu.Unlock()
-	resp, err := s.do(ctx, http.MethodPost, mcp.AppendRequest(nil, id, method, params), nil)
+	resp, err := s.do(ctx, http.MethodPost, method, mcp.AppendRequest(nil, id, method, params), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/upstream"
-	"github.com/sluicegate/sluice/internal/policy"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -21,8 +21,8 @@ type key struct {
 	// whose covers the caller, and of its request the header that sessionScope names, those that are forwarded, and those that
 	// policies make of it: they may say on whose behalf the target acts.
 	whose [sha256.Size]byte
-	caps  string // of the client, raw
-	level string // of logs; "": none
+	caps  [sha256.Size]byte // of what the client can, as it wrote it
+	level string            // of logs; "": none
 }
 
 // pool is the sessions at one target.
@@ -33,7 +33,10 @@ type pool struct {
 
 // scope is the key of a request's session. alone: nobody shares it, and the key only says for whom the target is asked.
 func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key, alone bool) {
-	k = key{digest: f.t.Digest, caps: string(c.caps), level: m.Meta.LogLevel.String()}
+	k = key{digest: f.t.Digest, caps: sha256.Sum256(c.caps)}
+	if level := m.Meta.LogLevel.String(); slices.Contains(mcp.LogLevels, level) {
+		k.level = level
+	}
 	var room [256]byte
 	whose := field(room[:0], f.caller.Scope.Principal)
 	scope := f.t.Config.GetSessionScope()
@@ -56,8 +59,7 @@ func (f *stateless) scope(r *upstream.Request, m *mcp.Message, c *client) (k key
 		}
 	}
 	if f.t.Policy.PerCaller() {
-		call := r.Call
-		call.Method, call.Kind, call.Name, call.Arguments, call.Annotations = "", policy.None, "", nil, nil
+		call := of("", r.Call)
 		whose = field(whose, f.t.Policy.Varying(&call))
 	}
 	k.whose = sha256.Sum256(whose)
@@ -242,7 +244,7 @@ func (s *peer) goEnd() {
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), goodbyeTime)
 			defer cancel()
-			if resp, err := s.do(ctx, http.MethodDelete, nil, nil); err == nil {
+			if resp, err := s.do(ctx, http.MethodDelete, "", nil, nil); err == nil {
 				_ = resp.Body.Close()
 			}
 		})

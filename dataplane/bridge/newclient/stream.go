@@ -100,7 +100,7 @@ func (s *peer) get(ctx context.Context, last string) (*upstream.Response, error)
 		from.Header = v.header.Clone()
 		from.Header[mcp.HeaderLastEventID] = []string{last}
 	}
-	return s.do(ctx, http.MethodGet, nil, from)
+	return s.do(ctx, http.MethodGet, "", nil, from)
 }
 
 // resume goes on with the stream of a call that broke.
