@@ -316,8 +316,14 @@ func (x *Request) acknowledge(f filter, acks []filter, refused map[string]string
 func (x *Request) relisten(ctx context.Context, t *snapshot.Target, l *listening, f filter, out *sink) {
 	wait := time.Second
 	for {
+		began := time.Now()
+		stop := context.AfterFunc(ctx, l.close)
 		x.followListen(t, l, out)
+		stop()
 		l.close()
+		if time.Since(began) > wait {
+			wait = time.Second
+		}
 		for {
 			select {
 			case <-ctx.Done():
@@ -336,15 +342,26 @@ func (x *Request) relisten(ctx context.Context, t *snapshot.Target, l *listening
 				break
 			}
 		}
-		stop := context.AfterFunc(ctx, l.close)
-		for list, method := range map[mcp.List]string{
-			mcp.Tools: "notifications/tools/list_changed", mcp.Prompts: "notifications/prompts/list_changed", mcp.Resources: "notifications/resources/list_changed",
-		} {
-			if l.honoured.wants(list) {
-				out.message(mcp.AppendNotification(nil, method, listenTag(x.Message.RawID())))
-			}
+		x.tellAll(t, l.honoured, out)
+	}
+}
+
+// tellAll says of all that a target's part of a listen is about that it may have changed.
+func (x *Request) tellAll(t *snapshot.Target, f filter, out *sink) {
+	tag := listenTag(x.Message.RawID())
+	for list, method := range map[mcp.List]string{
+		mcp.Tools: "notifications/tools/list_changed", mcp.Prompts: "notifications/prompts/list_changed", mcp.Resources: "notifications/resources/list_changed",
+	} {
+		if f.wants(list) {
+			out.message(mcp.AppendNotification(nil, method, tag))
 		}
-		defer stop()
+	}
+	for _, uri := range f.URIs {
+		if x.wraps(t) {
+			uri = joinURI(t.Name, uri)
+		}
+		params := append(append(mcp.AppendString([]byte(`{"uri":`), uri), ','), tag[1:]...)
+		out.message(mcp.AppendNotification(nil, "notifications/resources/updated", params))
 	}
 }
 

@@ -174,7 +174,7 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 // transport reaches a target in the client's era: through a bridge, where the leg is of the other one.
 func (x *Request) transport(t *snapshot.Target, leg session.Target) upstream.Transport {
 	if bridged(leg) && !x.stateless() {
-		return x.mux.oldclients.Sessions(t, oldclient.Client{Session: x.Session, Principal: x.caller()})
+		return x.mux.oldclients.Sessions(t, oldclient.Client{Session: x.Session, Principal: x.caller(), Vary: x.vary(t)})
 	}
 	return x.mux.cfg.Transport(t)
 }

@@ -24,7 +24,7 @@ type server struct {
 }
 
 // serverKey: "" as principal is what all callers share.
-type serverKey struct{ digest, principal, capabilities string }
+type serverKey struct{ digest, principal, vary, capabilities string }
 
 // refusal is a target's own error.
 type refusal struct {
@@ -37,8 +37,9 @@ const maxDiscoverAge = 10 * time.Minute
 
 // discover asks the target what it is, as seldom as it allows.
 func (f *sessionsFace) discover(ctx context.Context, r *upstream.Request) (*server, *refusal, error) {
-	key := serverKey{f.t.Digest, "=" + f.c.Principal, f.c.Session.Capabilities}
-	public := serverKey{key.digest, "", key.capabilities}
+	key := serverKey{f.t.Digest, "=" + f.c.Principal, f.c.Vary, f.c.Session.Capabilities}
+	public := key
+	public.principal = ""
 	if s, ok := f.b.servers.get(key); ok {
 		return s, nil, nil
 	}
@@ -51,7 +52,7 @@ func (f *sessionsFace) discover(ctx context.Context, r *upstream.Request) (*serv
 	}
 	ctx, cancel := shared(ctx)
 	defer cancel()
-	v, err, _ := f.b.flights.Do(strings.Join([]string{"discover", key.digest, key.principal, key.capabilities}, "\x00"), func() (any, error) {
+	v, err, _ := f.b.flights.Do(strings.Join([]string{"discover", key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func() (any, error) {
 		msg, err := f.ownRequest(ctx, r, "server/discover", object(append([]byte(`"_meta":`), object(f.meta(&mcp.Message{}), nil)...), nil))
 		if err != nil {
 			return nil, err
@@ -66,7 +67,7 @@ func (f *sessionsFace) discover(ctx context.Context, r *upstream.Request) (*serv
 			return nil, err
 		}
 		if age := min(time.Duration(s.TTL)*time.Millisecond, maxDiscoverAge); age > 0 {
-			if s.Scope == "public" && !f.t.Policy.Passthrough() {
+			if s.Scope == "public" && !f.t.Policy.PerCaller() {
 				key = public
 			}
 			f.b.servers.put(key, s, age)

@@ -63,6 +63,11 @@ func (f *sessionsFace) capabilities() []byte {
 		return []byte("{}")
 	}
 	delete(all, "tasks")
+	if extensions, ok := all["extensions"]; ok { // a task of that form could not be told to this client
+		if stripped, err := mcp.Strip(nil, extensions, mcp.Limits{}, mcp.TasksExtension); err == nil {
+			all["extensions"] = stripped
+		}
+	}
 	if roots, ok := all["roots"]; ok {
 		if stripped, err := mcp.Strip(nil, roots, mcp.Limits{}, "listChanged"); err == nil {
 			all["roots"] = stripped
@@ -131,21 +136,21 @@ func firstMember(members []byte) (name string, rest []byte) {
 	return string(members[1:at]), members[at+2:]
 }
 
-// paramsKey: servers list by who asks and what the client can do.
-type paramsKey struct{ digest, principal, capabilities string }
+// paramsKey: servers list by who asks, with which headers, and what the client can do.
+type paramsKey struct{ digest, principal, vary, capabilities string }
 
 // paramsAge is how long a list of tools is believed for its Mcp-Param-* headers; -32020 makes it be read anew.
 const paramsAge = 5 * time.Minute
 
 // params are the headers that a call of a tool carries. A tool that the target does not list has none.
 func (f *sessionsFace) params(ctx context.Context, r *upstream.Request, tool string, fresh bool) (mcp.ParamHeaders, error) {
-	key := paramsKey{f.t.Digest, f.c.Principal, f.c.Session.Capabilities}
+	key := paramsKey{f.t.Digest, f.c.Principal, f.c.Vary, f.c.Session.Capabilities}
 	if all, ok := f.b.params.get(key); ok && !fresh {
 		return all[tool], nil
 	}
 	ctx, cancel := shared(ctx)
 	defer cancel()
-	v, err, _ := f.b.flights.Do(strings.Join([]string{"params", key.digest, key.principal, key.capabilities}, "\x00"), func() (any, error) {
+	v, err, _ := f.b.flights.Do(strings.Join([]string{"params", key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func() (any, error) {
 		all := map[string]mcp.ParamHeaders{}
 		for cursor, pages := "", 0; pages < maxPages; pages++ {
 			next, more, err := f.listParams(ctx, r, cursor, all)

@@ -19,6 +19,8 @@ type Client struct {
 	Session *session.State
 	// Principal is whom the session belongs to; "" is the anonymous caller.
 	Principal string
+	// Vary is what else of the client's requests reaches the target, as a key: what that says of itself and its tools may depend on it.
+	Vary string
 }
 
 // Sessions gives a stateless target the face of one with sessions, to one client. What it answers to initialize carries
@@ -157,8 +159,9 @@ func (f *sessionsFace) subscribe(ctx context.Context, r *upstream.Request, m *mc
 		}
 	}
 	if !f.b.soft.subscribe(f.key(), m.URI.String(), m.Method == "resources/subscribe", f.c.Session.Expires) {
-		return refuse(http.StatusOK, m.RawID(), mcp.CodeInvalidRequest, "the session has too many subscriptions"), nil
+		return refuse(http.StatusOK, m.RawID(), mcp.CodeInvalidRequest, "the session has too many subscriptions, or too long ones: unsubscribe from some"), nil
 	}
+	f.b.soft.awaitHeard(ctx, f.key()) // what changes after the answer is told
 	return result(m.RawID(), nil), nil
 }
 

@@ -21,7 +21,11 @@ type softKey struct {
 type softState struct {
 	level    string
 	uris     map[string]bool
+	size     int           // bytes of all uris
+	version  int           // of uris: counts their changes
 	changed  chan struct{} // closed when uris change; nil: nobody waits
+	listened int           // the version that a listen at the target is about
+	listens  chan struct{} // closed when listened changes; nil: nobody waits
 	open     map[string]context.CancelCauseFunc
 	asking   map[string]*question
 	standing int
@@ -47,7 +51,8 @@ type question struct {
 }
 
 const (
-	maxSubscriptions = 1000 // of a session at one target
+	maxSubscriptions = 1000    // of a session at one target
+	maxSubscribed    = 1 << 20 // bytes of their URIs
 	sweepEvery       = time.Minute
 )
 
@@ -98,7 +103,7 @@ func (s *softStates) subscribe(key softKey, uri string, on bool, expires time.Ti
 	if on == st.uris[uri] {
 		return true
 	}
-	if on && len(st.uris) >= maxSubscriptions {
+	if on && (len(st.uris) >= maxSubscriptions || st.size+len(uri) > maxSubscribed) {
 		return false
 	}
 	if st.uris == nil {
@@ -106,23 +111,31 @@ func (s *softStates) subscribe(key softKey, uri string, on bool, expires time.Ti
 	}
 	if on {
 		st.uris[uri] = true
+		st.size += len(uri)
 	} else {
 		delete(st.uris, uri)
+		st.size -= len(uri)
 	}
-	if st.changed != nil {
-		close(st.changed)
-		st.changed = nil
-	}
+	st.changeLocked()
 	return true
 }
 
-// subscriptions returns the resources of now, and a channel that is closed when they change.
-func (s *softStates) subscriptions(key softKey) (uris []string, changed <-chan struct{}) {
+// changeLocked tells who listens that uris are others now.
+func (s *softState) changeLocked() {
+	s.version++
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+// subscriptions returns the resources of now, which version of them that is, and a channel that is closed when they change.
+func (s *softStates) subscriptions(key softKey) (uris []string, version int, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.states[key]
 	if st == nil {
-		return nil, nil
+		return nil, 0, nil
 	}
 	for uri := range st.uris {
 		uris = append(uris, uri)
@@ -130,7 +143,53 @@ func (s *softStates) subscriptions(key softKey) (uris []string, changed <-chan s
 	if st.changed == nil {
 		st.changed = make(chan struct{})
 	}
-	return uris, st.changed
+	return uris, st.version, st.changed
+}
+
+// heard notes that what changes of a version's resources is told on a standing stream from now on.
+func (s *softStates) heard(key softKey, version int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.states[key]
+	if st == nil || version <= st.listened {
+		return
+	}
+	st.listened = version
+	if st.listens != nil {
+		close(st.listens)
+		st.listens = nil
+	}
+}
+
+// awaitHeard waits until a standing stream hears of all that is subscribed to now, if one is open.
+func (s *softStates) awaitHeard(ctx context.Context, key softKey) {
+	ctx, cancel := context.WithTimeout(ctx, hearTime)
+	defer cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.states[key]
+	for version := st.versionNow(); st != nil && st.standing > 0 && st.listened < version && ctx.Err() == nil; st = s.states[key] {
+		if st.listens == nil {
+			st.listens = make(chan struct{})
+		}
+		listens := st.listens
+		s.mu.Unlock()
+		select {
+		case <-listens:
+		case <-ctx.Done():
+		}
+		s.mu.Lock()
+	}
+}
+
+// hearTime bounds how long a subscription waits for the target's listen. One that begins later tells what it has missed.
+const hearTime = 5 * time.Second
+
+func (s *softState) versionNow() int {
+	if s == nil {
+		return 0
+	}
+	return s.version
 }
 
 // stand notes that a standing stream is open, until the function that it returns is called.
@@ -230,11 +289,8 @@ func (s *softStates) end(key softKey) {
 	for _, cancel := range st.open {
 		cancel(errCancelled)
 	}
-	st.level, st.uris = "", nil
-	if st.changed != nil {
-		close(st.changed)
-		st.changed = nil
-	}
+	st.level, st.uris, st.size = "", nil, 0
+	st.changeLocked()
 	s.settleLocked(key)
 }
 

@@ -75,14 +75,18 @@ var errNoListen = errors.New("the target has no subscriptions/listen")
 // run keeps one listen open for what the session has subscribed to. When that changes the new listen is begun before the old one
 // ends, so that nothing is missed; when the listen breaks, everything may have been.
 func (s *standing) run(ctx context.Context, w *eventPipe) error {
-	var before *listening
+	var before *listening // goes on until another has begun
 	defer func() { before.end() }()
 	wait, broke := relistenFirst, false
 	for {
-		uris, changed := s.f.b.soft.subscriptions(s.f.key())
-		if len(s.lists) == 0 && (len(uris) == 0 || !s.subscribes) { // nothing to listen for yet
+		uris, version, changed := s.f.b.soft.subscriptions(s.f.key())
+		if !s.subscribes {
+			uris = nil
+		}
+		if len(s.lists) == 0 && len(uris) == 0 { // nothing to listen for yet
 			before.end()
 			before = nil
+			s.f.b.soft.heard(s.f.key(), version)
 			select {
 			case <-changed:
 				continue
@@ -100,18 +104,22 @@ func (s *standing) run(ctx context.Context, w *eventPipe) error {
 				before.end()
 				before = nil
 				if broke {
-					if err := s.tellAll(w); err != nil {
+					broke = false
+					if err := s.tellAll(w, uris); err != nil {
 						now.end()
 						return err
 					}
 				}
+				s.f.b.soft.heard(s.f.key(), version)
+			case <-before.ended():
+				before.end()
+				before, broke = nil, true
 			case err := <-now.over:
 				now.end()
 				if errors.Is(err, errNoListen) {
 					before.end()
 					before = nil
-					<-ctx.Done()
-					return context.Cause(ctx)
+					return s.deaf(ctx)
 				}
 				broke = true
 				select {
@@ -122,13 +130,29 @@ func (s *standing) run(ctx context.Context, w *eventPipe) error {
 				}
 				break follow
 			case <-changed:
-				before.end() // of one that never began
-				before, broke = now, false
+				if began == nil {
+					before = now
+				} else {
+					now.end()
+				}
 				break follow
 			case <-ctx.Done():
 				now.end()
 				return context.Cause(ctx)
 			}
+		}
+	}
+}
+
+// deaf stands on without a listen. Whoever subscribes need not wait for one.
+func (s *standing) deaf(ctx context.Context) error {
+	for {
+		_, version, changed := s.f.b.soft.subscriptions(s.f.key())
+		s.f.b.soft.heard(s.f.key(), version)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 	}
 }
@@ -146,6 +170,14 @@ func (l *listening) end() {
 	}
 }
 
+// ended is when and why the listen is over; nil, which never comes, of none.
+func (l *listening) ended() <-chan error {
+	if l == nil {
+		return nil
+	}
+	return l.over
+}
+
 func (s *standing) begin(ctx context.Context, uris []string, w *eventPipe) *listening {
 	ctx, cancel := context.WithCancel(ctx)
 	l := &listening{cancel: cancel, began: make(chan struct{}), over: make(chan error, 1)}
@@ -153,10 +185,16 @@ func (s *standing) begin(ctx context.Context, uris []string, w *eventPipe) *list
 	return l
 }
 
-// tellAll says that every list may have changed.
-func (s *standing) tellAll(w *eventPipe) error {
+// tellAll says that every list may have changed, and every resource that is subscribed to.
+func (s *standing) tellAll(w *eventPipe, uris []string) error {
 	for _, l := range s.lists {
 		if err := w.message(mcp.AppendNotification(nil, l.method, nil)); err != nil {
+			return err
+		}
+	}
+	for _, uri := range uris {
+		params := append(mcp.AppendString([]byte(`{"uri":`), uri), '}')
+		if err := w.message(mcp.AppendNotification(nil, "notifications/resources/updated", params)); err != nil {
 			return err
 		}
 	}
@@ -176,7 +214,7 @@ func (s *standing) ask(ctx context.Context, uris []string) (*upstream.Response, 
 		add(l.capability + "ListChanged")
 		filter = append(filter, ":true"...)
 	}
-	if len(uris) > 0 && s.subscribes {
+	if len(uris) > 0 {
 		slices.Sort(uris)
 		add("resourceSubscriptions")
 		filter = append(filter, ":["...)
