@@ -150,17 +150,24 @@ func reachable(address, from string) string {
 // peers are the other proxies of a proxy's group that can be reached, and what tells one list from another.
 func (f fleet) peers(of mtls.ID) ([]*fleetv1.Peer, string) {
 	var all []*fleetv1.Peer
-	h := sha256.New()
 	for _, p := range f.Registry.Proxies() { // by name
 		if p.Group != of.Group || p.ID == of.Proxy || p.Revoked {
 			continue
 		}
 		if r := f.reports.of(p.ID); r != nil && r.report.GetPeersAddr() != "" {
 			all = append(all, &fleetv1.Peer{Proxy: p.ID, Address: r.report.GetPeersAddr()})
-			fmt.Fprintf(h, "%s %s\n", p.ID, r.report.GetPeersAddr())
 		}
 	}
-	return all, base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:9])
+	return all, versionOf(all)
+}
+
+// versionOf tells lists of peers apart, whatever their addresses say: proxies make those up.
+func versionOf(all []*fleetv1.Peer) string {
+	h := sha256.New()
+	for _, p := range all {
+		fmt.Fprintf(h, "%q %q\n", p.GetProxy(), p.GetAddress())
+	}
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:9])
 }
 
 // tenantOf is the tenant that a resource's name begins with.
