@@ -63,6 +63,7 @@ func newProxy(parts proxyParts) *proxy {
 		Transport:  p.parts.Transport,
 		NewClients: parts.NewClients,
 		Found:      p.parts.Found,
+		Failed:     p.parts.Failed,
 		ProxyID:    parts.ProxyID,
 		Log:        p.log,
 		Limits:     mcp.Limits{Bytes: maxBody},

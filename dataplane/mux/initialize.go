@@ -104,7 +104,7 @@ func (m *Mux) initializeAll(w http.ResponseWriter, x *Request) error {
 		legs[i] = leg
 		results[i], err = parseServer(hs.msg.Result.Of(hs.msg.Body))
 		if err != nil {
-			return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q answered initialize with what cannot be read", t.Name)
+			return x.misanswered(t, http.StatusBadGateway, "target %q answered initialize with what cannot be read", t.Name)
 		}
 		return nil
 	})
@@ -193,7 +193,7 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	version, err := protocolVersion(msg.Result.Of(msg.Body))
 	if err != nil || !version.HasSessions() {
 		x.Record.Err = err
-		return session.Target{}, hs, x.fail(http.StatusBadGateway, mcp.CodeInternal,
+		return session.Target{}, hs, x.misanswered(t, http.StatusBadGateway,
 			"target %q answered initialize with protocol version %q, which has no sessions that this proxy knows", t.Name, version)
 	}
 	if bridged(at) {
@@ -227,12 +227,22 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 	}
 	asked := *x
 	asked.Record = &Record{}
-	e, probeErr := asked.erasOf(ctx, t)
-	if probeErr != nil || !e.have(mcp.Stateless) || !refused && !keepsNone && e.have(mcp.Sessions) {
+	prefers := func() bool {
+		e, err := asked.erasOf(ctx, t)
+		if err != nil || !e.have(mcp.Stateless) || !refused && !keepsNone && e.have(mcp.Sessions) {
+			return false
+		}
+		e.sessionless, e.probed = true, time.Now()
+		x.mux.eras.put(x.eraKey(t), e, 1, e.probed.Add(probeAge))
+		return true
+	}
+	if ctx.Err() != nil { // this client has waited as long as it may: what is found out is for the next one
+		go prefers()
 		return leg, hs, err
 	}
-	e.sessionless, e.probed = true, time.Now()
-	x.mux.eras.put(x.eraKey(t), e, 1, e.probed.Add(probeAge))
+	if !prefers() {
+		return leg, hs, err
+	}
 	return x.handshake(ctx, t, body, stateless)
 }
 

@@ -26,6 +26,8 @@ type Config struct {
 	NewClients *newclient.Bridge
 	// Found is told what a target was found to speak, newest first. May be nil.
 	Found func(*snapshot.Target, []string)
+	// Failed is told why a target's answer is of no use to any client. May be nil.
+	Failed func(*snapshot.Target, error)
 	// ProxyID names this proxy in sessions of which a part lives here alone.
 	ProxyID string
 	// Log gets what no answer tells. If nil, slog.Default().
@@ -89,6 +91,9 @@ func New(cfg Config) *Mux {
 	}
 	if m.cfg.Found == nil {
 		m.cfg.Found = func(*snapshot.Target, []string) {}
+	}
+	if m.cfg.Failed == nil {
+		m.cfg.Failed = func(*snapshot.Target, error) {}
 	}
 	if m.cfg.Draining == nil {
 		m.cfg.Draining = func(context.Context) <-chan struct{} { return nil }
