@@ -202,8 +202,8 @@ type proxyParts struct {
 	Found func(t *snapshot.Target, versions []string)
 	// Failed is told why a target's answer is of no use. If nil, nobody is.
 	Failed func(t *snapshot.Target, err error)
-	Calls *telemetry.Calls
-	Log   *slog.Logger
+	Calls  *telemetry.Calls
+	Log    *slog.Logger
 	// ProxyID names this proxy in sessions that live here.
 	ProxyID string
 	// Peers are the other proxies. Nil: none can be asked.

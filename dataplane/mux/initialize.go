@@ -236,7 +236,9 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 		x.mux.eras.put(x.eraKey(t), e, 1, e.probed.Add(probeAge))
 		return true
 	}
-	if ctx.Err() != nil { // this client has waited as long as it may: what is found out is for the next one
+	late, ok := errors.AsType[*mcp.Error](err)
+	if ctx.Err() != nil || ok && late.Status == http.StatusGatewayTimeout {
+		// This client has waited as long as it may: what is found out is for the next one.
 		go prefers()
 		return leg, hs, err
 	}
