@@ -192,3 +192,24 @@ func TestExamples(t *testing.T) {
 		t.Errorf("sluice test docs/examples: exit %d\n%s%s", code, &stdout, &stderr)
 	}
 }
+
+// TestConfigurations validates what pages without tests show.
+func TestConfigurations(t *testing.T) {
+	for _, name := range []string{"README.md", "docs/targets.md"} {
+		page, err := os.ReadFile("../" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, config, _ := strings.Cut(string(page), "```yaml\n")
+		config, _, ok := strings.Cut(config, "```\n")
+		if !ok {
+			t.Fatalf("%s has no configuration", name)
+		}
+		var stdout, stderr bytes.Buffer
+		code := cli.Run(t.Context(), cli.Env{Args: []string{"validate", "-f", "-"}, Stdin: strings.NewReader(config), Stdout: &stdout, Stderr: &stderr,
+			Getenv: func(name string) (string, bool) { return "key", name == "SEARCH_API_KEY" }})
+		if code != cli.Done || stderr.Len() > 0 {
+			t.Errorf("%s: exit %d\n%s%s", name, code, &stdout, &stderr)
+		}
+	}
+}

@@ -1,15 +1,21 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 	"github.com/spf13/cobra"
+
+	"github.com/sluicegate/sluice/dataplane"
 )
 
 type mcpOptions struct {
@@ -32,34 +38,96 @@ func (o *mcpOptions) flags(cmd *cobra.Command) {
 	o.output.flag(cmd)
 }
 
-func (o *mcpOptions) connect(ctx context.Context) (*mcp.ClientSession, error) {
+// endpoint is a session, and what its server last said beside its status: the SDK drops it.
+type endpoint struct {
+	*mcp.ClientSession
+	said *answers
+}
+
+// why is err with the reason that the server gave for it.
+func (e endpoint) why(err error) error { return e.said.why(err) }
+
+func (o *mcpOptions) connect(ctx context.Context) (endpoint, error) {
 	header := http.Header{}
 	for _, h := range o.headers {
 		name, value, ok := strings.Cut(h, ":")
 		if !ok {
-			return nil, &codedError{Invalid, fmt.Errorf("sluice: --header %q: want 'Name: value'", h)}
+			return endpoint{}, &codedError{Invalid, fmt.Errorf("sluice: --header %q: want 'Name: value'", h)}
 		}
 		header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
 	}
+	if all := dataplane.Protocols(); o.protocol != "" && !slices.Contains(all, o.protocol) {
+		return endpoint{}, &codedError{Invalid, fmt.Errorf("sluice: --protocol %q: revisions are %s", o.protocol, strings.Join(all, ", "))}
+	}
+	if u, err := url.Parse(o.url); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return endpoint{}, &codedError{Invalid, fmt.Errorf("sluice: --url %q: want an address such as http://127.0.0.1:3000/mcp", o.url)}
+	}
+	said := &answers{header: header}
 	client := mcp.NewClient(&mcp.Implementation{Name: "sluice", Version: version()}, nil)
 	session, err := client.Connect(ctx, &mcp.StreamableClientTransport{
 		Endpoint:   o.url,
-		HTTPClient: &http.Client{Transport: withHeader{header}},
+		HTTPClient: &http.Client{Transport: said},
 	}, &mcp.ClientSessionOptions{ProtocolVersion: o.protocol})
 	if err != nil {
-		return nil, fmt.Errorf("connecting to %s: %w", o.url, err)
+		return endpoint{}, fmt.Errorf("connecting to %s: %w", o.url, said.why(err))
 	}
-	return session, nil
+	return endpoint{session, said}, nil
 }
 
-type withHeader struct{ header http.Header }
+// answers puts headers into requests, and remembers why the last POST was refused.
+type answers struct {
+	header http.Header
 
-func (t withHeader) RoundTrip(r *http.Request) (*http.Response, error) {
+	mu      sync.Mutex
+	refusal string // guarded by mu; empty if the last one was not
+}
+
+func (a *answers) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
-	for name, values := range t.header {
+	for name, values := range a.header {
 		r.Header[name] = values
 	}
-	return http.DefaultTransport.RoundTrip(r)
+	resp, err := http.DefaultTransport.RoundTrip(r)
+	if err != nil || r.Method != http.MethodPost {
+		return resp, err
+	}
+	refusal := ""
+	if resp.StatusCode >= 400 {
+		page, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		if err == nil {
+			refusal = reason(page)
+		}
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.MultiReader(bytes.NewReader(page), resp.Body), resp.Body}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refusal = refusal
+	return resp, nil
+}
+
+func (a *answers) why(err error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err == nil || a.refusal == "" || strings.Contains(err.Error(), a.refusal) {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, a.refusal)
+}
+
+// reason is the message of a JSON-RPC error, or a page that is one short line of text.
+func reason(page []byte) string {
+	var refusal struct{ Error struct{ Message string } }
+	if json.Unmarshal(page, &refusal) == nil {
+		return refusal.Error.Message
+	}
+	line := string(bytes.TrimSpace(page))
+	if len(line) > 200 || strings.ContainsAny(line, "<\n") {
+		return ""
+	}
+	return line
 }
 
 func mcpList(env Env) *cobra.Command {
@@ -91,7 +159,7 @@ func listItems(ctx context.Context, env Env, opt mcpOptions) error {
 	if caps.Tools != nil {
 		for t, err := range session.Tools(ctx, nil) {
 			if err != nil {
-				return err
+				return session.why(err)
 			}
 			items = append(items, item{"tool", t.Name, t.Description})
 		}
@@ -99,7 +167,7 @@ func listItems(ctx context.Context, env Env, opt mcpOptions) error {
 	if caps.Prompts != nil {
 		for p, err := range session.Prompts(ctx, nil) {
 			if err != nil {
-				return err
+				return session.why(err)
 			}
 			items = append(items, item{"prompt", p.Name, p.Description})
 		}
@@ -107,13 +175,13 @@ func listItems(ctx context.Context, env Env, opt mcpOptions) error {
 	if caps.Resources != nil {
 		for r, err := range session.Resources(ctx, nil) {
 			if err != nil {
-				return err
+				return session.why(err)
 			}
 			items = append(items, item{"resource", r.URI, r.Description})
 		}
 		for t, err := range session.ResourceTemplates(ctx, nil) {
 			if err != nil {
-				return err
+				return session.why(err)
 			}
 			items = append(items, item{"template", t.URITemplate, t.Description})
 		}
@@ -161,7 +229,7 @@ func callTool(ctx context.Context, env Env, opt mcpOptions, tool, arguments stri
 	defer session.Close()
 	result, err := session.CallTool(ctx, &mcp.CallToolParams{Name: tool, Arguments: json.RawMessage(arguments)})
 	if err != nil {
-		return err
+		return session.why(err)
 	}
 	if err := opt.print(env.Stdout, result, func(w io.Writer) error { return printContent(w, result) }); err != nil {
 		return err

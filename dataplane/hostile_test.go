@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -239,6 +240,51 @@ func TestTimeout(t *testing.T) {
 	if got := p.post(t, id, echo("echo", "x")); !strings.Contains(got.body, "did not answer in time") || !strings.Contains(got.body, `"id":7`) {
 		t.Errorf("a head and nothing more: %d %q", got.status, got.body)
 	}
+}
+
+// A target that does not answer initialize is asked whether it has the other era, but not while the client waits, whose time is over.
+// Who comes next gets to it.
+func TestTimeoutOfInitialize(t *testing.T) {
+	release := make(chan struct{})
+	discovered := make(chan bool, 8)
+	target := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var asked struct {
+			ID     json.RawMessage
+			Method string
+		}
+		body, _ := io.ReadAll(r.Body) // to its end, or nobody sees that the proxy has left
+		_ = json.Unmarshal(body, &asked)
+		switch asked.Method {
+		case "server/discover":
+			select {
+			case <-release:
+				discovered <- r.Context().Err() == nil
+			case <-r.Context().Done():
+				discovered <- false
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"result":{"resultType":"complete","supportedVersions":["2026-07-28"],`+
+				`"capabilities":{"tools":{}},"serverInfo":{"name":"s","version":"1"},"ttlMs":0,"cacheScope":"private"}}`, asked.ID)
+		default: // of the session era
+			<-r.Context().Done()
+		}
+	}))
+	defer target.Close()
+	w := behind("a=" + target.URL)
+	w.targets[0].Timeout = durationpb.New(time.Second)
+	p := w.start(t)
+	got := p.post(t, "", `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`)
+	if got.status != 504 || !strings.Contains(got.body, `target \"a\" did not answer in time`) {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	close(release)
+	if !<-discovered {
+		t.Fatal("the client waited until the probe had timed out, too")
+	}
+	waitFor(t, "a session over the bridge", func() bool {
+		return p.post(t, "", `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`).status == 200
+	})
 }
 
 // Requests before MCP: who is not a client at all.

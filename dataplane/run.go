@@ -201,8 +201,10 @@ type proxyParts struct {
 	Transport func(*snapshot.Target) upstream.Transport
 	// Found is told what a target speaks. If nil, nobody is.
 	Found func(t *snapshot.Target, versions []string)
-	Calls *telemetry.Calls
-	Log   *slog.Logger
+	// Failed is told why a target's answer is of no use. If nil, nobody is.
+	Failed func(t *snapshot.Target, err error)
+	Calls  *telemetry.Calls
+	Log    *slog.Logger
 	// ProxyID names this proxy in sessions that live here.
 	ProxyID string
 	// Peers are the other proxies. Nil: none can be asked.
@@ -288,7 +290,7 @@ func (p *process) start(ctx context.Context) (err error) {
 			Handler: func(port uint16) http.Handler { return handler(port) }})
 	}
 	handler = p.cfg.handlers(proxyParts{
-		Store: p.store, Upstreams: p.upstreams, Found: p.found, NewClients: p.newClients, Calls: p.calls, Log: p.cfg.Log, Peers: p.peers,
+		Store: p.store, Upstreams: p.upstreams, Found: p.found, Failed: p.upstreams.Failed, NewClients: p.newClients, Calls: p.calls, Log: p.cfg.Log, Peers: p.peers,
 		ProxyID: p.identity.ID().Proxy, Loopback: loopback(p.cfg.Bind),
 	})
 	p.client = xds.New(xds.Config{

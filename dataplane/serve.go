@@ -65,6 +65,7 @@ func newProxy(parts proxyParts) *proxy {
 		NewClients: parts.NewClients,
 		Found:      p.parts.Found,
 		Sessions:   &p.sessions,
+		Failed:     p.parts.Failed,
 		ProxyID:    parts.ProxyID,
 		Log:        p.log,
 		Limits:     mcp.Limits{Bytes: maxBody},

@@ -175,6 +175,7 @@ func invalid(x *mux.Request, t target, format string, args ...any) error {
 func (c *call) notA2A(resp *upstream.Response) error {
 	status, kind, hint := mux.Misanswer(resp, "is its path that of the agent's JSON-RPC endpoint?")
 	e := c.Fail(status, codeInvalidAgentResponse, "agent %q answered %d with %s, which is no A2A: %s", c.agent.Name, resp.Status, kind, hint)
+	c.Misanswered(c.agent, resp.Status, errors.New(e.Message))
 	if after := resp.Header.Get("Retry-After"); after != "" {
 		return &mux.Error{Refusal: e, Header: http.Header{"Retry-After": {after}}}
 	}

@@ -212,7 +212,7 @@ func (x *Request) probeSessions(ctx context.Context, t *snapshot.Target) (eras, 
 		return eras{}, err
 	}
 	if hs.msg.Error.Present() {
-		return eras{}, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q speaks no protocol version that this proxy knows: %s", t.Name, hs.msg.ErrorLine())
+		return eras{}, x.misanswered(t, http.StatusBadGateway, "target %q speaks no protocol version that this proxy knows: %s", t.Name, hs.msg.ErrorLine())
 	}
 	go own.quit(t, leg)
 	return eras{versions: upTo(mcp.Revision(leg.Version))}, nil

@@ -32,6 +32,28 @@ func (x *Request) fail(status, code int, format string, args ...any) *mcp.Error 
 	return e
 }
 
+// Misanswered notes what a target answered, with which status, that is of no use to any client, for `sluice status`. It is not the
+// target's fault if the client has left, which ends the answer, or if the status may be due to what the client wrote.
+func (x *Request) Misanswered(t *snapshot.Target, status int, err error) {
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusGone:
+	default:
+		if status/100 == 4 {
+			return
+		}
+	}
+	if x.HTTP.Context().Err() == nil {
+		x.mux.cfg.Failed(t, err)
+	}
+}
+
+// misanswered is fail for such an answer.
+func (x *Request) misanswered(t *snapshot.Target, status int, format string, args ...any) *mcp.Error {
+	e := x.fail(status, mcp.CodeInternal, format, args...)
+	x.Misanswered(t, http.StatusOK, errors.New(e.Message))
+	return e
+}
+
 // unreachable says that a target brought no answer, without what only operators may know.
 func (x *Request) unreachable(t *snapshot.Target, err error) error {
 	x.Record.Err = err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -188,8 +189,7 @@ func (x *Request) guarded(err error, code int) error {
 func (x *Request) relayWhole(w http.ResponseWriter, t *snapshot.Target, resp *upstream.Response) error {
 	body, err := readAll(resp, x.mux.cfg.Limits.MaxBytes(), x.scanned().room)
 	if err != nil {
-		x.Record.Err = err
-		return x.unreadableAnswer(t)
+		return x.unreadableAnswer(t, err)
 	}
 	if resp.Status == http.StatusAccepted || resp.Status == http.StatusNoContent || len(body) == 0 {
 		return x.head(w, t, resp) // it has nothing to say
@@ -199,8 +199,7 @@ func (x *Request) relayWhole(w http.ResponseWriter, t *snapshot.Target, resp *up
 	}
 	ev := mcp.Event{Data: body}
 	if err := x.translate(t, &ev, nil); err != nil {
-		x.Record.Err = err
-		return x.unreadableAnswer(t)
+		return x.unreadableAnswer(t, err)
 	}
 	resp.Length = int64(len(ev.Data))
 	setLength(w.Header(), resp.Length)
@@ -212,8 +211,12 @@ func (x *Request) relayWhole(w http.ResponseWriter, t *snapshot.Target, resp *up
 	return nil
 }
 
-func (x *Request) unreadableAnswer(t *snapshot.Target) error {
-	return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q gave an answer that cannot be read", t.Name)
+// unreadableAnswer tells the log what is wrong with it.
+func (x *Request) unreadableAnswer(t *snapshot.Target, err error) error {
+	x.Record.Err = err
+	e := x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q gave an answer that cannot be read", t.Name)
+	x.Misanswered(t, http.StatusOK, fmt.Errorf("%s: %w", e.Message, err))
+	return e
 }
 
 // tool is what a target's list says of a tool, as far as policies need it; nil if it does not list the tool.

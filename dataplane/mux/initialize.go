@@ -105,7 +105,7 @@ func (m *Mux) initializeAll(w http.ResponseWriter, x *Request) error {
 		legs[i] = leg
 		results[i], err = parseServer(hs.msg.Result.Of(hs.msg.Body))
 		if err != nil {
-			return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q answered initialize with what cannot be read", t.Name)
+			return x.misanswered(t, http.StatusBadGateway, "target %q answered initialize with what cannot be read", t.Name)
 		}
 		return nil
 	})
@@ -194,7 +194,7 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	version, err := protocolVersion(msg.Result.Of(msg.Body))
 	if err != nil || !version.HasSessions() {
 		x.Record.Err = err
-		return session.Target{}, hs, x.fail(http.StatusBadGateway, mcp.CodeInternal,
+		return session.Target{}, hs, x.misanswered(t, http.StatusBadGateway,
 			"target %q answered initialize with protocol version %q, which has no sessions that this proxy knows", t.Name, version)
 	}
 	if bridged(at) {
@@ -231,15 +231,27 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 	}
 	asked := *x
 	asked.Record = &Record{}
-	e, probeErr := asked.erasOf(ctx, t)
-	if probeErr == nil && refused && !e.have(mcp.Stateless) && x.contradicted(t) {
-		e, probeErr = asked.erasOf(ctx, t)
+	prefers := func() bool {
+		e, err := asked.erasOf(ctx, t)
+		if err == nil && refused && !e.have(mcp.Stateless) && x.contradicted(t) {
+			e, err = asked.erasOf(ctx, t)
+		}
+		if err != nil || !e.have(mcp.Stateless) || !refused && !keepsNone && e.have(mcp.Sessions) {
+			return false
+		}
+		e.sessionless, e.probed = true, time.Now()
+		x.mux.eras.put(x.eraKey(t), e, 1, e.probed.Add(probeAge))
+		return true
 	}
-	if probeErr != nil || !e.have(mcp.Stateless) || !refused && !keepsNone && e.have(mcp.Sessions) {
+	late, ok := errors.AsType[*mcp.Error](err)
+	if ctx.Err() != nil || ok && late.Status == http.StatusGatewayTimeout {
+		// This client has waited as long as it may: what is found out is for the next one.
+		go prefers()
 		return leg, hs, err
 	}
-	e.sessionless, e.probed = true, time.Now()
-	x.mux.eras.put(x.eraKey(t), e, 1, e.probed.Add(probeAge))
+	if !prefers() {
+		return leg, hs, err
+	}
 	return x.handshake(ctx, t, body, stateless)
 }
 

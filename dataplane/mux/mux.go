@@ -28,6 +28,8 @@ type Config struct {
 	Found func(*snapshot.Target, []string)
 	// Sessions takes the sessions that begin, for who opens their ids. If nil, nobody is spared that.
 	Sessions *session.Cache
+	// Failed is told why a target's answer is of no use to any client. May be nil.
+	Failed func(*snapshot.Target, error)
 	// ProxyID names this proxy in sessions of which a part lives here alone.
 	ProxyID string
 	// Log gets what no answer tells. If nil, slog.Default().
@@ -96,6 +98,9 @@ func New(cfg Config) *Mux {
 	}
 	if m.cfg.Found == nil {
 		m.cfg.Found = func(*snapshot.Target, []string) {}
+	}
+	if m.cfg.Failed == nil {
+		m.cfg.Failed = func(*snapshot.Target, error) {}
 	}
 	if m.cfg.Draining == nil {
 		m.cfg.Draining = func(context.Context) <-chan struct{} { return nil }

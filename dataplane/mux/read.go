@@ -47,7 +47,7 @@ func (x *Request) readResponseBy(t *snapshot.Target, resp *upstream.Response, by
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, upstream.ErrTimeout) {
 			return nil, x.unreachable(t, err)
 		}
-		return nil, x.unreadableAnswer(t)
+		return nil, x.unreadableAnswer(t, err)
 	}
 	if !t.Policy.Guards(policy.ToClient) {
 		return msg, nil
@@ -58,8 +58,7 @@ func (x *Request) readResponseBy(t *snapshot.Target, resp *upstream.Response, by
 	}
 	if &body[0] != &msg.Body[0] {
 		if *msg, err = by.scan(body); err != nil {
-			x.Record.Err = err
-			return nil, x.unreadableAnswer(t)
+			return nil, x.unreadableAnswer(t, err)
 		}
 	}
 	return msg, nil

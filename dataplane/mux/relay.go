@@ -290,7 +290,7 @@ func (x *Request) ended(ctx context.Context, t *snapshot.Target, out *sink, err 
 	default:
 		x.Record.Err = err
 		if x.Message.Kind == mcp.Request && !x.responded && ctx.Err() == nil {
-			out.message(x.asError(x.unreadableAnswer(t)).Append(nil))
+			out.message(x.asError(x.unreadableAnswer(t, err)).Append(nil))
 		}
 	}
 }

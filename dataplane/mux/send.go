@@ -156,7 +156,7 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 		if refused, ok := errors.AsType[*newclient.RefusedError](err); ok {
 			x.Record.Err = err
 			x.contradicted(t)
-			return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused to begin a session: %s", t.Name, refused.Reason)
+			return nil, x.misanswered(t, http.StatusBadGateway, "target %q refused to begin a session: %s", t.Name, refused.Reason)
 		}
 		return nil, x.unreachable(t, err)
 	}
@@ -257,7 +257,7 @@ func (x *Request) check(t *snapshot.Target, resp *upstream.Response) (*upstream.
 // passthrough they are the client's.
 func (x *Request) unauthorized(t *snapshot.Target, resp *upstream.Response) error {
 	if !t.Policy.Passthrough() {
-		return x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused the proxy's credentials (%d)", t.Name, resp.Status)
+		return x.misanswered(t, http.StatusBadGateway, "target %q refused the proxy's credentials (%d)", t.Name, resp.Status)
 	}
 	e := &Error{x.fail(resp.Status, mcp.CodeInternal, "target %q refused the caller's token (%d)", t.Name, resp.Status), http.Header{}}
 	challenge := resp.Header.Values("Www-Authenticate")
@@ -273,6 +273,7 @@ func (x *Request) unauthorized(t *snapshot.Target, resp *upstream.Response) erro
 func (x *Request) notMCP(t *snapshot.Target, resp *upstream.Response) error {
 	status, kind, hint := Misanswer(resp, "is its URL that of an MCP endpoint?")
 	e := x.fail(status, mcp.CodeInternal, "target %q answered %d with %s, which is no MCP: %s", t.Name, resp.Status, kind, hint)
+	x.Misanswered(t, resp.Status, errors.New(e.Message))
 	if after := resp.Header.Get("Retry-After"); after != "" {
 		return &Error{e, retryAfter(after)}
 	}

@@ -1,6 +1,8 @@
 package upstream
 
 import (
+	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +25,15 @@ func (m *Manager) Found(t *snapshot.Target, versions []string) {
 	}
 }
 
+// Failed notes that a target's answer was of no use, although there was one, for [Manager.Health]; its next answer takes that back.
+func (m *Manager) Failed(t *snapshot.Target, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if h := m.health[t.Resource]; h != nil {
+		h.failed(err)
+	}
+}
+
 type outcome struct {
 	err   string
 	since time.Time
@@ -31,6 +42,13 @@ type outcome struct {
 func (h *health) ok() {
 	if o := h.last.Load(); o == nil || o.err != "" {
 		h.last.Store(&outcome{since: time.Now()})
+	}
+}
+
+// failedIn is failed for an exchange, unless who waited for it has left: that tells nothing of the target.
+func (h *health) failedIn(ctx context.Context, err error) {
+	if ctx.Err() == nil || errors.Is(context.Cause(ctx), ErrTimeout) {
+		h.failed(err)
 	}
 }
 

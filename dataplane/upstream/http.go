@@ -177,9 +177,7 @@ func (e *endpoint) exchange(ctx context.Context, r *Request, out *policy.Outboun
 	res, err := e.wire.do(ctx, &call)
 	if err != nil {
 		err = e.error(err)
-		if ctx.Err() == nil {
-			e.health.failed(err)
-		}
+		e.health.failedIn(ctx, err)
 		return nil, err
 	}
 	switch b := res.Body.(type) { // errors of the body name the target too

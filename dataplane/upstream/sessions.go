@@ -78,9 +78,7 @@ func (o *owned) Do(ctx context.Context, r *Request) (*Response, error) {
 	res, err := o.do(ctx, r)
 	if err != nil {
 		err = named(o.t, err)
-		if ctx.Err() == nil {
-			o.health.failed(err)
-		}
+		o.health.failedIn(ctx, err)
 		return nil, err
 	}
 	if res.Header == nil {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/sluicegate/sluice/internal/policy"
@@ -248,17 +249,31 @@ func (c *child) writeInput() {
 func (c *child) send(ctx context.Context, msg []byte, _ *Request) (*Response, error) {
 	m, err := c.out.put(msg)
 	if err != nil {
-		return nil, &Error{Op: "write", Err: err}
+		return nil, &Error{Op: "write", Err: c.why(ctx, err)}
 	}
 	select {
 	case err := <-m.done:
 		if err != nil {
-			return nil, &Error{Op: "write", Sent: true, Err: err}
+			return nil, &Error{Op: "write", Sent: true, Err: c.why(ctx, err)}
 		}
 		return nil, nil
 	case <-ctx.Done():
 		return nil, &Error{Op: "write", Sent: !c.out.withdraw(m), Err: context.Cause(ctx)}
 	}
+}
+
+// why is err with the state in which the process ended, if that is what broke the pipe: it is known a moment later.
+func (c *child) why(ctx context.Context, err error) error {
+	if c.stopping.Load() || !errors.Is(err, ErrClosed) && !errors.Is(err, syscall.EPIPE) {
+		return err
+	}
+	select {
+	case <-c.exited:
+		return fmt.Errorf("%w: %w", c.ch.ended(), err)
+	case <-time.After(drainOutput): // it closed its input, and lives
+	case <-ctx.Done():
+	}
+	return err
 }
 
 func (c *child) post(msg []byte) {

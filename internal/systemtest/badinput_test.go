@@ -2,6 +2,7 @@ package systemtest
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -97,6 +98,20 @@ func TestTroubleOfOneTarget(t *testing.T) {
 		}
 	}))
 	defer judge.Close()
+	page := func(status int, kind, body string) string {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", kind)
+			w.WriteHeader(status)
+			fmt.Fprint(w, body)
+		}))
+		t.Cleanup(s.Close)
+		return fmt.Sprintf("mcp: {host: %q}", s.URL)
+	}
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // or nobody sees that the proxy has left
+		<-r.Context().Done()
+	}))
+	defer silent.Close()
 	server := mcptest.NewServer(t, mcptest.Options{})
 	secure := mcptest.NewServer(t, mcptest.Options{TLS: true})
 	targets := []struct{ name, transport, policies, says string }{
@@ -107,8 +122,15 @@ func TestTroubleOfOneTarget(t *testing.T) {
 		{"untrusted", fmt.Sprintf("mcp: {host: %q}", secure.URL), "{}", "certificate"},
 		{"gone", fmt.Sprintf("mcp: {host: %q}", down.URL), "{}", "connection refused"},
 		{"keyless", fmt.Sprintf("mcp: {host: %q}", server.URL), "{backendAuth: {key: {file: /nowhere/key}}}", "/nowhere/key"},
+		{"elsewhere", page(404, "text/plain", "404 page not found"), "{}", "answered 404 with text/plain, which is no MCP: is its URL that of an MCP endpoint?"},
+		{"login", page(200, "text/html", "<html>"), "{}", "answered 200 with text/html, which is no MCP"},
+		{"moved", page(308, "text/html", ""), "{}", "redirects are not followed"},
+		{"refusing", page(401, "text/plain", ""), "{}", "refused the proxy's credentials (401)"},
+		{"garbled", page(200, "application/json", `{"jsonrpc":`), "{}", "cannot be read: mcp: no valid JSON"},
+		{"silent", fmt.Sprintf("timeout: 1s, mcp: {host: %q}", silent.URL), "{}", "no answer within the target's timeout"},
+		{"quitter", `stdio: {cmd: sh, args: ["-c", "exit 3"]}`, "{}", "the process ended: exit status 3"},
 	}
-	f := newFleet(t, 1, "private-network,file=/nowhere/*")
+	f := newFleet(t, 1, "private-network,file=/nowhere/*,stdio=sh")
 	var routes, backends strings.Builder
 	for _, x := range targets {
 		fmt.Fprintf(&routes, "    - {name: %[1]s, matches: [{path: {pathPrefix: /%[1]s}}], backends: [{backend: %[1]s}]}\n", x.name)

@@ -1276,12 +1276,16 @@ func (x *RouteBackend) GetWeight() uint32 {
 }
 
 type Backend struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	PrefixMode    Backend_PrefixMode     `protobuf:"varint,1,opt,name=prefix_mode,json=prefixMode,proto3,enum=sluice.admin.v1.Backend_PrefixMode" json:"prefix_mode,omitempty"`
-	FailureMode   Backend_FailureMode    `protobuf:"varint,2,opt,name=failure_mode,json=failureMode,proto3,enum=sluice.admin.v1.Backend_FailureMode" json:"failure_mode,omitempty"`
-	Description   string                 `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
-	Policies      *v1.Policies           `protobuf:"bytes,4,opt,name=policies,proto3" json:"policies,omitempty"`
-	Enforced      *v1.Policies           `protobuf:"bytes,5,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether names of tools and prompts carry their target's name (`search_find`). If unset, `conditional`: if there are several
+	// targets.
+	PrefixMode Backend_PrefixMode `protobuf:"varint,1,opt,name=prefix_mode,json=prefixMode,proto3,enum=sluice.admin.v1.Backend_PrefixMode" json:"prefix_mode,omitempty"`
+	// What becomes of `initialize` and lists while a target cannot be had. If unset, `failClosed`: they are refused, with an error that
+	// names it. With `failOpen` it is missing from them.
+	FailureMode   Backend_FailureMode `protobuf:"varint,2,opt,name=failure_mode,json=failureMode,proto3,enum=sluice.admin.v1.Backend_FailureMode" json:"failure_mode,omitempty"`
+	Description   string              `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	Policies      *v1.Policies        `protobuf:"bytes,4,opt,name=policies,proto3" json:"policies,omitempty"`
+	Enforced      *v1.Policies        `protobuf:"bytes,5,opt,name=enforced,proto3" json:"enforced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1365,15 +1369,21 @@ type Target struct {
 	//	*Target_Sse
 	//	*Target_Stdio
 	//	*Target_A2A
-	Transport        isTarget_Transport   `protobuf_oneof:"transport"`
-	Policies         *v1.Policies         `protobuf:"bytes,7,opt,name=policies,proto3" json:"policies,omitempty"`
-	Enforced         *v1.Policies         `protobuf:"bytes,8,opt,name=enforced,proto3" json:"enforced,omitempty"`
-	ListCache        *durationpb.Duration `protobuf:"bytes,9,opt,name=list_cache,json=listCache,proto3" json:"list_cache,omitempty"`
-	Reinitialize     bool                 `protobuf:"varint,10,opt,name=reinitialize,proto3" json:"reinitialize,omitempty"`
-	Timeout          *durationpb.Duration `protobuf:"bytes,11,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	ForwardHeaders   []string             `protobuf:"bytes,12,rep,name=forward_headers,json=forwardHeaders,proto3" json:"forward_headers,omitempty"`
-	ProtocolVersions []string             `protobuf:"bytes,13,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
-	Concurrency      *Concurrency         `protobuf:"bytes,15,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	Transport isTarget_Transport `protobuf_oneof:"transport"`
+	Policies  *v1.Policies       `protobuf:"bytes,7,opt,name=policies,proto3" json:"policies,omitempty"`
+	Enforced  *v1.Policies       `protobuf:"bytes,8,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	// How long the proxy may answer lists from what the target said. If unset: it is asked each time.
+	ListCache *durationpb.Duration `protobuf:"bytes,9,opt,name=list_cache,json=listCache,proto3" json:"list_cache,omitempty"`
+	// Whether a session that the target has lost is begun anew without the client's noticing; what the target kept in it is gone. If
+	// unset, the client is told.
+	Reinitialize bool `protobuf:"varint,10,opt,name=reinitialize,proto3" json:"reinitialize,omitempty"`
+	// How long a call and the head of its answer may take, instead of the policy `timeout`. If unset: what the policy says.
+	Timeout *durationpb.Duration `protobuf:"bytes,11,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Headers of clients that the target gets. If empty: traceparent, tracestate and Accept-Language alone.
+	ForwardHeaders []string `protobuf:"bytes,12,rep,name=forward_headers,json=forwardHeaders,proto3" json:"forward_headers,omitempty"`
+	// Revisions of MCP in which the target is reached. If empty: found out.
+	ProtocolVersions []string     `protobuf:"bytes,13,rep,name=protocol_versions,json=protocolVersions,proto3" json:"protocol_versions,omitempty"`
+	Concurrency      *Concurrency `protobuf:"bytes,15,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	// Who shares a session at a target with sessions, of the clients that have none (2026-07-28). If unset: the calls of
 	// one authenticated caller; of an anonymous one, nobody.
 	SessionScope  *SessionScope `protobuf:"bytes,16,opt,name=session_scope,json=sessionScope,proto3" json:"session_scope,omitempty"`
@@ -1748,16 +1758,25 @@ func (x *HttpTransport) GetTls() bool {
 	return false
 }
 
+// StdioTransport is a command that the proxy runs, a process for each session.
 type StdioTransport struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cmd           string                 `protobuf:"bytes,1,opt,name=cmd,proto3" json:"cmd,omitempty"`
-	Args          []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
-	Env           map[string]string      `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	ClearEnv      bool                   `protobuf:"varint,4,opt,name=clear_env,json=clearEnv,proto3" json:"clear_env,omitempty"`
-	Cwd           string                 `protobuf:"bytes,5,opt,name=cwd,proto3" json:"cwd,omitempty"`
-	Shared        bool                   `protobuf:"varint,6,opt,name=shared,proto3" json:"shared,omitempty"`
-	MaxProcesses  uint32                 `protobuf:"varint,7,opt,name=max_processes,json=maxProcesses,proto3" json:"max_processes,omitempty"`
-	Idle          *durationpb.Duration   `protobuf:"bytes,8,opt,name=idle,proto3" json:"idle,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Looked for in the proxy's PATH, unless it is a path. The tenant needs the grant `stdio=CMD`.
+	Cmd  string   `protobuf:"bytes,1,opt,name=cmd,proto3" json:"cmd,omitempty"`
+	Args []string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
+	// Added to the environment, plain text. A credential goes into `backendAuth: {key, env}`.
+	Env map[string]string `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Whether the process gets PATH alone of the proxy's environment. If unset: also what programs need to run, such as HOME and LANG,
+	// and what the grant `env=NAME` names.
+	ClearEnv bool `protobuf:"varint,4,opt,name=clear_env,json=clearEnv,proto3" json:"clear_env,omitempty"`
+	// An absolute path. If empty: where the proxy runs.
+	Cwd string `protobuf:"bytes,5,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	// Whether all sessions have one process, which can ask no client anything.
+	Shared bool `protobuf:"varint,6,opt,name=shared,proto3" json:"shared,omitempty"`
+	// How many processes may run on one proxy; who comes then is answered 503. If zero: 100.
+	MaxProcesses uint32 `protobuf:"varint,7,opt,name=max_processes,json=maxProcesses,proto3" json:"max_processes,omitempty"`
+	// When a process with nothing to do is stopped. If unset: after 10 minutes.
+	Idle          *durationpb.Duration `protobuf:"bytes,8,opt,name=idle,proto3" json:"idle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
