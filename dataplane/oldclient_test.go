@@ -255,6 +255,41 @@ func TestOldClientCancelsAtNewServer(t *testing.T) {
 	<-over
 }
 
+// What a client has cancelled ends without a response and without an error, wherever the target was with it.
+func TestOldClientCancelledCallEnds(t *testing.T) {
+	for name, begin := range map[string][]string{
+		"before the head": nil,
+		"in JSON":         {"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n", `{"jsonrpc":`},
+		"in a stream":     {eventsHead, chunk("data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/progress\",\"params\":{\"progressToken\":1,\"progress\":1}}\n\n")},
+		"in a question":   {eventsHead, chunk("data: {\"jsonrpc\":\"2.0\",\"id\":\"c1\",\"result\":{\"resultType\":\"input_required\",\"inputRequests\":{\"r\":{\"method\":\"roots/list\"}}}}\n\n"), "0\r\n\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begun := make(chan struct{}, 1)
+			target := newRaw(t, true, map[string]func(*mcptest.Conn, rawCall){"tools/call": func(c *mcptest.Conn, _ rawCall) {
+				c.Send(begin...)
+				begun <- struct{}{}
+				c.Hang()
+			}})
+			p := behind(target.URL).start(t)
+			a := p.post(t, "", `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{"roots":{}},"clientInfo":{"name":"raw","version":"1"}}}`)
+			session := a.header.Get("Mcp-Session-Id")
+			over := make(chan answer, 1)
+			go func() {
+				over <- p.post(t, session, `{"jsonrpc":"2.0","id":"c1","method":"tools/call","params":{"name":"t"}}`)
+			}()
+			<-begun
+			p.post(t, session, `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"c1"}}`)
+			got := <-over
+			if got.status != 200 || strings.Contains(got.body, `"error"`) || strings.Contains(got.body, `"id":"c1"`) {
+				t.Errorf("%d %s", got.status, got.body)
+			}
+			if strings.Contains(p.lines.String(), "broke off") {
+				t.Errorf("the log says %s", p.lines.String())
+			}
+		})
+	}
+}
+
 // Targets that ask too much, too often or wrongly end in an error that names them; nothing waits for ever.
 func TestNewServerThatAsksStrangely(t *testing.T) {
 	ask := `{"jsonrpc":"2.0","id":$ID,"result":{"resultType":"input_required","inputRequests":%s,"requestState":"s"}}`

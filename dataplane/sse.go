@@ -42,7 +42,8 @@ type sseStream struct {
 	last    time.Time
 	over    bool // the stream's handler is returning: nothing may be written any more
 	session string
-	follows bool // the standing stream of the session is open
+	latest  *http.Request // that a client made, in whose name the session's own stream is opened
+	follows bool          // that stream is, or is opened again
 }
 
 // overSSE reports whether a request is of HTTP+SSE.
@@ -161,12 +162,15 @@ func (x *exchange) postSSE(codec *session.Codec, scope session.Scope) error {
 		return context.Cause(x.r.Context())
 	}
 	inner := x.inner(s.ctx, s, http.MethodPost, x.raw)
+	s.mu.Lock()
+	s.latest = inner.Clone(s.ctx)
+	s.mu.Unlock()
 	handler := x.proxy.handler(x.port)
 	serve := func() {
 		defer func() { <-s.posts }()
 		s.serve(handler, inner, &msg)
 		if msg.Method == "notifications/initialized" {
-			s.follow(handler, x.inner(s.ctx, s, http.MethodPost, nil))
+			s.follow(handler)
 		}
 	}
 	if msg.Kind == mcp.Notification {
@@ -249,7 +253,7 @@ func (s *sseStream) pass(handler http.Handler, r *http.Request, msg *mcp.Message
 	return a
 }
 
-// resuming is the GET of what came after an event of the answer to r, or with "" of the session's standing stream.
+// resuming is the GET, in the name of who made r, of what came after an event; "" is none.
 func resuming(r *http.Request, lastID string) *http.Request {
 	again := r.Clone(r.Context())
 	again.Method, again.Body, again.ContentLength = http.MethodGet, http.NoBody, 0
@@ -279,8 +283,8 @@ func (s *sseStream) wait(d time.Duration) bool {
 	}
 }
 
-// follow brings the session's standing stream into this one, once. r is any request of the session.
-func (s *sseStream) follow(handler http.Handler, r *http.Request) {
+// follow brings the session's standing stream into this one, once.
+func (s *sseStream) follow(handler http.Handler) {
 	s.mu.Lock()
 	first := !s.follows && s.session != ""
 	s.follows = s.follows || first
@@ -295,23 +299,47 @@ func (s *sseStream) follow(handler http.Handler, r *http.Request) {
 	}
 	go func() {
 		defer func() { <-s.posts }()
-		s.refollow(handler, r)
+		s.refollow(handler)
 	}()
 }
 
+// shown is the latest request that the client made.
+func (s *sseStream) shown() *http.Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.latest
+}
+
+// standing is the GET of the session's own stream, in the name of who made r.
+func (s *sseStream) standing(r *http.Request, lastID string) *http.Request {
+	own := resuming(r, lastID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	own.Header[mcp.HeaderSession] = []string{s.session} // r may have made it
+	return own
+}
+
 // refollow opens the standing stream again whenever it ends, as its client would: targets restart, and configurations change. With
-// the session or the caller's right to it this stream ends too, for the client to begin anew.
-func (s *sseStream) refollow(handler http.Handler, r *http.Request) {
+// the session this stream ends too, for the client to begin anew. A credential that is good no more is waited out: with the next
+// message comes perhaps another.
+func (s *sseStream) refollow(handler http.Handler) {
 	wait, lastID := refollowFirst, ""
 	for {
-		began := time.Now()
-		a := s.pass(handler, resuming(r, lastID), nil)
+		began, shown := time.Now(), s.shown()
+		a := s.pass(handler, s.standing(shown, lastID), nil)
 		switch {
 		case a.status == http.StatusMethodNotAllowed:
 			return // nobody has one
-		case a.status == http.StatusUnauthorized, a.status == http.StatusForbidden, a.status == http.StatusNotFound:
+		case a.status == http.StatusNotFound:
 			s.end()
 			return
+		case a.status == http.StatusUnauthorized, a.status == http.StatusForbidden:
+			for s.shown() == shown {
+				if !s.wait(refollowFirst) {
+					return
+				}
+			}
+			continue
 		case a.status != http.StatusOK:
 			lastID = "" // it may be what was refused
 		case a.lastID != "":

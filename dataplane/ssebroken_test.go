@@ -17,16 +17,20 @@ import (
 // sseClient is a bare client of HTTP+SSE.
 type sseClient struct {
 	base, endpoint string
+	headers        []string
 	ended          chan struct{} // closed when the stream is over
 	data           chan string
 }
 
 // openSSE opens a stream, and begins a session in it unless it is bare.
-func openSSE(t *testing.T, p *testProxy, bare bool) *sseClient {
+func openSSE(t *testing.T, p *testProxy, bare bool, headers ...string) *sseClient {
 	t.Helper()
-	c := &sseClient{base: strings.TrimSuffix(p.URL, "/mcp"), ended: make(chan struct{}), data: make(chan string, 100)}
+	c := &sseClient{headers: headers, base: strings.TrimSuffix(p.URL, "/mcp"), ended: make(chan struct{}), data: make(chan string, 100)}
 	req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, c.base+"/sse", nil)
 	req.Header.Set("Accept", "text/event-stream")
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil || resp.StatusCode != 200 {
 		t.Fatalf("the stream: %v %v", resp, err)
@@ -55,7 +59,12 @@ func openSSE(t *testing.T, p *testProxy, bare bool) *sseClient {
 
 func (c *sseClient) post(t *testing.T, body string) {
 	t.Helper()
-	resp, err := http.Post(c.base+c.endpoint, "application/json", strings.NewReader(body))
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, c.base+c.endpoint, strings.NewReader(body))
+	req.Header.Set("Content-Type", "application/json")
+	for i := 0; i < len(c.headers); i += 2 {
+		req.Header.Set(c.headers[i], c.headers[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +187,31 @@ func TestSSEClientsKeepTheirStandingStream(t *testing.T) {
 	case <-c.ended:
 	case <-time.After(20 * time.Second):
 		t.Fatal("the client keeps a stream of a session that is gone")
+	}
+}
+
+// Tokens expire before a client leaves: the stream goes on, and with the next message the session's own stream is the new token's.
+func TestSSEClientsRenewTheirTokens(t *testing.T) {
+	target := newRaw(t, false, nil)
+	target.on("GET", func(c *mcptest.Conn, _ rawCall) {
+		c.Send(eventsHead, chunk("data: {\"jsonrpc\":\"2.0\",\"method\":\"notifications/tools/list_changed\"}\n\n"))
+		c.Hang()
+	})
+	w := behind(target.URL)
+	w.ssePath = "/sse"
+	first := w.withTokens(t)(`"sub":"ada"`)
+	p := w.start(t)
+	c := openSSE(t, p, false, first...)
+	if got := c.next(t); !strings.Contains(got, "tools/list_changed") {
+		t.Errorf("the first: %s", got)
+	}
+	c.headers = w.withTokens(t)(`"sub":"ada"`)
+	p.apply(t, w) // the first is good no more
+	waitFor(t, "the first token to be refused", func() bool { return strings.Contains(p.lines.String(), "unauthenticated") })
+	c.post(t, `{"jsonrpc":"2.0","id":8,"method":"ping"}`)
+	got := c.next(t) + c.next(t)
+	if !strings.Contains(got, `"id":8,"result":{}`) || !strings.Contains(got, "tools/list_changed") {
+		t.Errorf("then: %s", got)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,6 +74,20 @@ func TestListenThatBreaksTellsAll(t *testing.T) {
 		id := p.initialize(t, "2025-11-25")
 		p.post(t, id, `{"jsonrpc":"2.0","id":1,"method":"resources/subscribe","params":{"uri":"x://y"}}`)
 		expectEvents(t, p, http.MethodGet, "", `"notifications/resources/updated","params":{"uri":"x://y"}`, "Mcp-Session-Id", id)
+	})
+	t.Run("L→M, refused for a moment", func(t *testing.T) {
+		target := newTarget()
+		var refused atomic.Bool
+		listen := target.answers["subscriptions/listen"]
+		target.on("subscriptions/listen", func(c *mcptest.Conn, req rawCall) {
+			if refused.CompareAndSwap(false, true) {
+				c.Answer(401, "", "")
+				return
+			}
+			listen(c, req)
+		})
+		p := behind(target.URL).start(t)
+		expectEvents(t, p, http.MethodGet, "", `"notifications/tools/list_changed"`, "Mcp-Session-Id", p.initialize(t, "2025-11-25"))
 	})
 	t.Run("M→M", func(t *testing.T) {
 		p := behind("a="+newTarget().URL, "b="+newTarget().URL).start(t)

@@ -102,12 +102,23 @@ type eventPipe struct {
 	stop   func() bool
 }
 
-// pipe returns both ends. The reader sees why ctx ended.
+// pipe returns both ends. The reader sees why ctx ended; a call that its client has cancelled just ends.
 func (b *Bridge) pipe(ctx context.Context) (io.ReadCloser, *eventPipe) {
 	r, w := io.Pipe()
 	p := &eventPipe{w: w, events: mcp.NewEventWriter(w, func() error { return nil })}
-	p.stop = context.AfterFunc(ctx, func() { _ = r.CloseWithError(context.Cause(ctx)) })
+	p.stop = context.AfterFunc(ctx, func() {
+		err := context.Cause(ctx)
+		if err == errCancelled {
+			err = nil
+		}
+		_ = w.CloseWithError(err) // never fails
+	})
 	return r, p
+}
+
+// cancelled is the answer to a call that its client has cancelled: a stream without a response, which it does not want any more.
+func cancelled() *upstream.Response {
+	return &upstream.Response{Status: http.StatusOK, Header: streamHeader(nil), Body: io.NopCloser(bytes.NewReader(nil))}
 }
 
 // message writes one. With the first, the client is told how soon to come back, as targets with sessions do.
@@ -122,10 +133,11 @@ func (p *eventPipe) message(raw []byte) error {
 // comeBack is how long a client should wait with another GET, when a stream ends.
 const comeBack = time.Second
 
-// finish ends the stream: well, if err is nil.
+// finish ends the stream: well, if err is nil. Where ctx ended first that is what the reader sees.
 func (p *eventPipe) finish(err error) {
-	p.stop()
-	_ = p.w.CloseWithError(err) // never fails
+	if p.stop() {
+		_ = p.w.CloseWithError(err) // never fails
+	}
 }
 
 func errorMessage(msg *mcp.Message) string {

@@ -183,6 +183,13 @@ func (f *sessionsFace) call(ctx context.Context, r *upstream.Request, m *mcp.Mes
 		cancel(nil)
 	}
 	resp, err := c.send(ctx, nil, nil)
+	if context.Cause(ctx) == errCancelled {
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		end()
+		return cancelled(), nil
+	}
 	if err != nil {
 		end()
 		return nil, err
@@ -191,6 +198,10 @@ func (f *sessionsFace) call(ctx context.Context, r *upstream.Request, m *mcp.Mes
 		return c.stream(ctx, resp, end), nil
 	}
 	msg, err := f.b.readJSON(resp)
+	if err != nil && context.Cause(ctx) == errCancelled {
+		end()
+		return cancelled(), nil
+	}
 	if err != nil {
 		end()
 		return nil, err

@@ -248,7 +248,7 @@ func (s *standing) listen(ctx context.Context, uris []string, w *eventPipe, bega
 	}
 	defer resp.Body.Close()
 	if !isStream(resp) {
-		if resp.Status >= 500 || resp.Status == http.StatusTooManyRequests {
+		if resp.Status >= 500 || resp.Status == http.StatusTooManyRequests || unauthorized(resp) { // credentials are renewed
 			return fmt.Errorf("the target answered the listen with %d", resp.Status)
 		}
 		return errNoListen
