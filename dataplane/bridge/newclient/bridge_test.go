@@ -386,7 +386,7 @@ func TestSlowCaller(t *testing.T) {
 	s := &target{}
 	s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
 		"tools/call": func(ctx context.Context, m *message) (*upstream.Response, error) {
-			all := strings.Repeat(`data: {"jsonrpc":"2.0","method":"vendor/news","params":{"x":"`+strings.Repeat("x", 512<<10)+`"}}`+"\n\n", 40) +
+			all := strings.Repeat(`data: {"jsonrpc":"2.0","method":"vendor/news","params":{"x":"`+strings.Repeat("x", 256<<10)+`"}}`+"\n\n", 20) +
 				"data: " + string(mcp.AppendResult(nil, m.ID, []byte(`{}`))) + "\n\n"
 			return events(ctx, counted{strings.NewReader(all), &read}), nil
 		},
@@ -397,7 +397,7 @@ func TestSlowCaller(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if n := read.Load(); n > 4<<20 {
+		if n := read.Load(); n > 3<<20 {
 			t.Errorf("%d bytes were read for nobody", n)
 		}
 		n, last := 0, &mcp.Message{}
@@ -412,7 +412,7 @@ func TestSlowCaller(t *testing.T) {
 			}
 			last = &m
 		}
-		if n != 41 || !last.Result.Present() {
+		if n != 21 || !last.Result.Present() {
 			t.Errorf("%d messages, the last %.100s", n, last.Body)
 		}
 		_ = resp.Body.Close()
@@ -490,8 +490,8 @@ func TestSessionsAreSmall(t *testing.T) {
 			return m.HeapAlloc
 		}
 		before := heap()
-		pad := strings.Repeat("x", 1<<20)
-		for n := range 32 {
+		pad := strings.Repeat("x", 256<<10)
+		for n := range 16 {
 			body := fmt.Sprintf(`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"x","arguments":{"x":%q},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/logLevel":%q,"io.modelcontextprotocol/clientInfo":{"name":%q},"io.modelcontextprotocol/clientCapabilities":{"x":"%d%s"}}}}`, pad, pad, pad, n, pad)
 			m, err := mcp.Scan([]byte(body), mcp.Limits{})
 			if err != nil {
@@ -504,7 +504,7 @@ func TestSessionsAreSmall(t *testing.T) {
 			_, _ = io.Copy(io.Discard, resp.Body)
 			_ = resp.Body.Close()
 		}
-		if grown := int64(heap() - before); grown > 8<<20 || s.count("initialize") != 32 {
+		if grown := int64(heap() - before); grown > 4<<20 || s.count("initialize") != 16 {
 			t.Errorf("%d sessions keep %d bytes", s.count("initialize"), grown)
 		}
 		runtime.KeepAlive(b)
@@ -514,5 +514,33 @@ func TestSessionsAreSmall(t *testing.T) {
 		if _, err := do(t.Context(), face, "tools/list", `"x":1`); err == nil || !strings.Contains(err.Error(), "more than 131072 bytes") {
 			t.Errorf("a target that says much of itself: %v", err)
 		}
+	})
+}
+
+// A call goes on in a session that was given up meanwhile, and what its target asks there is answered.
+func TestCallInLostSession(t *testing.T) {
+	s := &target{}
+	var said *io.PipeReader
+	s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
+		"prompts/get": func(ctx context.Context, _ *message) (*upstream.Response, error) { return events(ctx, said), nil },
+	}
+	bridged(t, s, func(t *testing.T, b *Bridge, face upstream.Transport) {
+		var say *io.PipeWriter
+		said, say = io.Pipe()
+		resp, err := do(t.Context(), face, "prompts/get", `"name":"x"`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for session := range b.pools["only"].all {
+			session.lost()
+		}
+		for range 8 {
+			fmt.Fprint(say, `data: {"jsonrpc":"2.0","id":1,"method":"ping"}`+"\n\n")
+		}
+		synctest.Wait()
+		if n := s.count(""); n != 8 {
+			t.Errorf("%d of 8 pings were answered", n)
+		}
+		_ = resp.Body.Close()
 	})
 }
