@@ -197,9 +197,13 @@ const maxTelling = 16
 // tellLater posts without anybody waiting, but who reads what the target says while it takes nothing.
 func (s *peer) tellLater(body []byte) {
 	select {
-	case s.telling <- struct{}{}:
-	case <-s.ctx.Done():
-		return
+	case s.telling <- struct{}{}: // also in a session that was lost, as it seems: calls may be open there
+	default:
+		select {
+		case s.telling <- struct{}{}:
+		case <-s.ctx.Done():
+			return
+		}
 	}
 	s.b.later(func(ctx context.Context) {
 		defer func() { <-s.telling }()
