@@ -149,6 +149,28 @@ func BenchmarkBridges(b *testing.B) {
 	}
 }
 
+// A session that does nothing: initialize, initialized, DELETE.
+func BenchmarkSession(b *testing.B) {
+	p := behind("http://127.0.0.1:1/mcp").start(b)
+	p.proxy.mux = mux.New(mux.Config{Transport: func(*snapshot.Target) upstream.Transport { return both{} }, Sessions: &p.sessions, ProxyID: "proxy-1"})
+	handler := p.handler(testPort)
+	req := httptest.NewRequest(http.MethodPost, "http://127.0.0.1/mcp", nil)
+	request := func(method, body string) *nowhere {
+		req.Method, req.ContentLength, req.Body = method, int64(len(body)), io.NopCloser(strings.NewReader(body))
+		w := &nowhere{http.Header{}}
+		handler.ServeHTTP(w, req)
+		return w
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		req.Header = http.Header{"Content-Type": {"application/json"}, "Accept": {"application/json, text/event-stream"}}
+		begun := request(http.MethodPost, `{"jsonrpc":"2.0","id":7,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"raw","version":"1"}}}`)
+		req.Header["Mcp-Session-Id"], req.Header["Mcp-Protocol-Version"] = begun.header["Mcp-Session-Id"], []string{"2025-11-25"}
+		request(http.MethodPost, `{"jsonrpc":"2.0","method":"notifications/initialized"}`)
+		request(http.MethodDelete, "")
+	}
+}
+
 // The path of a call is short; what makes it longer by a third deserves a thought.
 func TestCallAllocations(t *testing.T) {
 	for _, tt := range []struct {
