@@ -96,7 +96,8 @@ func (g *gate) pass(ev mcp.Event) error {
 		case mcp.Batch:
 			data = e.Append(nil) // to the call whose stream it is
 		case mcp.Request:
-			go g.x.refuseAsking(g.t, id, e.Code, e.Message)
+			own := *g.x // which goes on
+			go own.refuseAsking(g.t, id, e.Code, e.Message)
 			return nil
 		default:
 			h.dropped = true
@@ -294,16 +295,15 @@ func (g *gate) close() {
 	}
 }
 
-// refuseAsking answers a target's request that the client is not shown.
+// refuseAsking answers a target's request that the client is not shown. It has x to itself.
 func (x *Request) refuseAsking(t *snapshot.Target, id []byte, code int, message string) {
 	if x.Session == nil {
 		return
 	}
 	ctx, cancel := x.mux.fanOut(context.WithoutCancel(x.HTTP.Context()), t)
 	defer cancel()
-	own := *x
-	own.Record = &Record{}
-	if resp, err := own.send(ctx, t, outgoing{body: mcp.AppendError(nil, id, code, message, nil)}); err == nil {
+	x.Record = &Record{}
+	if resp, err := x.send(ctx, t, outgoing{body: mcp.AppendError(nil, id, code, message, nil)}); err == nil {
 		_ = resp.Body.Close()
 	}
 }

@@ -162,10 +162,11 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 	}
 	x.Record.Status = resp.Status
 	if resp.Renewed && x.Session != nil { // not before the answer: a target may do one thing at a time
+		own := *x
 		go func() {
-			ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
+			ctx, cancel := own.mux.fanOut(context.WithoutCancel(ctx), t)
 			defer cancel()
-			x.sayLevel(ctx, t, leg)
+			own.sayLevel(ctx, t, leg)
 		}()
 	}
 	return resp, nil
