@@ -453,6 +453,12 @@ func TestHostileChildren(t *testing.T) {
 			t.Errorf("health %+v", h)
 		}
 	})
+	t.Run("dead while it is written to", func(t *testing.T) {
+		c := &caller{t: t, tr: manager(t, nil).Transport(stdioTarget(t, "dead", nil))}
+		more := strings.Repeat("x", 256<<10) // than a pipe takes
+		_, err := c.try("POST", `{"jsonrpc":"2.0","id":1,"method":"server/discover","params":{"_meta":{"more":"`+more+`"}}}`)
+		contains(t, "server/discover", err, "exit status 4")
+	})
 	t.Run("no such program", func(t *testing.T) {
 		c := &caller{t: t, tr: manager(t, nil).Transport(stdioTarget(t, "dead", func(c *xdsv1.StdioTransport) { c.Cmd = "/no/such/program" }))}
 		_, err := c.try("POST", initialize)
