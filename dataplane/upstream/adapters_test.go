@@ -257,7 +257,7 @@ func TestAttribution(t *testing.T) {
 
 func TestSessionLife(t *testing.T) {
 	for name, tt := range map[string]*snapshot.Target{
-		"stdio": stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.Idle = duration(100 * time.Millisecond) }),
+		"stdio": stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.Idle = duration(3 * time.Second) }), // longer than a process takes to start on a busy machine
 		"sse":   sseTarget(t, mcptest.NewServer(t, mcptest.Options{SSE: true}).URL, nil),
 	} {
 		t.Run(name, func(t *testing.T) {
