@@ -439,15 +439,15 @@ func (x *exchange) tell() {
 			c.Method = x.message.Kind.String()
 		}
 	}
-	if x.record.Refused {
-		c.Verdict = "deny"
-	}
 	if x.record.Err != nil {
 		c.Err = x.record.Err.Error()
 	} else if x.err != nil {
 		c.Err = x.err.Error()
 	}
 	c.Outcome = x.outcome()
+	if c.Outcome == telemetry.OutcomeDenied || c.Outcome == telemetry.OutcomeUnauth {
+		c.Verdict = "deny"
+	}
 	x.proxy.parts.Calls.Done(&c)
 }
 

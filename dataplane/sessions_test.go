@@ -94,6 +94,9 @@ func TestSessionRefused(t *testing.T) {
 	if got := p.post(t, "", listTools); got.status != 401 {
 		t.Fatalf("no key: %d %s", got.status, got.body)
 	}
+	if line := lineWith(t, p, `"outcome":"unauthenticated"`); !strings.Contains(line, `"verdict":"deny"`) {
+		t.Errorf("the log says %s", line)
+	}
 	id := p.initialize(t, "2025-11-25", alice...)
 	if got := p.post(t, id, listTools, alice...); got.status != 200 {
 		t.Fatalf("alice: %d %s", got.status, got.body)

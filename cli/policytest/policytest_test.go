@@ -120,7 +120,7 @@ tests:
 - {name: no such target, route: secure, request: {tool: x, target: b}, expect: {allowed: true}}
 `)
 	want := map[string]string{
-		"no place":             "there are several routes: say which one of cookie, keys, query, secure",
+		"no place":             "there are several routes: say which one of cookie, keys, query, secure (--route, or route: in a test)",
 		"no route":             `route "none" is not there; routes are cookie, keys, query, secure`,
 		"pattern":              `route "cookie": matches paths by the pattern "/c[0-9]+": say which path`,
 		"elsewhere":            `a request for localhost/query on port 3000 goes to route "query" and not to "keys": say host, path, port or headers that lead there`,

@@ -128,7 +128,7 @@ func (s *Stage) place(ctx context.Context) error {
 	case name == "" && len(names) == 1:
 		name = names[0]
 	case name == "" && where.Host == "" && where.Path == "" && where.Port == 0 && len(s.cfg.Header) == 0:
-		return fmt.Errorf("there are several routes: say which one of %s", strings.Join(names, ", "))
+		return fmt.Errorf("there are several routes: say which one of %s (--route, or route: in a test)", strings.Join(names, ", "))
 	}
 	if name != "" {
 		if err := s.towards(s.world.routes[name]); err != nil {

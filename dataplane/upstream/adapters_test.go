@@ -258,7 +258,7 @@ func TestAttribution(t *testing.T) {
 
 func TestSessionLife(t *testing.T) {
 	for name, tt := range map[string]*snapshot.Target{
-		"stdio": stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.Idle = duration(100 * time.Millisecond) }),
+		"stdio": stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.Idle = duration(3 * time.Second) }), // longer than a process takes to start on a busy machine
 		"sse":   sseTarget(t, mcptest.NewServer(t, mcptest.Options{SSE: true}).URL, nil),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -453,6 +453,12 @@ func TestHostileChildren(t *testing.T) {
 		if h := m.Health(); len(h) != 1 || !strings.Contains(h[0].Err, "exit status 4") || h[0].Sessions != 0 {
 			t.Errorf("health %+v", h)
 		}
+	})
+	t.Run("dead while it is written to", func(t *testing.T) {
+		c := &caller{t: t, tr: manager(t, nil).Transport(stdioTarget(t, "dead", nil))}
+		more := strings.Repeat("x", 256<<10) // than a pipe takes
+		_, err := c.try("POST", `{"jsonrpc":"2.0","id":1,"method":"server/discover","params":{"_meta":{"more":"`+more+`"}}}`)
+		contains(t, "server/discover", err, "exit status 4")
 	})
 	t.Run("no such program", func(t *testing.T) {
 		c := &caller{t: t, tr: manager(t, nil).Transport(stdioTarget(t, "dead", func(c *xdsv1.StdioTransport) { c.Cmd = "/no/such/program" }))}

@@ -39,6 +39,7 @@ const (
 type channel struct {
 	pipe    pipe
 	shared  atomic.Bool // several sessions use it, so nothing may reach a session but what is certainly its own
+	junk    atomic.Bool // something came that is no message
 	lim     mcp.Limits
 	queue   int // bytes that may wait for one reader
 	log     *slog.Logger

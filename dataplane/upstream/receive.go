@@ -10,6 +10,7 @@ import (
 func (c *channel) receive(msg []byte) {
 	m, err := mcp.Scan(msg, c.lim)
 	if err != nil {
+		c.junk.Store(true)
 		c.log.Warn("target sent what is no message", "bytes", len(msg), "err", err)
 		return
 	}

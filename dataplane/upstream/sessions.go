@@ -209,6 +209,9 @@ func (o *owned) answer(ctx context.Context, ch *channel, k *call) (*Response, er
 	first, last, err := k.out.next(wait)
 	if err != nil {
 		ch.leave(k)
+		if errors.Is(err, ErrTimeout) && ch.junk.Load() { // a program that greets people, or logs to stdout
+			err = fmt.Errorf("%w; it sent what is no message", err)
+		}
 		return nil, &Error{Op: "read head", Sent: true, Err: err}
 	}
 	o.health.ok()

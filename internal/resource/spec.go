@@ -269,6 +269,10 @@ func (v *validator) stdio(o *adminv1.Object, s *adminv1.StdioTransport) {
 	if s.GetCmd() == "" {
 		v.fail(o, "stdio", `"cmd" is missing`, "")
 	}
+	if words := strings.Fields(s.GetCmd()); len(words) > 1 && !strings.ContainsRune(words[0], '/') { // a path may well hold blanks
+		v.tell(severityWarning, o, "stdio.cmd", fmt.Sprintf("%q is the name of one program: no shell takes it apart", s.GetCmd()),
+			fmt.Sprintf("write cmd: %s and args: [%s]", words[0], strings.Join(words[1:], ", ")))
+	}
 	if s.GetCwd() != "" && !filepath.IsAbs(s.GetCwd()) {
 		v.fail(o, "stdio.cwd", fmt.Sprintf("%q is no absolute path", s.GetCwd()), "")
 	}

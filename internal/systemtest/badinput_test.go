@@ -128,6 +128,7 @@ func TestTroubleOfOneTarget(t *testing.T) {
 		{"refusing", page(401, "text/plain", ""), "{}", "refused the proxy's credentials (401)"},
 		{"garbled", page(200, "application/json", `{"jsonrpc":`), "{}", "cannot be read: mcp: no valid JSON"},
 		{"silent", fmt.Sprintf("timeout: 1s, mcp: {host: %q}", silent.URL), "{}", "no answer within the target's timeout"},
+		{"babbler", `timeout: 1s, stdio: {cmd: sh, args: ["-c", "while read l; do echo Starting; done"]}`, "{}", "no answer within the target's timeout; it sent what is no message"},
 		{"quitter", `stdio: {cmd: sh, args: ["-c", "exit 3"]}`, "{}", "the process ended: exit status 3"},
 	}
 	f := newFleet(t, 1, "private-network,file=/nowhere/*,stdio=sh")

@@ -39,7 +39,7 @@ type Call struct {
 	Source string
 	// Owner is the proxy that the call was forwarded to, and Peer the one that forwarded it here.
 	Owner, Peer string
-	// Verdict is `allow` or `deny`; Rule is the one that decided.
+	// Verdict is `allow`, or `deny` by a rule or for want of a good credential; Rule is the one that decided.
 	Verdict, Rule string
 	// Status is the answer's; Upstream that of the target, 0 if it was not asked.
 	Status, Upstream int
