@@ -223,6 +223,22 @@ func TestRoundRobinParked(t *testing.T) {
 	}
 }
 
+// The owner applies every policy to a retry, so the proxy that it comes to applies none.
+func TestRetryElsewhereTakesTokensOnce(t *testing.T) {
+	w := behind(mcptest.NewServer(t, mcptest.Options{}).URL)
+	w.policies["only"] = limits(perHour(2, ""))
+	g := newGroup(t, w, 2)
+	key, state := g.proxies[0].asked(t)
+	if got := g.proxies[1].retry(t, accepted(key), state); textOf(t, got) != "Hello, Ada!" {
+		t.Fatalf("%d %s", got.status, got.body)
+	}
+	for _, want := range []int{200, 200, 429} {
+		if got := g.proxies[1].stateless(t, "tools/call", "echo", `"name":"echo","arguments":{"text":"hi"}`); got.status != want {
+			t.Errorf("%d %s, want %d", got.status, got.body, want)
+		}
+	}
+}
+
 // The owner knows the client as if he had come himself: by his own credentials and his own address. What a peer says beside does not
 // count.
 func TestForwardedCaller(t *testing.T) {

@@ -337,6 +337,9 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 			x.backend = x.choose(v.Era == mcp.Stateless)
 		}
 		scope.Backend = x.backend.Resource
+		if owner := x.waitsAt(codec, scope); owner != "" && owner != x.proxy.parts.ProxyID {
+			return nil, scope, &peers.Elsewhere{Owner: owner}
+		}
 		return nil, scope, nil
 	}
 	var id []byte
@@ -358,6 +361,18 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 		}
 	}
 	return nil, scope, &mcp.Error{Status: http.StatusNotFound, Code: -32001, ID: id, Message: "Session not found"}
+}
+
+// waitsAt is the proxy where the call of a retry waits; "" if none does. It is asked before any policy, for the owner applies them all.
+func (x *exchange) waitsAt(codec *session.Codec, scope session.Scope) string {
+	if codec == nil || x.message == nil || !x.message.RequestState.IsString() {
+		return ""
+	}
+	call, err := codec.OpenCall(scope, x.message.RequestState.String())
+	if err != nil || call.ID == (session.CallID{}) {
+		return "" // the target's own, or no good: the bridge says so
+	}
+	return call.Owner
 }
 
 // codec returns the tenant's, made anew when its snapshot changes.

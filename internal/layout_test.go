@@ -39,9 +39,9 @@ var allowed = map[string][]string{
 	"dataplane/listener":         {"internal/policy", "internal/telemetry", "dataplane/snapshot"},
 	"dataplane/upstream":         {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp"},
 	"dataplane/bridge/oldclient": {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
-	"dataplane/mux":              {"internal/guard", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream", "dataplane/peers", "dataplane/bridge/oldclient", "dataplane/bridge/newclient"},
+	"dataplane/mux":              {"internal/guard", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream", "dataplane/bridge/oldclient", "dataplane/bridge/newclient"},
 	"dataplane/agent":            {"internal/guard", "internal/policy", "dataplane/snapshot", "dataplane/mcp", "dataplane/upstream", "dataplane/mux"},
-	"dataplane/bridge/newclient": {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream", "dataplane/peers"},
+	"dataplane/bridge/newclient": {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
 	"dataplane":                  {"internal/policy", "internal/telemetry", "dataplane/*"},
 
 	"cli/demo":       {},

@@ -15,7 +15,6 @@ import (
 	"github.com/sluicegate/sluice/dataplane/bridge/newclient"
 	"github.com/sluicegate/sluice/dataplane/bridge/oldclient"
 	"github.com/sluicegate/sluice/dataplane/mcp"
-	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
@@ -149,9 +148,6 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && errors.Is(cause, upstream.ErrTimeout) {
 			err = fmt.Errorf("%w: %w", upstream.ErrTimeout, err)
-		}
-		if _, ok := errors.AsType[*peers.Elsewhere](err); ok {
-			return nil, err
 		}
 		if refused, ok := errors.AsType[*newclient.RefusedError](err); ok {
 			x.Record.Err = err

@@ -82,8 +82,8 @@ type Caller struct {
 }
 
 // Stateless returns a face of 2026-07-28 for a target with sessions. Its Do takes the POST that such a target would get and
-// answers as it would. Besides the errors of the target's own transport it returns [*RefusedError], and
-// [*peers.Elsewhere] for the retry of a call that waits on another proxy.
+// answers as it would. Besides the errors of the target's own transport it returns [*RefusedError]. The retry of a call that waits is
+// for the proxy where it does.
 func (b *Bridge) Stateless(t *snapshot.Target, c Caller) upstream.Transport {
 	return &stateless{b: b, t: t, caller: c, tr: b.cfg.Transport(t)}
 }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
-	"github.com/sluicegate/sluice/dataplane/peers"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/upstream"
 )
@@ -119,9 +118,6 @@ func (k *call) unpark() {
 // resume goes on with a parked call: the client's answers go to the target, and this request gets what the target says
 // then.
 func (f *stateless) resume(ctx context.Context, r *upstream.Request, m *mcp.Message, c *session.Call) (*upstream.Response, error) {
-	if c.Owner != f.b.cfg.ProxyID {
-		return nil, &peers.Elsewhere{Owner: c.Owner}
-	}
 	over := f.refuse(m, http.StatusOK, mcp.CodeInvalidParams,
 		"Invalid requestState: the call is over or went on with another answer, or this proxy was started anew; it was not run again: call anew")
 	f.b.mu.Lock()
