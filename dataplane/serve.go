@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -88,6 +89,7 @@ func (p *proxy) handler(port uint16) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x := exchange{proxy: p, port: port, w: answering{ResponseWriter: w, limit: p.writeTime}, r: r, started: time.Now()}
 		defer x.tell()
+		defer x.failed()
 		if r.ContentLength != 0 {
 			// The server has no read timeout, which would end event streams; a body that never comes must end all the same, also where
 			// nobody asks for it: net/http reads it before it answers.
@@ -101,6 +103,23 @@ func (p *proxy) handler(port uint16) http.Handler {
 			x.refuse(err)
 		}
 	})
+}
+
+// failed ends a request in which the proxy itself has made a mistake. net/http would log it among what strangers do wrong.
+func (x *exchange) failed() {
+	r := recover()
+	if r == nil {
+		return
+	}
+	if r != http.ErrAbortHandler {
+		x.record.Err = errors.New("a mistake of the proxy: see its log")
+		x.proxy.log.Error("a request failed by a mistake of the proxy; please report it", "panic", r, "stack", string(debug.Stack()))
+		if x.w.status == 0 {
+			x.refuse(&httpError{http.StatusInternalServerError, "the proxy made a mistake; its log says which"})
+			return
+		}
+	}
+	panic(http.ErrAbortHandler) // the client must not take it for a whole answer
 }
 
 // exchange is one HTTP request and what becomes of it.

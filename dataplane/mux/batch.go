@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
-	"sync"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 )
@@ -37,13 +36,13 @@ func (m *Mux) batch(w http.ResponseWriter, x *Request) error {
 
 	const atOnce = 8
 	records := make([]*Record, len(x.Batch))
-	var wg sync.WaitGroup
+	var all group
 	slots := make(chan struct{}, atOnce)
 	for i := range x.Batch {
 		one := x.element(i)
 		records[i] = one.Record
 		slots <- struct{}{}
-		wg.Go(func() {
+		all.run(func() {
 			defer func() { <-slots }()
 			part := &batchWriter{out: out, header: http.Header{}, limit: m.cfg.Limits.MaxBytes()}
 			defer func() {
@@ -62,7 +61,7 @@ func (m *Mux) batch(w http.ResponseWriter, x *Request) error {
 			}
 		})
 	}
-	wg.Wait()
+	all.wait()
 	for _, r := range records {
 		if r.Refused && !x.Record.Refused {
 			x.Record.Target, x.Record.Name, x.Record.Refused, x.Record.Rule = r.Target, r.Name, true, r.Rule

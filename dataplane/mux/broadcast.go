@@ -3,7 +3,6 @@ package mux
 import (
 	"context"
 	"net/http"
-	"sync"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -104,15 +103,15 @@ func (x *Request) eachOf(ctx context.Context, targets []*snapshot.Target, f func
 		own.Record = &records[i]
 		errs[i] = f(ctx, &own, t)
 	}
-	var wg sync.WaitGroup
+	var all group
 	for i, t := range targets {
 		if i == len(targets)-1 {
 			one(i, t) // the last one needs no goroutine
 			break
 		}
-		wg.Go(func() { one(i, t) })
+		all.run(func() { one(i, t) })
 	}
-	wg.Wait()
+	all.wait()
 	for i, t := range targets {
 		if i > 0 {
 			x.Record.Target += ","
