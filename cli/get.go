@@ -137,7 +137,6 @@ func completeKinds(_ *cobra.Command, args []string, _ string) ([]string, cobra.S
 	return resource.Kinds(), cobra.ShellCompDirectiveNoFileComp
 }
 
-// singular makes `targets` a `target`, as people type both.
 // parted takes apart KIND/NAME, as other commands print it.
 func parted(args []string) []string {
 	if len(args) == 1 {
@@ -148,6 +147,7 @@ func parted(args []string) []string {
 	return args
 }
 
+// singular makes `targets` a `target`, as people type both.
 func singular(kind string) string { return strings.TrimSuffix(strings.ToLower(kind), "s") }
 
 func place(s *adminv1.Source) string {
