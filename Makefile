@@ -21,7 +21,7 @@ build: ## Build bin/sluice, bin/sluice-controlplane and bin/sluice-proxy
 
 .PHONY: test
 test: ## Run the tests, with the race detector
-	$(GO) test -race -timeout 5m ./...
+	$(GO) test -race -timeout 15m ./...
 
 .PHONY: check
 check: build ## All that must hold beside the tests: vet, lint, generated code up to date
