@@ -338,7 +338,7 @@ func TestBridgeURLElicitation(t *testing.T) {
 	}
 	got := call("", canVisit)
 	r := got.result(t)
-	if r.ResultType != "input_required" || len(r.InputRequests) != 1 || strings.Contains(got.body, "e1") {
+	if r.ResultType != "input_required" || len(r.InputRequests) != 1 || strings.Contains(got.body, `"e1"`) {
 		t.Fatalf("%s", got.body)
 	}
 	var key string

@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -183,7 +184,9 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 	if resp, err = x.check(t, resp); err != nil {
 		return session.Target{}, hs, err
 	}
-	msg, raw, err := x.readWhole(t, resp)
+	by := x.scanned()
+	by.leg = &session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: cmp.Or(at.Version, x.Session.Version), Place: place(t)}
+	msg, raw, err := x.readWhole(t, resp, by)
 	if err != nil {
 		return session.Target{}, hs, err
 	}
@@ -229,8 +232,8 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 	if !refused && !keepsNone && (err == nil || t.Refused != nil) {
 		return leg, hs, err
 	}
-	asked := *x
-	asked.Record = &Record{}
+	asked, state := *x, *x.Session // which may be sealed while a probe goes on
+	asked.Session, asked.Record = &state, &Record{}
 	prefers := func() bool {
 		e, err := asked.erasOf(ctx, t)
 		if err == nil && refused && !e.have(mcp.Stateless) && x.contradicted(t) {

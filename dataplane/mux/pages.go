@@ -252,7 +252,7 @@ func (x *Request) fetch(ctx context.Context, t *snapshot.Target, list mcp.List, 
 	if keep != nil && !t.Policy.Guards(policy.ToClient) { // guards see all of an answer before anything is made of it
 		f.msg, part, err = x.readPart(t, resp, list, keep)
 	} else {
-		f.msg, f.raw, err = x.readWhole(t, resp)
+		f.msg, f.raw, err = x.readWhole(t, resp, x.scanned())
 	}
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
 	"github.com/sluicegate/sluice/internal/guard"
@@ -29,6 +30,7 @@ func (x *Request) readResponse(t *snapshot.Target, resp *upstream.Response) (*mc
 type reading struct {
 	scan func(body []byte) (mcp.Message, error)
 	room func(size int) []byte // where a body is read to
+	leg  *session.Target       // the session in which the target is answered; nil: the client's own
 }
 
 // scanned reads by [mcp.Scan] within the limits.
@@ -99,21 +101,21 @@ func (x *Request) readMessage(t *snapshot.Target, resp *upstream.Response, by re
 			finish(resp.Body)
 			return &msg, nil
 		case msg.Kind == mcp.Request:
-			go x.decline(t, msg.RawID())
+			x.decline(t, by.leg, &msg)
 		}
 	}
 }
 
-// readWhole is readResponse for an answer that is passed on: raw is all of the body up to the response, at least.
-func (x *Request) readWhole(t *snapshot.Target, resp *upstream.Response) (msg *mcp.Message, raw []byte, err error) {
+// readWhole is readResponseBy for an answer that is passed on: raw is all of the body up to the response, at least.
+func (x *Request) readWhole(t *snapshot.Target, resp *upstream.Response, by reading) (msg *mcp.Message, raw []byte, err error) {
 	if mcp.MediaType(resp.Header) != mcp.TypeStream {
-		if msg, err = x.readResponse(t, resp); err != nil {
+		if msg, err = x.readResponseBy(t, resp, by); err != nil {
 			return nil, nil, err
 		}
 		return msg, msg.Body, nil
 	}
 	if t.Policy.Guards(policy.ToClient) { // what came is not what may be passed on
-		if msg, err = x.readResponse(t, resp); err != nil {
+		if msg, err = x.readResponseBy(t, resp, by); err != nil {
 			return nil, nil, err
 		}
 		resp.Header["Content-Type"] = typeJSON
@@ -122,7 +124,7 @@ func (x *Request) readWhole(t *snapshot.Target, resp *upstream.Response) (msg *m
 	rec := &recorded{body: resp.Body}
 	read := *resp
 	read.Body = rec
-	if msg, err = x.readResponse(t, &read); err != nil {
+	if msg, err = x.readResponseBy(t, &read, by); err != nil {
 		return nil, nil, err
 	}
 	return msg, rec.stop(), nil
@@ -165,19 +167,24 @@ func finish(body io.ReadCloser) {
 	}()
 }
 
-// decline answers a target's request that no client can be asked.
-func (x *Request) decline(t *snapshot.Target, id []byte) {
+// decline answers a target's request that no client can be asked, and does not wait for it. A ping asks nobody.
+func (x *Request) decline(t *snapshot.Target, leg *session.Target, msg *mcp.Message) {
 	if x.Session == nil {
 		return
 	}
-	ctx, cancel := x.mux.fanOut(context.WithoutCancel(x.HTTP.Context()), t)
-	defer cancel()
-	own := *x
-	own.Record = &Record{}
-	body := mcp.AppendError(nil, id, mcp.CodeMethodNotFound, "the client cannot be asked during this request", nil)
-	if resp, err := own.send(ctx, t, outgoing{body: body}); err == nil {
-		_ = resp.Body.Close()
+	body := mcp.AppendError(nil, msg.RawID(), mcp.CodeMethodNotFound, "the client cannot be asked during this request", nil)
+	if msg.Method == "ping" {
+		body = mcp.AppendResult(nil, msg.RawID(), []byte("{}"))
 	}
+	own, state := *x, *x.Session // which whoever reads here may write meanwhile
+	own.Session, own.Record = &state, &Record{}
+	go func() {
+		ctx, cancel := own.mux.fanOut(context.WithoutCancel(own.HTTP.Context()), t)
+		defer cancel()
+		if resp, err := own.send(ctx, t, outgoing{body: body, session: leg}); err == nil {
+			_ = resp.Body.Close()
+		}
+	}()
 }
 
 // readAll reads a whole body, into a buffer of the right size where the target says how long it is.
