@@ -103,6 +103,7 @@ func escaped(s string) string {
 // Each attack names something hidden in a way of its own. No target may see it, and the answer must be the one for what does not
 // exist, asked for in the same way: danger and dangex differ in nothing that a client may find out.
 func TestHiddenStaysHidden(t *testing.T) {
+	t.Parallel()
 	type attack struct {
 		name, method string
 		params       string // NAME is what is asked for, ESC the same in escapes

@@ -58,6 +58,7 @@ func requires(expr string) *policyv1.AuthorizationRule {
 // All that 0.3's own SDK does goes through, whether the target is an agent by its transport or by the policy, and wherever
 // the route has it.
 func TestAgent(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name, path string
 		world      func(url string) *world

@@ -147,6 +147,7 @@ func perHour(n uint32, key string) *policyv1.RateLimit {
 
 // What costs a token: each request, once, also where two targets share the limit.
 func TestRateLimitOfSeveral(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{"2025-03-26", "2025-11-25", "2026-07-28"} {
 		t.Run(version, func(t *testing.T) {
 			w, _, _ := two(t, version, mcptest.Options{})

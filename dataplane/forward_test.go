@@ -124,6 +124,7 @@ func newGroup(t testing.TB, w *world, n int) *group {
 
 // Every request to the other proxy: sessions whose parts live on one of them work all the same, what targets ask included.
 func TestRoundRobin(t *testing.T) {
+	t.Parallel()
 	child := mcptest.Stdio("serve")
 	for name, target := range map[string]*xdsv1.Target{
 		"stdio":   {Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}},
@@ -182,6 +183,7 @@ func TestRoundRobin(t *testing.T) {
 
 // The same for clients without sessions: a call that waits for its client's answers goes on where it waits.
 func TestRoundRobinParked(t *testing.T) {
+	t.Parallel()
 	child := mcptest.Stdio("serve")
 	seen := &posts{}
 	for name, target := range map[string]*xdsv1.Target{
@@ -242,6 +244,7 @@ func TestRetryElsewhereTakesTokensOnce(t *testing.T) {
 // The owner knows the client as if he had come himself: by his own credentials and his own address. What a peer says beside does not
 // count.
 func TestForwardedCaller(t *testing.T) {
+	t.Parallel()
 	child := mcptest.Stdio("serve")
 	w := behind()
 	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",

@@ -224,6 +224,7 @@ func TestRefusalsCarryNoHeaders(t *testing.T) {
 
 // A value that cannot be had refuses the request before the target sees it, on that target alone, and says where.
 func TestValueThatCannotBeHad(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{"2025-11-25", "2026-07-28"} {
 		for _, direction := range []string{"request", "response"} {
 			t.Run(version+" "+direction, func(t *testing.T) {
@@ -281,6 +282,7 @@ func TestValueThatCannotBeHad(t *testing.T) {
 
 // Children send no headers, and what they answer has them all the same.
 func TestHeadersOfChildren(t *testing.T) {
+	t.Parallel()
 	cmd := mcptest.Stdio("serve")
 	for _, version := range []string{"2025-11-25", "2026-07-28"} {
 		t.Run(version, func(t *testing.T) {

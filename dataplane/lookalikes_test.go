@@ -33,6 +33,7 @@ func lookAlikes(name string) []string {
 
 // What looks like a name is another one: rules compare bytes, and no target is given what it was not called.
 func TestLookAlikes(t *testing.T) {
+	t.Parallel()
 	type era struct{ client, server string }
 	for _, e := range []era{{"2025-11-25", "2025-11-25"}, {"2026-07-28", "2026-07-28"}, {"2025-11-25", "2026-07-28"}, {"2026-07-28", "2025-11-25"}} {
 		one, seenByOne := victim(t, e.server == "2026-07-28")

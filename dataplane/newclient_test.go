@@ -43,6 +43,7 @@ var oldTargets = map[string]func(t *testing.T) *world{
 
 // A client of 2026-07-28 does at a target of the era of sessions all that it does at one of its own.
 func TestBridgeOldTargets(t *testing.T) {
+	t.Parallel()
 	for transport, make := range oldTargets {
 		for scope, of := range map[string]*xdsv1.SessionScope{"own sessions": nil, "shared session": sharedByCaller} {
 			t.Run(transport+"/"+scope, func(t *testing.T) {
@@ -266,6 +267,7 @@ func TestBridgePolicies(t *testing.T) {
 
 // A backend may mix targets of both eras.
 func TestBridgeMixed(t *testing.T) {
+	t.Parallel()
 	old, now := mcptest.NewServer(t, mcptest.Options{Name: "old"}), mcptest.NewServer(t, mcptest.Options{Name: "now", Stateless: true})
 	w := behind("a="+old.URL, "a-b="+now.URL)
 	w.stdioTarget("c", "legacy")

@@ -25,6 +25,7 @@ func requestHeader(expression string) *policyv1.Policies {
 
 // What depends on who calls may not be handed on by caches, whatever the target says; what depends on the time is not kept.
 func TestCacheScope(t *testing.T) {
+	t.Parallel()
 	passthrough := &policyv1.Policies{BackendAuth: &policyv1.BackendAuth{Method: &policyv1.BackendAuth_Passthrough{Passthrough: &policyv1.PassthroughAuth{}}}}
 	for _, tt := range []struct {
 		name     string

@@ -221,6 +221,7 @@ func (x *trial) listed(t *testing.T, method string) []string {
 // The two properties of admission, through the whole proxy to real servers: what is not listed is not callable whatever the
 // arguments, and where no rule reads what only a call knows, what is listed is. A request is callable if a target sees it.
 func TestListedAndCallable(t *testing.T) {
+	t.Parallel()
 	const trials = 120
 	servers, recorders := map[bool][]*mcptest.Server{}, map[bool][]*witnessed{}
 	for _, stateless := range []bool{false, true} {

@@ -28,6 +28,7 @@ func TestOneTarget(t *testing.T) {
 
 // Whatever the transport or the manner of a target, its tools work.
 func TestTransports(t *testing.T) {
+	t.Parallel()
 	child := mcptest.Stdio("serve")
 	sse := mcptest.NewServer(t, mcptest.Options{SSE: true})
 	sessionless := mcptest.NewServer(t, mcptest.Options{Stateless: true})

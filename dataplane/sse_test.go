@@ -16,6 +16,7 @@ import (
 
 // Clients of HTTP+SSE work with targets of every kind, also where each of their messages comes to the other proxy.
 func TestSSEClients(t *testing.T) {
+	t.Parallel()
 	child := mcptest.Stdio("serve")
 	for name, target := range map[string]*xdsv1.Target{
 		"http":    {Transport: &xdsv1.Target_Mcp{Mcp: endpointOf(mcptest.NewServer(t, mcptest.Options{}).URL)}},

@@ -71,6 +71,7 @@ func require(expr string) *policyv1.AuthorizationRule {
 
 // Who lacks scope is told which, over everything that can be called.
 func TestStepUp(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{"2025-11-25", "2026-07-28"} {
 		for _, n := range []int{1, 2} {
 			w, a, _ := two(t, version, mcptest.Options{})

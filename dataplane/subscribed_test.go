@@ -46,6 +46,7 @@ func TestOldClientSubscribesInTime(t *testing.T) {
 
 // A listen that broke is opened again, and the client told of all that it may have missed, in its own words for it.
 func TestListenThatBreaksTellsAll(t *testing.T) {
+	t.Parallel()
 	newTarget := func() *raw {
 		target := newRaw(t, true, nil)
 		target.on("server/discover", func(c *mcptest.Conn, req rawCall) {
@@ -126,6 +127,7 @@ func expectEvents(t *testing.T, p *testProxy, method, body, want string, headers
 
 // A session keeps no more of its subscriptions than a listen can say.
 func TestOldClientSubscriptionsAreBounded(t *testing.T) {
+	t.Parallel()
 	srv := mcptest.NewServer(t, mcptest.Options{Stateless: true})
 	p := behind(srv.URL).start(t)
 	id := p.initialize(t, "2025-11-25")

@@ -241,6 +241,7 @@ func TestTasksGuarded(t *testing.T) {
 }
 
 func TestListedAndItsTasks(t *testing.T) {
+	t.Parallel()
 	var hidden, shown, exact int
 	for seed := range uint64(150) {
 		c := chance{rand.New(rand.NewPCG(seed, 7))}

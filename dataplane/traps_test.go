@@ -19,6 +19,7 @@ import (
 // TestTraps is the index of what is easily got wrong between two eras of one protocol: each trap drives a whole proxy, with real
 // or lying targets over loopback. In a name, L is the era of sessions and M the stateless one; L→M is an old client at a new server.
 func TestTraps(t *testing.T) {
+	t.Parallel()
 	for _, trap := range []struct {
 		name  string
 		tests map[string]func(*testing.T)
