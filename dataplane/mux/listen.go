@@ -34,6 +34,9 @@ func (f filter) empty() bool {
 	return !f.Tools && !f.Prompts && !f.Resources && len(f.URIs) == 0 && len(f.Tasks) == 0
 }
 
+// maxListen bounds what is kept while a listen is open: its request. It has room for a thousand resources.
+const maxListen = 128 << 10
+
 // metaSubscription names, in _meta, the listen that a message belongs to.
 const metaSubscription = "io.modelcontextprotocol/subscriptionId"
 
@@ -46,6 +49,9 @@ func listenTag(id []byte) []byte {
 func (m *Mux) listen(w http.ResponseWriter, x *Request) error {
 	if err := m.streams.room(x); err != nil {
 		return err
+	}
+	if len(x.Message.Body) > maxListen {
+		return x.fail(http.StatusRequestEntityTooLarge, mcp.CodeInvalidParams, "a subscriptions/listen has at most %d bytes: spread the resources over several", maxListen)
 	}
 	var f filter
 	raw := x.Message.Filter.Of(x.Message.Body)
