@@ -47,18 +47,14 @@ const (
 	probeAge = 10 * time.Minute
 )
 
-// face is how a target is reached by a client of the stateless era: directly if it speaks that itself, for servers are
+// face is how a target that speaks e is reached by a client of the stateless era: directly if it has that itself, for servers are
 // not the same in both eras, else over the bridge.
-func (x *Request) face(ctx context.Context, t *snapshot.Target) (upstream.Transport, error) {
-	e, err := x.erasOf(ctx, t)
-	if err != nil {
-		return nil, err
-	}
+func (x *Request) face(t *snapshot.Target, e eras) upstream.Transport {
 	caller := newclient.Caller{Codec: x.Codec, Scope: x.Scope}
 	if e.have(mcp.Stateless) {
-		return x.mux.cfg.NewClients.Direct(t, caller), nil
+		return x.mux.cfg.NewClients.Direct(t, caller)
 	}
-	return x.mux.cfg.NewClients.Stateless(t, caller), nil
+	return x.mux.cfg.NewClients.Stateless(t, caller)
 }
 
 // erasOf looks up whether a target speaks 2026-07-28, and probes it the first time: server/discover, then initialize, as far

@@ -60,15 +60,7 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 	}
 	o.body = x.ownTasks(t, o.body)
 	if x.stateless() {
-		tr, err := x.face(ctx, t)
-		if err != nil {
-			return nil, err
-		}
-		resp, err := x.doBy(ctx, t, tr, session.Target{}, o)
-		if err != nil {
-			return nil, err
-		}
-		return x.check(t, resp)
+		return x.sendStateless(ctx, t, o)
 	}
 	leg := o.session
 	if leg == nil {
@@ -93,6 +85,36 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 		}
 	}
 	return x.check(t, resp)
+}
+
+// sendStateless sends what stands alone, by way of the era that the target has. A target that refuses that era has done nothing: it is asked anew
+// what it speaks, and if that has changed, sent the request once more.
+func (x *Request) sendStateless(ctx context.Context, t *snapshot.Target, o outgoing) (*upstream.Response, error) {
+	for again := false; ; again = true {
+		e, err := x.erasOf(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		resp, err := x.doBy(ctx, t, x.face(t, e), session.Target{}, o)
+		refused, otherEra := errors.AsType[*newclient.RefusedError](err)
+		switch {
+		case otherEra:
+			x.Record.Err = err
+			err = x.misanswered(t, http.StatusBadGateway, "target %q refused to begin a session: %s", t.Name, refused.Reason)
+		case err == nil:
+			resp, otherEra, err = x.judge(t, resp)
+		}
+		if !otherEra || !x.contradicted(t) || again {
+			return resp, err
+		}
+		if now, failed := x.erasOf(ctx, t); failed != nil || now.have(mcp.Stateless) == e.have(mcp.Stateless) {
+			return resp, err
+		}
+		if resp != nil {
+			_ = resp.Body.Close()
+		}
+		x.Record.Err = nil
+	}
 }
 
 // refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session. To the client it
@@ -149,10 +171,8 @@ func (x *Request) exchange(ctx context.Context, t *snapshot.Target, tr upstream.
 		if cause := context.Cause(ctx); cause != nil && errors.Is(cause, upstream.ErrTimeout) {
 			err = fmt.Errorf("%w: %w", upstream.ErrTimeout, err)
 		}
-		if refused, ok := errors.AsType[*newclient.RefusedError](err); ok {
-			x.Record.Err = err
-			x.contradicted(t)
-			return nil, x.misanswered(t, http.StatusBadGateway, "target %q refused to begin a session: %s", t.Name, refused.Reason)
+		if _, ok := errors.AsType[*newclient.RefusedError](err); ok {
+			return nil, err
 		}
 		return nil, x.unreachable(t, err)
 	}
@@ -223,31 +243,41 @@ const maxErrorPage = 64 << 10
 // check returns an answer that is MCP, or the error to give instead of it. A page that is not MCP never reaches the
 // client: it was not written for it.
 func (x *Request) check(t *snapshot.Target, resp *upstream.Response) (*upstream.Response, error) {
+	resp, _, err := x.judge(t, resp)
+	return resp, err
+}
+
+// judge is check for a request of 2026-07-28: otherEra says that the answer refuses that.
+func (x *Request) judge(t *snapshot.Target, resp *upstream.Response) (_ *upstream.Response, otherEra bool, err error) {
 	switch kind := mcp.MediaType(resp.Header); {
 	case resp.Status == http.StatusAccepted, resp.Status == http.StatusNoContent:
-		return resp, nil
+		return resp, false, nil
 	case resp.Status < 300 && (kind == mcp.TypeJSON || kind == mcp.TypeStream):
-		return resp, nil
+		return resp, false, nil
 	case resp.Status == http.StatusOK && kind == "" && resp.Body == http.NoBody:
-		return resp, nil // some answer notifications so
+		return resp, false, nil // some answer notifications so
 	}
 	defer resp.Body.Close()
 	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
-		return nil, x.unauthorized(t, resp)
+		return nil, false, x.unauthorized(t, resp)
 	}
 	page, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorPage+1))
 	if err == nil && len(page) <= maxErrorPage {
 		if msg, err := mcp.Scan(bytes.TrimSpace(page), x.mux.cfg.Limits); err == nil && msg.Kind == mcp.Response {
 			resp.Body, resp.Length = io.NopCloser(bytes.NewReader(page)), int64(len(page))
 			resp.Header["Content-Type"] = typeJSON
-			if code, _ := msg.ErrorCode(); x.stateless() && (code == mcp.CodeUnsupportedVersion || !msg.ID.Present()) {
-				x.contradicted(t) // what was sent is good 2026-07-28: another server may stand there now
+			code, _ := msg.ErrorCode()
+			noID := !msg.ID.Present() || msg.Body[msg.ID.Start] == 'n'
+			otherEra = code == mcp.CodeUnsupportedVersion || noID // for what was sent is good 2026-07-28
+			if otherEra && resp.Status >= 500 && x.stateless() {  // it may have done something first
+				x.contradicted(t)
+				otherEra = false
 			}
-			return resp, nil
+			return resp, otherEra, nil
 		}
 	}
 	x.contradicted(t)
-	return nil, x.notMCP(t, resp)
+	return nil, false, x.notMCP(t, resp)
 }
 
 // unauthorized hides that the proxy's own credentials were refused, which the client can do nothing about. With

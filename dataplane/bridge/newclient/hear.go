@@ -35,6 +35,7 @@ func (k *call) exchange(body []byte, r *upstream.Request) {
 		k.p.lost()
 		k.push(&item{err: errLost})
 	case resp.Status < 300 && mcp.MediaType(resp.Header) == mcp.TypeStream:
+		k.p.served.Store(true)
 		close(k.head)
 		k.read(resp)
 	default:
@@ -79,6 +80,9 @@ func (k *call) readWhole(resp *upstream.Response) {
 	}
 	m, err := mcp.Scan(bytes.TrimSpace(raw), k.p.b.cfg.Limits)
 	if err == nil && m.Kind == mcp.Response {
+		if resp.Status < 300 {
+			k.p.served.Store(true)
+		}
 		k.push(&item{msg: m, resp: resp})
 		return
 	}

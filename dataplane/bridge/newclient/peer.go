@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -60,6 +61,7 @@ type peer struct {
 
 	stream  stream
 	telling chan struct{} // holds one for each tellLater
+	served  atomic.Bool   // a call was answered in it
 
 	mu        sync.Mutex
 	closed    error              // guarded by mu; why the session is over
@@ -106,8 +108,9 @@ func unauthorized(resp *upstream.Response) bool {
 	return resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden
 }
 
-// forgotten reports whether an answer says that the target does not know the session, and so has done nothing: 404, or 400 with
-// a word about sessions. The examples of the TypeScript SDK answer so, and servers made after them.
+// forgotten reports whether an answer says that the target does not know the session, and so has done nothing: 404, 400 with
+// a word about sessions, as the examples of the TypeScript SDK answer and servers made after them, or 400 that
+// refuses a version that it took before: another server stands there now.
 func (s *peer) forgotten(resp *upstream.Response) bool {
 	switch {
 	case s.id == "":
@@ -116,7 +119,7 @@ func (s *peer) forgotten(resp *upstream.Response) bool {
 		return true
 	case resp.Status == http.StatusBadRequest:
 		page, err := resp.Peek(maxPage)
-		return err == nil && bytes.Contains(bytes.ToLower(page), []byte("session"))
+		return err == nil && (bytes.Contains(bytes.ToLower(page), []byte("session")) || s.served.Load() && bytes.Contains(page, []byte(strconv.Itoa(mcp.CodeUnsupportedVersion))))
 	}
 	return false
 }
