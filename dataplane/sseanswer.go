@@ -82,7 +82,15 @@ func (a *sseAnswer) event(ev mcp.Event) error {
 		return err
 	}
 	a.answered = a.answered || msg.Kind == mcp.Response
-	return a.stream.message(ev.Data)
+	return a.stream.message(a.addressed(&msg))
+}
+
+// addressed is a message of the answer; an error of who could not read the request gets its id.
+func (a *sseAnswer) addressed(msg *mcp.Message) []byte {
+	if msg.Kind != mcp.Response || msg.HasID() || a.to == nil || a.to.Kind != mcp.Request {
+		return msg.Body
+	}
+	return fmt.Appendf(nil, `{"jsonrpc":"2.0","id":%s,"error":%s}`, a.to.RawID(), msg.Error.Of(msg.Body))
 }
 
 func (a *sseAnswer) Write(p []byte) (int, error) {
@@ -120,11 +128,9 @@ func (a *sseAnswer) finish() {
 	switch msg, err := mcp.Scan(a.buf.Bytes(), mcp.Limits{Bytes: maxBody}); {
 	case err != nil:
 		a.refused = fmt.Errorf("the answer cannot be read: %w", err)
-	case a.to.Kind == mcp.Request && !msg.ID.Present(): // about the HTTP request
-		a.refused = errors.New(msg.ErrorLine())
 	case a.to.Kind == mcp.Request || a.to.Kind == mcp.Batch:
 		a.answered = true
-		_ = a.stream.message(a.buf.Bytes()) // the client is gone: nobody to tell
+		_ = a.stream.message(a.addressed(&msg)) // the client is gone: nobody to tell
 	}
 }
 

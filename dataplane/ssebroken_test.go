@@ -117,6 +117,12 @@ func TestSSEClientsAreToldOfAnswersThatBreakOff(t *testing.T) {
 		{"an event that is too large", func(c *mcptest.Conn, req rawCall) {
 			c.Send(eventsHead, chunk("id: 1\ndata: "+req.result(`{"content":[{"type":"text","text":"`+strings.Repeat("x", maxBody)+`"}]}`)+"\n\n"), "0\r\n\r\n")
 		}, "", "larger than 16 MiB"},
+		{"an error with the id null", func(c *mcptest.Conn, _ rawCall) {
+			c.Answer(400, "application/json", `{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"not like this"}}`)
+		}, "", "not like this"},
+		{"an event with the id null", func(c *mcptest.Conn, _ rawCall) {
+			c.Send(eventsHead, chunk("data: {\"jsonrpc\":\"2.0\",\"id\":null,\"error\":{\"code\":-32000,\"message\":\"not like this\"}}\n\n"), "0\r\n\r\n")
+		}, "", "not like this"},
 		{"a stream that its client shall come back to", func(c *mcptest.Conn, _ rawCall) {
 			c.Send(eventsHead, chunk("id: e1\nretry: 10\ndata:\n\n"), "0\r\n\r\n")
 		}, "data: {\"jsonrpc\":\"2.0\",\"id\":7,\"result\":{\"content\":[],\"resumed\":true}}\n\n", `"resumed":true`},

@@ -139,5 +139,8 @@ type Meta struct {
 // revision has.
 func (m *Message) Info() MethodInfo { return Methods(m.Method) }
 
+// HasID reports whether m has an id that is one: an error may come without (JSON-RPC section 5), or with null.
+func (m *Message) HasID() bool { return m.ID.Present() && m.Body[m.ID.Start] != 'n' }
+
 // RawID returns the id's bytes; nil if there is none.
 func (m *Message) RawID() []byte { return m.ID.Of(m.Body) }

@@ -150,7 +150,7 @@ func (s *scanner) kind(m *Message) {
 	case m.Result.Present() && m.Error.Present():
 		s.refuse("a response has either result or error")
 	case m.Result.Present():
-		if m.Kind = Response; !m.ID.Present() || m.Body[m.ID.Start] == 'n' {
+		if m.Kind = Response; !m.HasID() {
 			s.refuse("a response with a result has an id")
 		}
 	case m.Error.Present():
@@ -162,8 +162,8 @@ func (s *scanner) kind(m *Message) {
 
 // idOf is the id that an answer to m can carry: nil where there is none.
 func idOf(m *Message) []byte {
-	if id := m.RawID(); len(id) > 0 && id[0] != 'n' && !m.Result.Present() && !m.Error.Present() {
-		return id
+	if m.HasID() && !m.Result.Present() && !m.Error.Present() {
+		return m.RawID()
 	}
 	return nil
 }

@@ -267,9 +267,8 @@ func (x *Request) judge(t *snapshot.Target, resp *upstream.Response) (_ *upstrea
 			resp.Body, resp.Length = io.NopCloser(bytes.NewReader(page)), int64(len(page))
 			resp.Header["Content-Type"] = typeJSON
 			code, _ := msg.ErrorCode()
-			noID := !msg.ID.Present() || msg.Body[msg.ID.Start] == 'n'
-			otherEra = code == mcp.CodeUnsupportedVersion || noID // for what was sent is good 2026-07-28
-			if otherEra && resp.Status >= 500 && x.stateless() {  // it may have done something first
+			otherEra = code == mcp.CodeUnsupportedVersion || !msg.HasID() // for what was sent is good 2026-07-28
+			if otherEra && resp.Status >= 500 && x.stateless() {          // it may have done something first
 				x.contradicted(t)
 				otherEra = false
 			}

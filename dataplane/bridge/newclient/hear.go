@@ -159,7 +159,7 @@ func (k *call) readStream(resp *upstream.Response, last *[]byte, wait *time.Dura
 		}
 		switch m.Kind {
 		case mcp.Response:
-			if m.ID.Present() && m.Body[m.ID.Start] != 'n' && idKey(m.RawID()) != k.key {
+			if m.HasID() && idKey(m.RawID()) != k.key {
 				continue // it answers nothing that was asked here
 			}
 			k.push(&item{msg: m})
