@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // What a proxy tells the next of a request. They mean something on the port for peers alone; clients cannot set them anywhere else.
@@ -55,13 +57,21 @@ type ErrLost struct {
 func (e *ErrLost) Error() string { return fmt.Sprintf("forward to proxy %s: %v", e.Owner, e.Err) }
 func (e *ErrLost) Unwrap() error { return e.Err }
 
+// errOutOfReach: no connection to the owner came about in time.
+var errOutOfReach = errors.New("no connection in time")
+
 // Forward has a request answered by its owner. body is what was read of it already, all of it. An error is an [*ErrLost], and has
 // not been answered yet unless it says so; an answer that breaks off in the middle ends the connection.
 func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, owner string, body []byte) error {
-	c, err := p.find(r.Context(), owner)
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	reach := time.AfterFunc(p.cfg.Wait, func() { cancel(errOutOfReach) }) // until there is a connection, however far that came
+	defer reach.Stop()
+	c, err := p.find(ctx, owner)
 	if err != nil {
 		return &ErrLost{Owner: owner, Err: err}
 	}
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { reach.Stop() }})
 	var sent atomic.Bool
 	out := (&http.Request{
 		Method: r.Method,
@@ -72,7 +82,7 @@ func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, own
 			return &noted{Reader: bytes.NewReader(body), sent: &sent}, nil
 		},
 		ContentLength: int64(len(body)),
-	}).WithContext(r.Context())
+	}).WithContext(ctx)
 	if len(body) == 0 {
 		out.Body, out.GetBody = http.NoBody, nil
 	}
@@ -97,6 +107,9 @@ func (p *Peers) Forward(w http.ResponseWriter, r *http.Request, port uint16, own
 		}
 	}
 	resp, err := c.rt.RoundTrip(out)
+	if context.Cause(ctx) == errOutOfReach {
+		err = errOutOfReach
+	}
 	if err != nil {
 		return &ErrLost{Owner: owner, Sent: sent.Load(), Err: err}
 	}

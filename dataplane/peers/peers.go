@@ -32,7 +32,7 @@ type Config struct {
 	Base context.Context
 	// Refresh asks the control plane for the peers of now, without waiting, and not calling Set itself: see [Peers.Set]. If nil, they come when they come.
 	Refresh func()
-	// Wait is how long a peer that is not known yet is waited for, and a connection to one that is. If zero, 900 ms: a client is told
+	// Wait is how long a peer that is not known yet and a connection to it are waited for, together. If zero, 900 ms: a client is told
 	// within a second.
 	Wait time.Duration
 	// If nil, nothing is logged.

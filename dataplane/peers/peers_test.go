@@ -3,6 +3,8 @@ package peers
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -152,4 +154,43 @@ func TestRefresh(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// All that has to come about before a request is sent has one time, however far it came.
+func TestOutOfReach(t *testing.T) {
+	who := identities(t, "proxy-1", "proxy-2")
+	for name, tt := range map[string]struct{ known, dialled time.Duration }{
+		"never known":      {time.Hour, 0},
+		"never dialled":    {500 * time.Millisecond, time.Hour},
+		"no handshake":     {300 * time.Millisecond, 300 * time.Millisecond},
+		"known, but mute":  {0, 0},
+		"known and absent": {0, time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := New(Config{Identity: who[1]})
+				defer p.Close()
+				p.clients["proxy-1"] = &client{address: "owner", rt: &http.Transport{
+					DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+						select {
+						case <-time.After(tt.dialled):
+						case <-ctx.Done():
+							return nil, context.Cause(ctx)
+						}
+						near, far := net.Pipe()
+						go func() { _, _ = io.Copy(io.Discard, far) }() // it reads, and says nothing
+						return near, nil
+					},
+					TLSClientConfig: who[1].PeerClientConfig("proxy-1"), TLSHandshakeTimeout: p.cfg.Wait,
+				}}
+				time.AfterFunc(tt.known, func() { p.Set(map[string]string{"proxy-1": "owner"}) })
+				began := time.Now()
+				err := p.Forward(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/mcp", nil), 1, "proxy-1", []byte("{}"))
+				lost, ok := errors.AsType[*ErrLost](err)
+				if took := time.Since(began); !ok || lost.Sent || took != p.cfg.Wait {
+					t.Errorf("%v after %v", err, took)
+				}
+			})
+		})
+	}
 }
