@@ -245,10 +245,8 @@ func TestRetryElsewhereTakesTokensOnce(t *testing.T) {
 // count.
 func TestForwardedCaller(t *testing.T) {
 	t.Parallel()
-	child := mcptest.Stdio("serve")
 	w := behind()
-	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
-		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	w.stdioTarget("it", "serve")
 	w.routePolicy = &policyv1.Policies{ApiKey: &policyv1.ApiKeyAuth{Mode: policyv1.JwtAuth_MODE_STRICT, Keys: []*policyv1.ApiKey{
 		{Key: &policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "default/secret/ada"}}},
 		{Key: &policyv1.Credential{Source: &policyv1.Credential_Secret{Secret: "default/secret/bob"}}},
@@ -307,10 +305,8 @@ func TestPeersPort(t *testing.T) {
 
 // An owner that is lost while it streams an answer leaves an error in the stream: some clients wait for ever when a stream just breaks.
 func TestOwnerLostInStream(t *testing.T) {
-	child := mcptest.Stdio("serve")
 	w := behind()
-	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
-		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	w.stdioTarget("it", "serve")
 	g := newGroup(t, w, 2)
 	session := g.proxies[0].initialize(t, "2025-11-25")
 	stream := func(method, body, accept string) *bufio.Reader {
@@ -353,10 +349,8 @@ func TestOwnerLostInStream(t *testing.T) {
 
 // A request is forwarded once, and one whose owner is lost ends in an error that says so; nothing is run in its stead.
 func TestOwnerLost(t *testing.T) {
-	child := mcptest.Stdio("serve")
 	w := behind()
-	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
-		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	w.stdioTarget("it", "serve")
 	g := newGroup(t, w, 2)
 	session := g.proxies[0].initialize(t, "2025-11-25")
 	call := func(name, args string) string {
@@ -412,10 +406,8 @@ func TestOwnerLost(t *testing.T) {
 
 // A machine that dies closes no connection: what waits for it is told all the same.
 func TestOwnerFrozen(t *testing.T) {
-	child := mcptest.Stdio("serve")
 	w := behind()
-	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
-		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	w.stdioTarget("it", "serve")
 	g := newGroup(t, w, 2)
 	wire := newCable(t, g.between[0].addr)
 	g.between[1].Set(map[string]string{"proxy-1": wire.addr})
@@ -510,10 +502,8 @@ func countOf(t *testing.T, body string) (n int) {
 // A proxy that stops ends the standing streams that it forwards, so that their clients go elsewhere; the owner is none the worse for it. And
 // a client that leaves is no lost owner.
 func TestForwarderAndItsClients(t *testing.T) {
-	child := mcptest.Stdio("serve")
 	w := behind()
-	w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
-		Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+	w.stdioTarget("it", "serve")
 	g := newGroup(t, w, 2)
 	session := g.proxies[0].initialize(t, "2025-11-25")
 	sockets := listener.New(listener.Config{})
@@ -544,7 +534,6 @@ func TestForwarderAndItsClients(t *testing.T) {
 // A listener that wants client certificates serves what is forwarded; whose certificate it was, no proxy takes on another's word: a rule
 // that asks for it fails, one that refuses by it too.
 func TestForwardedCertificate(t *testing.T) {
-	child := mcptest.Stdio("serve")
 	for name, tt := range map[string]struct {
 		rule              *policyv1.AuthorizationRule
 		itself, byAnother bool
@@ -562,8 +551,7 @@ func TestForwardedCertificate(t *testing.T) {
 			}
 			w.listener.Hostnames = []string{"mcp.example.com"}
 			w.listener.Tls = &xdsv1.ListenerTls{Cert: secret("cert"), Key: secret("key"), Root: secret("cert")}
-			w.targets = append(w.targets, &xdsv1.Target{Name: "it", Backend: "default/backend/tools",
-				Transport: &xdsv1.Target_Stdio{Stdio: &xdsv1.StdioTransport{Cmd: child.Path, Args: child.Args, Env: child.Env}}})
+			w.stdioTarget("it", "serve")
 			w.policies["it"] = authorization(tt.rule)
 			g := newGroup(t, w, 2)
 			caller := &x509.Certificate{Subject: pkix.Name{CommonName: "ci"}, SerialNumber: big.NewInt(1)}

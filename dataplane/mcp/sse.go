@@ -198,6 +198,11 @@ func (r *EventReader) again() (err error) {
 	return io.ErrNoProgress
 }
 
+// EndsEvent reports whether b, the last bytes of a stream, ends between two events: an empty line came last, whatever ends lines.
+func EndsEvent(b []byte) bool {
+	return bytes.HasSuffix(b, []byte("\n\n")) || bytes.HasSuffix(b, []byte("\r\r")) || bytes.HasSuffix(b, []byte("\r\n\r\n"))
+}
+
 // lineEnd is the index of the first CR or LF, len(b) if there is none.
 func lineEnd(b []byte) int {
 	n := bytes.IndexByte(b, '\n')

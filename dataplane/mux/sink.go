@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -142,11 +141,8 @@ func (s *sink) raw(b []byte) {
 	s.flushLocked()
 }
 
-// betweenLocked reports whether the stream stands between two events: an empty line came last, whatever ends lines.
-func (s *sink) betweenLocked() bool {
-	end := string(s.tail[:])
-	return !s.held && (strings.HasSuffix(end, "\n\n") || strings.HasSuffix(end, "\r\r") || end == "\r\n\r\n")
-}
+// betweenLocked reports whether a comment may be written: the stream stands between two events.
+func (s *sink) betweenLocked() bool { return !s.held && mcp.EndsEvent(s.tail[:]) }
 
 func (s *sink) wroteLocked(err error) {
 	s.last = time.Now()

@@ -172,7 +172,7 @@ func (b *turnStream) Read(p []byte) (int, error) {
 		return n, err
 	}
 	b.open = append(b.open, p[:n]...)
-	if !bytes.HasSuffix(b.open, []byte("\n\n")) && !bytes.HasSuffix(b.open, []byte("\r\n\r\n")) && !bytes.HasSuffix(b.open, []byte("\r\r")) {
+	if !mcp.EndsEvent(b.open) {
 		return n, err
 	}
 	events := mcp.NewEventReader(bytes.NewReader(b.open), maxOpen)
