@@ -93,11 +93,14 @@ func (m *Mux) listenOne(w http.ResponseWriter, x *Request, t *snapshot.Target, f
 	defer m.streams.remove(open)
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
-	if x.watches(t) || t.Config.GetListCache() != nil || x.stateless() {
-		_ = x.follow(t, resp.Body, out, nil)
-	} else {
-		_ = out.copy(resp.Body) // its client listens anew, however it ends
-	}
+	_ = x.follow(t, resp.Body, nil, func(ev mcp.Event) {
+		if msg, err := mcp.Scan(ev.Data, m.cfg.Limits); err == nil && msg.Kind == mcp.Response {
+			out.end(ev)
+			cancel(nil) // the client listens anew
+		} else {
+			out.pass(ev)
+		}
+	})
 	x.goodbye(ctx, out)
 	return nil
 }
@@ -107,7 +110,7 @@ func (x *Request) goodbye(ctx context.Context, out *sink) {
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errDrained), errors.Is(cause, errMoved), errors.Is(cause, errRevoked), errors.Is(cause, errExpired):
 		result := append([]byte(`{"resultType":"complete",`), listenTag(x.Message.RawID())[1:]...)
-		out.message(mcp.AppendResult(nil, x.Message.RawID(), result))
+		out.end(mcp.Event{Type: messageType, Data: mcp.AppendResult(nil, x.Message.RawID(), result), HasData: true})
 	}
 }
 

@@ -76,6 +76,20 @@ func (s *sink) pass(ev mcp.Event) {
 	s.flushLocked()
 }
 
+// end passes the event that ends the stream: what waits, and what anybody has to say later, comes too late.
+func (s *sink) end(ev mcp.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done || s.gone {
+		return
+	}
+	s.held, s.waiting = false, nil
+	if s.betweenLocked() {
+		s.wroteLocked(s.events.Write(ev))
+	}
+	s.closeLocked()
+}
+
 // message writes one JSON-RPC message of the proxy's own, as soon as the event under way is over. raw must not change
 // afterwards.
 func (s *sink) message(raw []byte) {
@@ -153,6 +167,10 @@ func (s *sink) wroteLocked(err error) {
 func (s *sink) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.closeLocked()
+}
+
+func (s *sink) closeLocked() {
 	s.done = true
 	s.timer.Stop()
 }

@@ -83,7 +83,7 @@ func (m *Mux) streamOne(w http.ResponseWriter, x *Request, t *snapshot.Target, l
 		_ = out.copy(resp.Body) // its client opens another, however it ends
 		return nil
 	}
-	_ = x.follow(t, resp.Body, out, nil)
+	_ = x.follow(t, resp.Body, nil, out.pass)
 	return nil
 }
 
@@ -121,10 +121,10 @@ func (m *Mux) streamAll(w http.ResponseWriter, x *Request, seen map[string]strin
 	return nil
 }
 
-// follow translates a target's events for the client until the stream ends.
-func (x *Request) follow(t *snapshot.Target, body io.Reader, out *sink, position func(id string) string) error {
+// follow translates a target's events for the client, and puts them, until the stream ends.
+func (x *Request) follow(t *snapshot.Target, body io.Reader, position func(id string) string, put func(mcp.Event)) error {
 	events := mcp.NewEventReader(body, x.mux.cfg.Limits.MaxBytes())
-	gate := x.gate(t, position, out.pass)
+	gate := x.gate(t, position, put)
 	defer gate.close()
 	for {
 		ev, err := events.Next()
@@ -361,7 +361,7 @@ func (x *Request) followUntil(ctx context.Context, t *snapshot.Target, resp *ups
 	case <-ctx.Done():
 		return
 	}
-	_ = x.follow(t, resp.Body, f.out, func(id string) string { return f.seen.after(x, t, id) })
+	_ = x.follow(t, resp.Body, func(id string) string { return f.seen.after(x, t, id) }, f.out.pass)
 }
 
 // positions are where the merged stream stands: the last event of each target.
