@@ -34,15 +34,17 @@ type streams struct {
 	open   map[*openStream]struct{} // guarded by mu
 	latest *snapshot.Index          // guarded by mu; nil: no change yet
 	drains map[<-chan struct{}]bool // guarded by mu; sockets whose end a goroutine waits for
+	added  uint64                   // guarded by mu; streams so far
 }
 
 type openStream struct {
 	x      *Request
 	out    *sink
 	cancel context.CancelCauseFunc
+	nth    uint64
 	// tag is the raw id of the listen request, nil on a GET.
 	tag []byte
-	// wants says which lists the client asked to hear of.
+	// wants says which lists the client asked to hear of; nil: none, the stream is that of a POST which is resumed.
 	wants  func(mcp.List) bool
 	drain  <-chan struct{}
 	expire *time.Timer
@@ -64,6 +66,10 @@ func (s *streams) add(x *Request, out *sink, cancel context.CancelCauseFunc) *op
 	return s.addListen(x, out, cancel, nil, func(mcp.List) bool { return true })
 }
 
+func (s *streams) addResumed(x *Request, out *sink, cancel context.CancelCauseFunc) *openStream {
+	return s.addListen(x, out, cancel, nil, nil)
+}
+
 func (s *streams) addListen(x *Request, out *sink, cancel context.CancelCauseFunc, tag []byte, wants func(mcp.List) bool) *openStream {
 	o := &openStream{x: x, out: out, cancel: cancel, tag: tag, wants: wants, sees: sees(x.Backend), reaches: reaches(x.Backend), drain: x.mux.cfg.Draining(x.HTTP.Context())}
 	s.mu.Lock()
@@ -72,10 +78,12 @@ func (s *streams) addListen(x *Request, out *sink, cancel context.CancelCauseFun
 		s.open, s.drains = map[*openStream]struct{}{}, map[<-chan struct{}]bool{}
 	}
 	s.open[o] = struct{}{}
+	s.added++
+	o.nth = s.added
 	s.holdLocked(x.Route.Tenant.Name)
 	o.expire = time.AfterFunc(x.lifetime(), func() { cancel(errExpired) })
 	if now := s.latest; now != nil && now.Tenant(x.Route.Tenant.Name) != x.Route.Tenant {
-		go o.changed(now) // it changed after the request looked
+		go o.changed(now, true) // it changed after the request looked
 	}
 	if o.drain != nil && !s.drains[o.drain] {
 		s.drains[o.drain] = true
@@ -191,12 +199,13 @@ func (m *Mux) Changed(old, now *snapshot.Index) {
 		name := o.x.Route.Tenant.Name
 		return old == nil || old.Tenant(name) != now.Tenant(name)
 	})
+	told := newest(touched)
 	const atOnce = 8 // a slow client holds up one of these, not the configuration
 	work := make(chan *openStream)
 	for range min(atOnce, len(touched)) {
 		go func() {
 			for o := range work {
-				o.changed(now)
+				o.changed(now, told(o))
 			}
 		}()
 	}
@@ -208,7 +217,22 @@ func (m *Mux) Changed(old, now *snapshot.Index) {
 	}()
 }
 
-func (o *openStream) changed(now *snapshot.Index) {
+// newest tells, of each session's GET streams, the one that a message is for: it goes on one alone (2025-11-25, transports, Multiple
+// Connections). Listens are about themselves.
+func newest(open []*openStream) (told func(*openStream) bool) {
+	last := map[session.Nonce]uint64{}
+	for _, o := range open {
+		if o.tag == nil && o.x.Session != nil && o.wants != nil {
+			last[o.x.Session.Nonce] = max(last[o.x.Session.Nonce], o.nth)
+		}
+	}
+	return func(o *openStream) bool {
+		return o.tag != nil || o.x.Session == nil || last[o.x.Session.Nonce] == o.nth
+	}
+}
+
+// changed brings one stream to the new configuration. tell: the client hears on this one what changed.
+func (o *openStream) changed(now *snapshot.Index, tell bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	route, err := now.Route(o.x.Port, o.x.HTTP)
@@ -238,7 +262,7 @@ func (o *openStream) changed(now *snapshot.Index) {
 	for list, method := range map[mcp.List]string{
 		mcp.Tools: "notifications/tools/list_changed", mcp.Prompts: "notifications/prompts/list_changed", mcp.Resources: "notifications/resources/list_changed",
 	} {
-		if o.wants(list) {
+		if tell && o.wants != nil && o.wants(list) {
 			o.out.message(mcp.AppendNotification(nil, method, o.params()))
 		}
 	}

@@ -72,8 +72,11 @@ func (m *Mux) streamOne(w http.ResponseWriter, x *Request, t *snapshot.Target, l
 	defer in.wait()
 	defer cancel(nil)
 	in.has(t, func() { cancel(errMoved) })
-	open := m.streams.add(x, out, cancel)
-	if !resumed {
+	var open *openStream
+	if resumed {
+		open = m.streams.addResumed(x, out, cancel)
+	} else {
+		open = m.streams.add(x, out, cancel)
 		open.reach(in)
 	}
 	defer m.streams.remove(open)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -23,18 +24,18 @@ type softState struct {
 	uris     map[string]bool
 	size     int           // bytes of all uris
 	version  int           // of uris: counts their changes
-	changed  chan struct{} // closed when uris change; nil: nobody waits
+	changed  chan struct{} // closed when uris change, or who is told of them; nil: nobody waits
 	listened int           // the version that a listen at the target is about
 	listens  chan struct{} // closed when listened changes; nil: nobody waits
 	open     map[string]context.CancelCauseFunc
 	asking   map[string]*question
-	standing int
+	standing []*standing // open, the newest last
 	expires  time.Time
 }
 
 // idle reports whether nothing of it would be missed.
 func (s *softState) idle() bool {
-	return s.level == "" && len(s.uris) == 0 && len(s.open) == 0 && len(s.asking) == 0 && s.standing == 0
+	return s.level == "" && len(s.uris) == 0 && len(s.open) == 0 && len(s.asking) == 0 && len(s.standing) == 0
 }
 
 // softStates are those of all sessions. One that holds nothing is forgotten.
@@ -60,7 +61,7 @@ func (s *softStates) stateLocked(key softKey, expires time.Time) *softState {
 	if now := time.Now(); now.Sub(s.swept) > sweepEvery {
 		s.swept = now
 		for k, st := range s.states {
-			if now.After(st.expires) && len(st.open) == 0 && st.standing == 0 {
+			if now.After(st.expires) && len(st.open) == 0 && len(st.standing) == 0 {
 				delete(s.states, k)
 			}
 		}
@@ -116,26 +117,28 @@ func (s *softStates) subscribe(key softKey, uri string, on bool, expires time.Ti
 		delete(st.uris, uri)
 		st.size -= len(uri)
 	}
+	st.version++
 	st.changeLocked()
 	return true
 }
 
-// changeLocked tells who listens that uris are others now.
+// changeLocked tells who listens that uris are others now, or that another stands.
 func (s *softState) changeLocked() {
-	s.version++
 	if s.changed != nil {
 		close(s.changed)
 		s.changed = nil
 	}
 }
 
-// subscriptions returns the resources of now, which version of them that is, and a channel that is closed when they change.
-func (s *softStates) subscriptions(key softKey) (uris []string, version int, changed <-chan struct{}) {
+// subscriptions returns the resources of now, which version of them that is, and a channel that is closed when they change. told
+// reports whether this stream is the one that hears of them: the newest, since a session has each message on one stream alone
+// (2025-11-25, transports, Multiple Connections).
+func (s *softStates) subscriptions(key softKey, of *standing) (uris []string, version int, told bool, changed <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.states[key]
 	if st == nil {
-		return nil, 0, nil
+		return nil, 0, true, nil
 	}
 	for uri := range st.uris {
 		uris = append(uris, uri)
@@ -143,7 +146,14 @@ func (s *softStates) subscriptions(key softKey) (uris []string, version int, cha
 	if st.changed == nil {
 		st.changed = make(chan struct{})
 	}
-	return uris, st.version, st.changed
+	return uris, st.version, st.newestLocked() == of, st.changed
+}
+
+func (s *softState) newestLocked() *standing {
+	if len(s.standing) == 0 {
+		return nil
+	}
+	return s.standing[len(s.standing)-1]
 }
 
 // heard notes that what changes of a version's resources is told on a standing stream from now on.
@@ -168,7 +178,7 @@ func (s *softStates) awaitHeard(ctx context.Context, key softKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.states[key]
-	for version := st.versionNow(); st != nil && st.standing > 0 && st.listened < version && ctx.Err() == nil; st = s.states[key] {
+	for version := st.versionNow(); st != nil && len(st.standing) > 0 && st.listened < version && ctx.Err() == nil; st = s.states[key] {
 		if st.listens == nil {
 			st.listens = make(chan struct{})
 		}
@@ -192,19 +202,27 @@ func (s *softState) versionNow() int {
 	return s.version
 }
 
-// stand notes that a standing stream is open, until the function that it returns is called.
-func (s *softStates) stand(key softKey, expires time.Time) (leave func()) {
+// stand notes that a standing stream is open, until the function that it returns is called. others reports whether it takes over
+// from one that may have been told something that this one was not.
+func (s *softStates) stand(key softKey, of *standing, expires time.Time) (leave func(), others bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stateLocked(key, expires).standing++
+	st := s.stateLocked(key, expires)
+	others = len(st.standing) > 0
+	st.standing = append(st.standing, of)
+	st.changeLocked()
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if st := s.states[key]; st != nil {
-			st.standing--
+			newest := st.newestLocked()
+			st.standing = slices.DeleteFunc(st.standing, func(open *standing) bool { return open == of })
+			if newest == of {
+				st.changeLocked()
+			}
 		}
 		s.settleLocked(key)
-	}
+	}, others
 }
 
 // begin notes that a request is open, so that it can be cancelled, until the function that it returns is called.
@@ -290,6 +308,7 @@ func (s *softStates) end(key softKey) {
 		cancel(errCancelled)
 	}
 	st.level, st.uris, st.size = "", nil, 0
+	st.version++
 	st.changeLocked()
 	s.settleLocked(key)
 }

@@ -33,7 +33,8 @@ func (f *sessionsFace) standing(ctx context.Context, r *upstream.Request) (*upst
 		s.subscribes = server.subscribes()
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	leave := f.b.soft.stand(f.key(), f.c.Session.Expires)
+	leave, others := f.b.soft.stand(f.key(), s, f.c.Session.Expires)
+	s.missed = others
 	body, w := f.b.pipe(ctx)
 	go func() {
 		defer leave()
@@ -62,6 +63,7 @@ type standing struct {
 	r          upstream.Request
 	lists      []list
 	subscribes bool
+	missed     bool // there may have been something to tell when nobody listened
 }
 
 const (
@@ -77,9 +79,19 @@ var errNoListen = errors.New("the target has no subscriptions/listen")
 func (s *standing) run(ctx context.Context, w *eventPipe) error {
 	var before *listening // goes on until another has begun
 	defer func() { before.end() }()
-	wait, broke := relistenFirst, false
+	wait := relistenFirst
 	for {
-		uris, version, changed := s.f.b.soft.subscriptions(s.f.key())
+		uris, version, told, changed := s.f.b.soft.subscriptions(s.f.key(), s)
+		if !told {
+			before.end()
+			before, s.missed = nil, true
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
 		if !s.subscribes {
 			uris = nil
 		}
@@ -103,8 +115,8 @@ func (s *standing) run(ctx context.Context, w *eventPipe) error {
 				began, wait = nil, relistenFirst
 				before.end()
 				before = nil
-				if broke {
-					broke = false
+				if s.missed {
+					s.missed = false
 					if err := s.tellAll(w, uris); err != nil {
 						now.end()
 						return err
@@ -113,7 +125,7 @@ func (s *standing) run(ctx context.Context, w *eventPipe) error {
 				s.f.b.soft.heard(s.f.key(), version)
 			case <-before.ended():
 				before.end()
-				before, broke = nil, true
+				before, s.missed = nil, true
 			case err := <-now.over:
 				now.end()
 				if errors.Is(err, errNoListen) {
@@ -121,7 +133,7 @@ func (s *standing) run(ctx context.Context, w *eventPipe) error {
 					before = nil
 					return s.deaf(ctx)
 				}
-				broke = true
+				s.missed = true
 				select {
 				case <-time.After(wait):
 					wait = min(2*wait, relistenMost)
@@ -147,7 +159,7 @@ func (s *standing) run(ctx context.Context, w *eventPipe) error {
 // deaf stands on without a listen. Whoever subscribes need not wait for one.
 func (s *standing) deaf(ctx context.Context) error {
 	for {
-		_, version, changed := s.f.b.soft.subscriptions(s.f.key())
+		_, version, _, changed := s.f.b.soft.subscriptions(s.f.key(), s)
 		s.f.b.soft.heard(s.f.key(), version)
 		select {
 		case <-changed:
