@@ -3,6 +3,7 @@ package mux
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -122,6 +123,86 @@ func TestReplacedServer(t *testing.T) {
 				defer s.mu.Unlock()
 				if got := len(slices.DeleteFunc(slices.Clone(s.got), func(m string) bool { return m != tt.method })); got != tt.calls {
 					t.Errorf("%d calls of %s, want %d: %v", got, tt.method, tt.calls, s.got)
+				}
+			})
+		})
+	}
+}
+
+// A session at a server that is replaced by one of the other era is over, or goes on in one that is begun there, as with a server that
+// has lost it.
+func TestReplacedServerOfASession(t *testing.T) {
+	for name, tt := range map[string]struct {
+		stateless    bool // the first server
+		reinitialize bool
+		method       string
+	}{
+		"over":                                {true, false, "tools/list"},
+		"over for a call":                     {true, false, "tools/call"},
+		"begun again":                         {true, true, "tools/list"},
+		"begun again for a call":              {true, true, "tools/call"},
+		"over at a stateless server":          {false, false, "tools/call"},
+		"bridged again at a stateless server": {false, true, "tools/call"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &replaced{stateless: tt.stateless, status: 400}
+				m := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
+				compiled, err := policy.CompileTarget(&xdsv1.EffectivePolicy{}, policy.HTTP, policy.Resolver{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				target := &snapshot.Target{Name: "a", Resource: "a", Digest: "1", Tenant: &snapshot.Owner{Name: "acme"}, Config: &xdsv1.Target{Reinitialize: tt.reinitialize}, Policy: compiled}
+				leg := session.Target{Name: "a", ID: "s1", Version: "2025-11-25", Place: place(target)}
+				if tt.stateless {
+					leg.ID, leg.Version = "", "2026-07-28"
+				}
+				state := &session.State{
+					Version: "2025-11-25", Capabilities: "{}", ClientInfo: `{"name":"c","version":"1"}`, Expires: time.Now().Add(time.Hour),
+					Targets: []session.Target{leg},
+				}
+				send := func() (*upstream.Response, error) {
+					body := []byte(`{"jsonrpc":"2.0","id":7,"method":"` + tt.method + `","params":{"name":"x"}}`)
+					msg, err := mcp.Scan(body, mcp.Limits{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					x := &Request{
+						mux: m, Backend: &snapshot.Backend{Targets: []*snapshot.Target{target}}, HTTP: httptest.NewRequest("POST", "/mcp", nil), Record: &Record{},
+						Message: &msg, Verdict: mcp.Verdict{Era: mcp.Sessions}, Session: state,
+					}
+					resp, err := x.send(t.Context(), target, outgoing{body: body, method: tt.method})
+					if err == nil {
+						_ = resp.Body.Close()
+					}
+					return resp, err
+				}
+				if resp, err := send(); err != nil || resp.OtherEra {
+					t.Fatalf("the first server: %+v, %v", resp, err)
+				}
+				time.Sleep(reprobe + time.Second)
+				s.mu.Lock()
+				s.stateless, s.got = !s.stateless, nil
+				s.mu.Unlock()
+				for range 2 {
+					resp, err := send()
+					gone, _ := errors.AsType[*mcp.Error](err)
+					switch {
+					case tt.reinitialize && (err != nil || resp.Status != http.StatusOK || resp.OtherEra):
+						t.Errorf("%+v, %v", resp, err)
+					case !tt.reinitialize && (gone == nil || gone.Status != http.StatusNotFound):
+						t.Errorf("%+v, %v, want 404", resp, err)
+					}
+				}
+				synctest.Wait()
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				if !tt.stateless {
+					return
+				}
+				begun := len(slices.DeleteFunc(slices.Clone(s.got), func(m string) bool { return m != "initialize" }))
+				if want := map[bool]int{false: 1, true: 2}[tt.reinitialize]; begun != want { // the probe's, and the session's
+					t.Errorf("%d sessions were begun, want %d: %v", begun, want, s.got)
 				}
 			})
 		})

@@ -74,7 +74,7 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 	if err != nil {
 		return nil, err
 	}
-	if resp.Status == http.StatusNotFound && leg.ID != "" && !x.refusesMethod(resp) {
+	if x.forgets(ctx, t, *leg, resp) {
 		_ = resp.Body.Close()
 		again, err := x.lost(ctx, t, *leg, o.session == nil)
 		if err != nil {
@@ -115,6 +115,40 @@ func (x *Request) sendStateless(ctx context.Context, t *snapshot.Target, o outgo
 		}
 		x.Record.Err = nil
 	}
+}
+
+// forgets reports whether an answer says that the target does not know the session, and so has done nothing: it was restarted, or a
+// server of the other era stands in its place.
+func (x *Request) forgets(ctx context.Context, t *snapshot.Target, leg session.Target, resp *upstream.Response) bool {
+	switch {
+	case bridged(leg):
+		return x.outlived(ctx, t, resp)
+	case leg.ID == "":
+		return false
+	case resp.Status == http.StatusNotFound:
+		return !x.refusesMethod(resp)
+	case resp.Status == http.StatusBadRequest && mcp.MediaType(resp.Header) == mcp.TypeJSON:
+		head, err := resp.Peek(maxErrorPage)
+		if err != nil {
+			return false
+		}
+		msg, err := mcp.Scan(bytes.TrimSpace(head), x.mux.cfg.Limits)
+		code, _ := msg.ErrorCode()
+		return err == nil && code == mcp.CodeUnsupportedVersion // which it took before
+	}
+	return false
+}
+
+// outlived reports whether the answer to a session without one at its target is that of a server which has come in the place of the
+// stateless one and has sessions alone.
+func (x *Request) outlived(ctx context.Context, t *snapshot.Target, resp *upstream.Response) bool {
+	foreign := resp.OtherEra || resp.Status/100 == 4 && resp.Status != http.StatusUnauthorized && resp.Status != http.StatusForbidden
+	if !foreign || len(t.Config.GetProtocolVersions()) > 0 {
+		return false
+	}
+	x.contradicted(t)
+	e, err := x.erasOf(ctx, t)
+	return err == nil && !e.have(mcp.Stateless)
 }
 
 // refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session. To the client it

@@ -61,6 +61,9 @@ type Response struct {
 	Length int64
 	// Renewed says that this request made the session anew: what the target knew of the session is lost.
 	Renewed bool
+	// OtherEra says that the target refuses the request's revision, or that it answers like one that never heard of it: it has done
+	// nothing.
+	OtherEra bool
 }
 
 // Peek reads up to most bytes of the body, and leaves them to be read. With an error there may be some.

@@ -219,5 +219,8 @@ func (f *sessionsFace) call(ctx context.Context, r *upstream.Request, m *mcp.Mes
 		return c.ask(ctx, input, end), nil
 	}
 	end()
-	return jsonResponse(http.StatusOK, out, resp.Header), nil
+	told := jsonResponse(http.StatusOK, out, resp.Header)
+	code, _ := msg.ErrorCode()
+	told.OtherEra = code == mcp.CodeUnsupportedVersion || msg.Error.Present() && !msg.HasID() && resp.Status < 500
+	return told, nil
 }
