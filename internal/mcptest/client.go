@@ -12,6 +12,10 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
+// A httptest.Server that closes takes the idle connections of http.DefaultTransport with it, and so at times the request of a test that
+// runs beside it: what tests send by http.DefaultClient has a transport of its own.
+func init() { http.DefaultClient.Transport = http.DefaultTransport.(*http.Transport).Clone() }
+
 // ClientOptions of a [Client].
 type ClientOptions struct {
 	// Version to ask for. If empty, the newest: 2026-07-28 where the server has it.

@@ -173,6 +173,9 @@ func Connect(t testing.TB, base string, headers ...string) *a2aclient.Client {
 	return c
 }
 
+// transport is none that a httptest.Server closes; see mcptest.
+var transport = http.DefaultTransport.(*http.Transport).Clone()
+
 // adding is a transport that adds headers, in pairs.
 type adding []string
 
@@ -181,7 +184,7 @@ func (a adding) RoundTrip(r *http.Request) (*http.Response, error) {
 	for i := 0; i < len(a); i += 2 {
 		r.Header.Set(a[i], a[i+1])
 	}
-	return http.DefaultTransport.RoundTrip(r)
+	return transport.RoundTrip(r)
 }
 
 // Say makes a message. skill may be empty.
