@@ -145,6 +145,8 @@ type Request struct {
 	Scope session.Scope
 	// Session is set in the session era, but for initialize.
 	Session *session.State
+	// Ends says that a call ends when its client leaves, whatever the revision: nobody can come back for the answer.
+	Ends bool
 	// Record is filled in for the log line. Not nil.
 	Record *Record
 
