@@ -23,8 +23,8 @@ func (f *stateless) listen(ctx context.Context, r *upstream.Request, m *mcp.Mess
 	b := &listenBody{f: f, ctx: ctx, r: r, m: m, asked: asked, l: &listener{wake: make(chan struct{}, 1), pending: map[string][]byte{}}, closed: make(chan struct{})}
 	b.w = mcp.NewEventWriter(&b.buf, nil)
 	resp, err := b.join()
-	if errors.Is(err, errFull) {
-		return f.full(m), nil
+	if errors.Is(err, errFull) || errors.Is(err, errShare) {
+		return f.full(m, err), nil
 	}
 	if refused, ok := errors.AsType[*unauthorizedError](err); ok {
 		return (&failure{status: refused.status, header: refused.header}).answer()
