@@ -61,15 +61,20 @@ func (s *target) Do(ctx context.Context, r *upstream.Request) (*upstream.Respons
 	}
 	switch {
 	case m.Method == "initialize":
-		resp := result(&m, `{"protocolVersion":"2025-11-25","capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true}},"serverInfo":{"name":"s","version":"0"}}`)
-		resp.Header.Set(mcp.HeaderSession, "s1")
-		return resp, nil
+		return begun(&m), nil
 	case r.Method != http.MethodPost:
 		return status(http.StatusMethodNotAllowed), nil
 	case m.ID == nil || m.Method == "":
 		return status(http.StatusAccepted), nil
 	}
 	return result(&m, `{}`), nil
+}
+
+// begun is an answer to initialize.
+func begun(m *message) *upstream.Response {
+	resp := result(m, `{"protocolVersion":"2025-11-25","capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true}},"serverInfo":{"name":"s","version":"0"}}`)
+	resp.Header.Set(mcp.HeaderSession, "s1")
+	return resp
 }
 
 func result(m *message, raw string) *upstream.Response {

@@ -70,6 +70,7 @@ type peer struct {
 	seq       int                // guarded by mu
 	listeners map[*listener]bool // guarded by mu
 	watched   map[string]*watch  // guarded by mu; by URI
+	watching  int                // guarded by mu; what watched takes, as maxWatched counts it
 }
 
 // voice is what requests go with that are the proxy's own: as who joined the session last was heard, for the credential that

@@ -116,6 +116,10 @@ func (f *stateless) join(ctx context.Context, r *upstream.Request, m *mcp.Messag
 		s = newPeer(f, k, c)
 		s.alone = alone
 		s.speakAs(r)
+		if b.live != nil && !b.live[k.digest] { // it began under what is no longer in force: for this request alone
+			s.alone = true
+			s.close(errRetired)
+		}
 		p.addLocked(s)
 		b.ending.Go(func() { s.begin(context.WithoutCancel(ctx)) })
 	} else {
