@@ -156,4 +156,3 @@ func TestShareMakesOwnRoom(t *testing.T) {
 		}
 	})
 }
-
