@@ -173,10 +173,13 @@ func (o *owned) exchange(ctx context.Context, r *Request, m *mcp.Message, sn *se
 		return o.tell(ctx, r, m, ch, id)
 	}
 	if id != "" && ch.shared.Load() && (m.Method == "resources/subscribe" || m.Method == "resources/unsubscribe") {
-		if !ch.subscribe(m, id) {
-			return jsonBody(mcp.AppendResult(nil, m.RawID(), nil)), nil
-		}
+		return o.subscribe(ctx, r, m, sn, ch, id)
 	}
+	return o.ask(ctx, r, m, sn, ch, id)
+}
+
+// ask sends a request and answers with what comes of it.
+func (o *owned) ask(ctx context.Context, r *Request, m *mcp.Message, sn *session, ch *channel, id string) (*Response, error) {
 	k, msg, err := ch.open(m, id)
 	if err != nil {
 		return nil, &Error{Op: "send", Err: fmt.Errorf("%w: %w", errRetired, err)}
