@@ -329,7 +329,7 @@ func TestMaxProcesses(t *testing.T) {
 	c := open(t, tr)
 	second := &caller{t: t, tr: tr}
 	res := second.do("POST", initialize)
-	if b := text(t, res); res.Status != 503 || res.Header.Get("Retry-After") == "" || !strings.Contains(b, "all 1 processes") || !strings.Contains(b, `"id":0`) {
+	if b := text(t, res); res.Status != 503 || !res.Full || res.FullOfOwn || res.Header.Get("Retry-After") == "" || !strings.Contains(b, "all 1 processes") || !strings.Contains(b, `"id":0`) {
 		t.Errorf("second session: %d %v %s", res.Status, res.Header, b)
 	}
 	// What is about to be free is waited for.
@@ -373,7 +373,7 @@ func TestShareOfProcesses(t *testing.T) {
 					c.id = res.Header.Get("Mcp-Session-Id")
 					return c, ""
 				}
-				if res.Status != 503 || res.Header.Get("Retry-After") == "" || !strings.Contains(body, `"id":0`) {
+				if res.Status != 503 || !shared && res.FullOfOwn != strings.Contains(body, "one caller") || res.Header.Get("Retry-After") == "" || !strings.Contains(body, `"id":0`) {
 					t.Errorf("%s: %d %v %s", whose, res.Status, res.Header, body)
 				}
 				return c, body

@@ -27,7 +27,7 @@ func (f *stateless) listen(ctx context.Context, r *upstream.Request, m *mcp.Mess
 		return f.full(m, err), nil
 	}
 	if refused, ok := errors.AsType[*unauthorizedError](err); ok {
-		return (&failure{status: refused.status, header: refused.header}).answer()
+		return (&failure{status: refused.status, header: refused.header}).answer(m.RawID())
 	}
 	if resp != nil || err != nil {
 		return resp, err

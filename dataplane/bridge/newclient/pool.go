@@ -136,7 +136,7 @@ func (f *stateless) join(ctx context.Context, r *upstream.Request, m *mcp.Messag
 		return nil, nil, &upstream.Error{Op: "begin a session", Target: f.t.Resource, Err: context.Cause(ctx)}
 	}
 	if s.failed != nil {
-		resp, err := s.failed.answer()
+		resp, err := s.failed.answer(m.RawID())
 		s.leave()
 		return nil, resp, err
 	}
@@ -156,29 +156,52 @@ func (p *pool) addLocked(s *peer) {
 
 // roomLocked makes room for one more session of a caller, at the expense of his own where he has his share.
 func (p *pool) roomLocked(whose string, most int) error {
-	if whose != "" && p.of[whose] >= share(most, whose) && !p.evictLocked(func(s *peer) bool { return s.whose == whose }) {
+	if whose != "" && p.of[whose] >= share(most, whose) && p.evictLocked(func(s *peer) bool { return s.whose == whose }) == nil {
 		return errShare
 	}
-	if len(p.all) >= most && !p.evictLocked(func(*peer) bool { return true }) {
+	if len(p.all) >= most && p.evictLocked(func(*peer) bool { return true }) == nil {
 		return errFull
 	}
 	return nil
 }
 
-// evictLocked ends the session that was unused longest, of some. It reports whether there was one.
-func (p *pool) evictLocked(which func(*peer) bool) bool {
+// evictLocked ends the session that was unused longest, of some, and returns it; nil: there is none.
+func (p *pool) evictLocked(which func(*peer) bool) *peer {
 	var oldest *peer
 	for s := range p.all {
 		if s.refs == 0 && (oldest == nil || s.used.Before(oldest.used)) && which(s) {
 			oldest = s
 		}
 	}
-	if oldest == nil {
+	if oldest != nil {
+		oldest.dropLocked()
+		oldest.goEnd()
+	}
+	return oldest
+}
+
+// makeRoom ends a session that nobody uses where the target has none to spare for another, and reports whether it did: what is only
+// kept for who may come back must not keep others out.
+func (b *Bridge) makeRoom(ctx context.Context, s *peer, why *failure) bool {
+	if !why.full && !why.fullOfOwn {
 		return false
 	}
-	oldest.dropLocked()
-	oldest.goEnd()
-	return true
+	b.mu.Lock()
+	p := b.pools[s.t.Resource]
+	var gone *peer
+	if p != nil {
+		gone = p.evictLocked(func(other *peer) bool { return why.full || other.whose == s.whose })
+	}
+	b.mu.Unlock()
+	if gone == nil {
+		return false
+	}
+	select {
+	case <-gone.left:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // leave is the end of what join began.
@@ -278,6 +301,7 @@ func (s *peer) dropLocked() {
 func (s *peer) goEnd() {
 	s.ended.Do(func() {
 		s.b.ending.Go(func() {
+			defer close(s.left)
 			<-s.ready // what is being begun cannot be ended yet
 			s.close(errRetired)
 			s.cancel(nil)

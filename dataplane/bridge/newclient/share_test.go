@@ -156,3 +156,91 @@ func TestShareMakesOwnRoom(t *testing.T) {
 		}
 	})
 }
+
+// children is a target that has no more than so many sessions, as one of processes does.
+type children struct {
+	*target
+	most, ofOne int
+	seq         int               // guarded by target.mu
+	open        map[string]string // guarded by target.mu; session: whose
+}
+
+func (*children) Owned() bool { return true }
+
+func (c *children) Do(ctx context.Context, r *upstream.Request) (*upstream.Response, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id := r.Header.Get("Mcp-Session-Id")
+	switch {
+	case r.Method == http.MethodDelete:
+		delete(c.open, id)
+		return status(http.StatusNoContent), nil
+	case id != "" && c.open[id] == "":
+		return status(http.StatusNotFound), nil
+	case id != "":
+		c.mu.Unlock()
+		defer c.mu.Lock()
+		return c.target.Do(ctx, r)
+	}
+	own := 0
+	for _, whose := range c.open {
+		if whose == r.Whose {
+			own++
+		}
+	}
+	if len(c.open) >= c.most || own >= c.ofOne {
+		resp := answered(http.StatusServiceUnavailable, []byte(`{"jsonrpc":"2.0","id":"sluice-initialize","error":{"code":-32603,"message":"full"}}`))
+		resp.Header.Set("Retry-After", "5")
+		resp.FullOfOwn = own >= c.ofOne
+		resp.Full = !resp.FullOfOwn
+		return resp, nil
+	}
+	c.seq++
+	id = strconv.Itoa(c.seq)
+	c.open[id] = r.Whose
+	resp := begun(&message{ID: []byte(`"sluice-initialize"`)})
+	resp.Header.Set("Mcp-Session-Id", id)
+	return resp, nil
+}
+
+// Sessions that are only kept for who may come back keep nobody out of a target that has no room for more.
+func TestUnusedSessionsMakeRoom(t *testing.T) {
+	s := &children{target: &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": standing}}, most: 3, ofOne: 2, open: map[string]string{}}
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
+		only := &snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}
+		ask := func(principal, method string, caps int) *upstream.Response {
+			t.Helper()
+			body := `{"jsonrpc":"2.0","id":7,"method":"` + method + `","params":{"name":"x","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"x":` + strconv.Itoa(caps) + `}}}}`
+			resp, err := b.Stateless(only, Caller{Scope: session.Scope{Principal: principal}}).Do(t.Context(), &upstream.Request{Method: http.MethodPost, Body: []byte(body)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			return resp
+		}
+		for n, tt := range []struct {
+			principal string
+			caps      int
+		}{{"ada", 1}, {"bob", 1}, {"ada", 2}, {"ada", 3}, {"cyd", 1}, {"dan", 1}, {"eve", 1}} {
+			if got := said(t, ask(tt.principal, "tools/list", tt.caps), nil); !strings.HasPrefix(got, "200") {
+				t.Errorf("request %d, of %s: %s", n, tt.principal, got)
+			}
+		}
+		var open []io.Closer
+		for _, principal := range []string{"ada", "bob", "cyd"} {
+			open = append(open, ask(principal, "tools/call", 1).Body)
+		}
+		resp := ask("dan", "tools/list", 1)
+		after := resp.Header.Get("Retry-After")
+		if got := said(t, resp, nil); got != `503 {"jsonrpc":"2.0","id":7,"error":{"code":-32603,"message":"full"}}` || after != "5" {
+			t.Errorf("while all are in use: %s, again after %q", got, after)
+		}
+		for _, body := range open {
+			_ = body.Close()
+		}
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}

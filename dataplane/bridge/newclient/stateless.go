@@ -55,7 +55,7 @@ func (f *stateless) Do(ctx context.Context, r *upstream.Request) (*upstream.Resp
 		return f.full(&m, err), nil
 	}
 	if refused, ok := errors.AsType[*unauthorizedError](err); ok { // of what the call needed first
-		return (&failure{status: refused.status, header: refused.header}).answer()
+		return (&failure{status: refused.status, header: refused.header}).answer(m.RawID())
 	}
 	return resp, err
 }
