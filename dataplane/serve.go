@@ -193,6 +193,7 @@ func (x *exchange) serve() error {
 	return x.proxy.mux.Serve(&x.w, &mux.Request{ // admission → target → upstream → response policies
 		HTTP: x.r, Start: x.started, Port: x.port, Route: x.route, Backend: x.backend, Principal: x.principal, Verdict: verdict,
 		Message: x.message, Batch: x.batch, Codec: codec, Scope: scope, Session: state, Record: &x.record,
+		Ends: x.r.Context().Value(ofStream{}) != nil,
 	})
 }
 

@@ -27,15 +27,16 @@ import (
 const (
 	sseParameter = "sessionId"
 	sseAlive     = 15 * time.Second
-	maxPosts     = 64 // messages of one stream that are served at a time
+	maxPosts     = 64 // requests of one stream that are served at a time, and as many other messages
 )
 
 // sseStream is the stream of one client.
 type sseStream struct {
-	scope session.Scope   // of its client
-	ctx   context.Context // ends with the stream
-	end   context.CancelFunc
-	posts chan struct{} // one for each message that is being served
+	scope  session.Scope   // of its client
+	ctx    context.Context // ends with the stream
+	end    context.CancelFunc
+	posts  chan struct{} // one for each request that is being served
+	asides chan struct{} // one for each other message, which may be what a request waits for, and for the session's own stream
 
 	mu      sync.Mutex       // guards what is below
 	events  *mcp.EventWriter // to the client
@@ -45,6 +46,9 @@ type sseStream struct {
 	latest  *http.Request // that a client made, in whose name the session's own stream is opened
 	follows bool          // that stream is, or is opened again
 }
+
+// ofStream is the key of what contexts of a stream's requests know: that nobody can come back for an answer when the stream is over.
+type ofStream struct{}
 
 // overSSE reports whether a request is of HTTP+SSE.
 func (x *exchange) overSSE() bool {
@@ -90,10 +94,13 @@ func (x *exchange) openSSE(codec *session.Codec, scope session.Scope) error {
 		return err
 	}
 	defer release()
-	ctx, cancel := context.WithCancel(x.r.Context())
+	ctx, cancel := context.WithCancel(context.WithValue(x.r.Context(), ofStream{}, true))
 	defer cancel()
 	id := session.NewNonce()
-	s := &sseStream{scope: scope, ctx: ctx, end: cancel, posts: make(chan struct{}, maxPosts), last: time.Now(), events: mcp.NewEventWriter(&x.w, http.NewResponseController(&x.w).Flush)}
+	s := &sseStream{
+		scope: scope, ctx: ctx, end: cancel, posts: make(chan struct{}, maxPosts), asides: make(chan struct{}, maxPosts),
+		last: time.Now(), events: mcp.NewEventWriter(&x.w, http.NewResponseController(&x.w).Flush),
+	}
 	x.proxy.streams.Store(id, s)
 	defer x.proxy.streams.Delete(id)
 	h := x.w.Header()
@@ -121,6 +128,7 @@ func (x *exchange) openSSE(codec *session.Codec, scope session.Scope) error {
 	cancel()
 	for range maxPosts { // what is being served has ended
 		s.posts <- struct{}{}
+		s.asides <- struct{}{}
 	}
 	s.mu.Lock()
 	s.over = true
@@ -154,8 +162,12 @@ func (x *exchange) postSSE(codec *session.Codec, scope session.Scope) error {
 	if err != nil {
 		return err
 	}
+	turns := s.asides
+	if msg.Kind == mcp.Request || msg.Kind == mcp.Batch {
+		turns = s.posts
+	}
 	select {
-	case s.posts <- struct{}{}:
+	case turns <- struct{}{}:
 	case <-s.ctx.Done():
 		return &httpError{http.StatusNotFound, "the session's stream is closed: open it anew"}
 	case <-x.r.Context().Done():
@@ -167,7 +179,7 @@ func (x *exchange) postSSE(codec *session.Codec, scope session.Scope) error {
 	s.mu.Unlock()
 	handler := x.proxy.handler(x.port)
 	serve := func() {
-		defer func() { <-s.posts }()
+		defer func() { <-turns }()
 		s.serve(handler, inner, &msg)
 		if msg.Method == "notifications/initialized" {
 			s.follow(handler)
@@ -293,12 +305,12 @@ func (s *sseStream) follow(handler http.Handler) {
 		return
 	}
 	select {
-	case s.posts <- struct{}{}:
+	case s.asides <- struct{}{}:
 	case <-s.ctx.Done():
 		return
 	}
 	go func() {
-		defer func() { <-s.posts }()
+		defer func() { <-s.asides }()
 		s.refollow(handler)
 	}()
 }

@@ -20,6 +20,7 @@ type sseClient struct {
 	headers        []string
 	ended          chan struct{} // closed when the stream is over
 	data           chan string
+	leave          func()
 }
 
 // openSSE opens a stream, and begins a session in it unless it is bare.
@@ -35,7 +36,8 @@ func openSSE(t *testing.T, p *testProxy, bare bool, headers ...string) *sseClien
 	if err != nil || resp.StatusCode != 200 {
 		t.Fatalf("the stream: %v %v", resp, err)
 	}
-	t.Cleanup(func() { resp.Body.Close() })
+	c.leave = func() { resp.Body.Close() }
+	t.Cleanup(c.leave)
 	go func() {
 		defer close(c.ended)
 		for r := bufio.NewReader(resp.Body); ; {

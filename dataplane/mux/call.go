@@ -160,7 +160,7 @@ func safe(method string) bool {
 // has not: it may come back for the answer, or have sent a notification that it cancels; the call goes on for a while.
 func (x *Request) callContext(t *snapshot.Target) (context.Context, context.CancelFunc) {
 	ctx, cancel := x.HTTP.Context(), context.CancelFunc(func() {})
-	if !x.revision().CancelsOnDisconnect() {
+	if !x.Ends && !x.revision().CancelsOnDisconnect() {
 		l := linger(ctx, x.mux.cfg.Linger)
 		ctx, cancel = l, l.end
 	}

@@ -65,7 +65,7 @@ func (x *Request) sayLevel(ctx context.Context, t *snapshot.Target, leg session.
 	}
 	own := *x
 	own.Record = &Record{}
-	body := mcp.AppendRequest(nil, []byte(`"sluice-level"`), "logging/setLevel", append(mcp.AppendString([]byte(`{"level":`), level), '}'))
+	body := mcp.AppendRequest(nil, x.mux.ownID(), "logging/setLevel", append(mcp.AppendString([]byte(`{"level":`), level), '}'))
 	resp, err := own.do(ctx, t, leg, outgoing{body: body, method: "logging/setLevel", safe: true})
 	if err == nil {
 		resp, err = own.check(t, resp)

@@ -30,9 +30,14 @@ func (f filter) wants(l mcp.List) bool {
 	return l == mcp.Tools && f.Tools || l == mcp.Prompts && f.Prompts || l == mcp.Resources && f.Resources
 }
 
-func (f filter) empty() bool {
-	return !f.Tools && !f.Prompts && !f.Resources && len(f.URIs) == 0 && len(f.Tasks) == 0
+func (f filter) empty() bool { return !f.lists().any() && len(f.URIs) == 0 && len(f.Tasks) == 0 }
+
+// lists is f less all but the lists' flags, of which there need not be any.
+func (f filter) lists() filter {
+	return filter{Tools: f.Tools, Prompts: f.Prompts, Resources: f.Resources}
 }
+
+func (f filter) any() bool { return f.Tools || f.Prompts || f.Resources }
 
 // maxListen bounds what is kept while a listen is open: its request. It has room for a thousand resources.
 const maxListen = 128 << 10
@@ -171,13 +176,19 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 	defer m.streams.remove(open)
 
 	var wg sync.WaitGroup
-	for i, t := range x.Backend.Targets {
-		if bodies[i] == nil {
-			continue
-		}
+	begin := func(t *snapshot.Target, l *listening, f filter) {
 		own := *x
 		own.Record = &Record{}
-		wg.Go(func() { own.relisten(ctx, t, bodies[i], shares[i], out) })
+		wg.Go(func() { own.relisten(ctx, t, l, f, out) })
+	}
+	for i, t := range asked {
+		at := x.order(t)
+		switch f := shares[at]; {
+		case bodies[at] != nil:
+			begin(t, bodies[at], f)
+		case errs[i] != nil && x.asError(errs[i]).Status >= 500 && f.lists().any(): // all that the client was promised of it
+			begin(t, nil, f.lists())
+		}
 	}
 	<-ctx.Done()
 	for _, l := range bodies {
@@ -198,7 +209,7 @@ const metaRefused = "sluice/refused"
 func (x *Request) split(ctx context.Context, f filter) (shares []filter, refused map[string]string, err error) {
 	shares, refused = make([]filter, len(x.Backend.Targets)), map[string]string{}
 	for i := range shares {
-		shares[i] = filter{Tools: f.Tools, Prompts: f.Prompts, Resources: f.Resources}
+		shares[i] = f.lists()
 	}
 	for _, uri := range f.URIs {
 		t, own := x.byURI(uri)
@@ -300,7 +311,7 @@ func (x *Request) listenRequest(f filter) []byte {
 
 // acknowledge is the merged acknowledgement: the client's own filter, less URIs that no target honours.
 func (x *Request) acknowledge(f filter, acks []filter, refused map[string]string) []byte {
-	honoured := filter{Tools: f.Tools, Prompts: f.Prompts, Resources: f.Resources}
+	honoured := f.lists()
 	for _, uri := range f.URIs {
 		if t, own := x.byURI(uri); t != nil && slices.Contains(acks[x.order(t)].URIs, own) {
 			honoured.URIs = append(honoured.URIs, uri)
@@ -321,17 +332,18 @@ func (x *Request) acknowledge(f filter, acks []filter, refused map[string]string
 }
 
 // relisten passes a target's events on, and opens the stream again when it breaks: what changed meanwhile was missed,
-// so the client is told that everything may have.
+// so the client is told that everything may have. l is nil where the stream could not be opened yet.
 func (x *Request) relisten(ctx context.Context, t *snapshot.Target, l *listening, f filter, out *sink) {
 	wait := time.Second
 	for {
-		began := time.Now()
-		stop := context.AfterFunc(ctx, l.close)
-		x.followListen(t, l, out)
-		stop()
-		l.close()
-		if time.Since(began) > wait {
-			wait = time.Second
+		if began := time.Now(); l != nil {
+			stop := context.AfterFunc(ctx, l.close)
+			x.followListen(t, l, out)
+			stop()
+			l.close()
+			if time.Since(began) > wait {
+				wait = time.Second
+			}
 		}
 		for {
 			select {

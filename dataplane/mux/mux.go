@@ -3,7 +3,9 @@ package mux
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -67,6 +69,7 @@ type Mux struct {
 	tasks      *lru[taskKey, string] // the tool that made it
 	flights    singleflight.Group
 	streams    streams
+	ids        atomic.Uint64 // of the last request of our own, from a random one on: other proxies ask in the same sessions
 }
 
 // New returns a Mux that remembers nothing yet.
@@ -86,6 +89,7 @@ func New(cfg Config) *Mux {
 		reported:  newLRU[string, struct{}](1 << 14),
 		tasks:     newLRU[taskKey, string](1 << 16),
 	}
+	m.ids.Store(rand.Uint64())
 	if m.log == nil {
 		m.log = slog.Default()
 	}
@@ -109,6 +113,11 @@ func New(cfg Config) *Mux {
 	m.cfg.Linger = or(cfg.Linger, 5*time.Minute)
 	m.cfg.KeepAlive = or(cfg.KeepAlive, 15*time.Second)
 	return m
+}
+
+// ownID is the raw id of a request of the proxy's own in a client's session, where no two that are open may have the same.
+func (m *Mux) ownID() []byte {
+	return append(strconv.AppendUint([]byte(`"sluice-`), m.ids.Add(1), 36), '"')
 }
 
 func or(d, zero time.Duration) time.Duration {
@@ -136,6 +145,8 @@ type Request struct {
 	Scope session.Scope
 	// Session is set in the session era, but for initialize.
 	Session *session.State
+	// Ends says that a call ends when its client leaves, whatever the revision: nobody can come back for the answer.
+	Ends bool
 	// Record is filled in for the log line. Not nil.
 	Record *Record
 

@@ -329,7 +329,7 @@ func (x *Request) listRequest(list mcp.List, cursor *string) []byte {
 		}
 		params = append(append(params, `"_meta":`...), meta...)
 	}
-	return mcp.AppendRequest(nil, []byte(`"sluice-list"`), list.Method(), append(params, '}'))
+	return mcp.AppendRequest(nil, x.mux.ownID(), list.Method(), append(params, '}'))
 }
 
 // ownMeta is what a request of the proxy's own needs in the stateless era: who the client is and what it can.

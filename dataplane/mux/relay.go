@@ -284,12 +284,13 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 // streams that their clients come back to.
 func (x *Request) ended(ctx context.Context, t *snapshot.Target, out *sink, err error) {
 	switch {
+	case x.responded: // a call has one response
 	case errors.Is(context.Cause(ctx), upstream.ErrTimeout):
 		out.message(x.asError(x.unreachable(t, upstream.ErrTimeout)).Append(nil))
 	case err == io.EOF:
 	default:
 		x.Record.Err = err
-		if x.Message.Kind == mcp.Request && !x.responded && ctx.Err() == nil {
+		if x.Message.Kind == mcp.Request && ctx.Err() == nil {
 			out.message(x.asError(x.unreadableAnswer(t, err)).Append(nil))
 		}
 	}

@@ -74,7 +74,7 @@ func (x *Request) send(ctx context.Context, t *snapshot.Target, o outgoing) (*up
 	if err != nil {
 		return nil, err
 	}
-	if x.forgets(ctx, t, *leg, resp) {
+	if x.forgets(ctx, t, *leg, o, resp) {
 		_ = resp.Body.Close()
 		again, err := x.lost(ctx, t, *leg, o.session == nil)
 		if err != nil {
@@ -119,14 +119,14 @@ func (x *Request) sendStateless(ctx context.Context, t *snapshot.Target, o outgo
 
 // forgets reports whether an answer says that the target does not know the session, and so has done nothing: it was restarted, or a
 // server of the other era stands in its place.
-func (x *Request) forgets(ctx context.Context, t *snapshot.Target, leg session.Target, resp *upstream.Response) bool {
+func (x *Request) forgets(ctx context.Context, t *snapshot.Target, leg session.Target, o outgoing, resp *upstream.Response) bool {
 	switch {
 	case bridged(leg):
 		return x.outlived(ctx, t, resp)
 	case leg.ID == "":
 		return false
 	case resp.Status == http.StatusNotFound:
-		return !x.refusesMethod(resp)
+		return !x.refusesMethod(o, resp)
 	case resp.Status == http.StatusBadRequest && mcp.MediaType(resp.Header) == mcp.TypeJSON:
 		head, err := resp.Peek(maxErrorPage)
 		if err != nil {
@@ -153,12 +153,16 @@ func (x *Request) outlived(ctx context.Context, t *snapshot.Target, resp *upstre
 
 // refusesMethod reports whether a 404 says that the target has no such method, and not that it has lost the session. To the client it
 // must not say that either.
-func (x *Request) refusesMethod(resp *upstream.Response) bool {
-	if x.Message == nil || mcp.MediaType(resp.Header) != mcp.TypeJSON {
+func (x *Request) refusesMethod(o outgoing, resp *upstream.Response) bool {
+	if mcp.MediaType(resp.Header) != mcp.TypeJSON {
+		return false
+	}
+	sent, err := mcp.Scan(o.body, x.mux.cfg.Limits) // which need not be the client's own
+	if err != nil {
 		return false
 	}
 	head, err := resp.Peek(maxErrorPage)
-	if err != nil || !mcp.RefusesMethod(head, x.Message.RawID(), x.mux.cfg.Limits) {
+	if err != nil || !mcp.RefusesMethod(head, sent.RawID(), x.mux.cfg.Limits) {
 		return false
 	}
 	resp.Status = http.StatusOK

@@ -69,8 +69,6 @@ func (x *Request) goOn(t *snapshot.Target) error {
 	return nil
 }
 
-var pingProbe = mcp.AppendRequest(nil, []byte(`"sluice-ping"`), "ping", nil)
-
 // Admits returns nil unless t, for which the route of x is transparent, refuses the caller's token, as far as server/discover tells: for
 // what is begun here without asking the target anything. An error can be answered.
 func (m *Mux) Admits(x *Request, t *snapshot.Target) error {
@@ -97,7 +95,7 @@ func (x *Request) takes(ctx context.Context, t *snapshot.Target) error {
 	var resp *upstream.Response
 	if bridged(leg) {
 		resp, err = x.askDiscover(ctx, t)
-	} else if resp, err = x.do(ctx, t, leg, outgoing{body: pingProbe, method: "ping", safe: true}); err == nil && resp.Status == http.StatusNotFound && leg.ID != "" {
+	} else if resp, err = x.do(ctx, t, leg, outgoing{body: mcp.AppendRequest(nil, x.mux.ownID(), "ping", nil), method: "ping", safe: true}); err == nil && resp.Status == http.StatusNotFound && leg.ID != "" {
 		_ = resp.Body.Close()
 		_, err = x.lost(ctx, t, leg, true) // a session that is begun anew is begun with the token
 		return err

@@ -32,10 +32,11 @@ const initialize = `{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"pro
 
 // caller speaks to a transport as mux does, in one session.
 type caller struct {
-	t    testing.TB
-	tr   Transport
-	id   string
-	init []byte
+	t     testing.TB
+	tr    Transport
+	id    string
+	whose string
+	init  []byte
 }
 
 // open begins a session, with initialized.
@@ -55,7 +56,7 @@ func open(t testing.TB, tr Transport) *caller {
 
 func (c *caller) try(method, body string) (*Response, error) {
 	r := post(body)
-	r.Method, r.Initialize = method, c.init
+	r.Method, r.Initialize, r.Whose = method, c.init, c.whose
 	if c.id != "" {
 		r.Header.Set("Mcp-Session-Id", c.id)
 	}
@@ -328,7 +329,7 @@ func TestMaxProcesses(t *testing.T) {
 	c := open(t, tr)
 	second := &caller{t: t, tr: tr}
 	res := second.do("POST", initialize)
-	if b := text(t, res); res.Status != 503 || res.Header.Get("Retry-After") == "" || !strings.Contains(b, "all 1 processes") || !strings.Contains(b, `"id":0`) {
+	if b := text(t, res); res.Status != 503 || !res.Full || res.FullOfOwn || res.Header.Get("Retry-After") == "" || !strings.Contains(b, "all 1 processes") || !strings.Contains(b, `"id":0`) {
 		t.Errorf("second session: %d %v %s", res.Status, res.Header, b)
 	}
 	// What is about to be free is waited for.
@@ -349,6 +350,52 @@ func TestMaxProcesses(t *testing.T) {
 	if n := m.Health()[0].Children; n != 1 {
 		t.Errorf("%d processes", n)
 	}
+}
+
+// One caller has at most half of a target's processes, and of the sessions at a shared one, so that others are served; anonymous
+// callers, of whom nobody knows how many they are, have all.
+func TestShareOfProcesses(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		t.Run(fmt.Sprintf("shared %t", shared), func(t *testing.T) {
+			m := manager(t, nil)
+			tr := m.Transport(stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.MaxProcesses, c.Shared = 3, shared }))
+			for _, r := range m.shared {
+				if shared {
+					r.sessions.most = 3
+				}
+			}
+			begin := func(whose string) (c *caller, refusal string) {
+				t.Helper()
+				c = &caller{t: t, tr: tr, whose: whose}
+				res := c.do("POST", initialize)
+				body := text(t, res)
+				if res.Status == 200 {
+					c.id = res.Header.Get("Mcp-Session-Id")
+					return c, ""
+				}
+				if res.Status != 503 || !shared && res.FullOfOwn != strings.Contains(body, "one caller") || res.Header.Get("Retry-After") == "" || !strings.Contains(body, `"id":0`) {
+					t.Errorf("%s: %d %v %s", whose, res.Status, res.Header, body)
+				}
+				return c, body
+			}
+			first, _ := begin("ada")
+			for i, tt := range []struct{ whose, refusal string }{
+				{"ada", ""}, {"ada", "as one caller may"}, {"bob", ""}, {"bob", "the target"}, {"", "the target"},
+			} {
+				if _, got := begin(tt.whose); (got == "") != (tt.refusal == "") || !strings.Contains(got, tt.refusal) {
+					t.Errorf("session %d, of %q: %q, want %q", i, tt.whose, got, tt.refusal)
+				}
+			}
+			first.do("DELETE", "")
+			if _, got := begin("ada"); got != "" {
+				t.Errorf("after one of ada's ended: %s", got)
+			}
+		})
+	}
+	m := manager(t, nil)
+	tr := m.Transport(stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.MaxProcesses = 2 }))
+	open(t, tr)
+	open(t, tr)
 }
 
 func TestGrants(t *testing.T) {

@@ -52,8 +52,10 @@ type channel struct {
 	seq        int64
 	err        error // why the connection ended; nil: it lives
 	standalone *stream
-	listeners  map[*stream]string         // shared: the GET streams, by session
-	subscribed map[string]map[string]bool // shared: resources by session
+	listeners  map[*stream]string        // shared: the GET streams, with their sessions
+	subscribed map[string]*subscriptions // shared: by session
+	wanted     map[string]int            // shared: by how many sessions, by URI
+	subscribes int                       // shared: what subscribed takes, in bytes
 	backlog    [][]byte
 	backlogged int
 	used       time.Time // when a caller last came or went
@@ -77,7 +79,7 @@ func newChannel(cfg *Config, log *slog.Logger, shared bool) *channel {
 	c := &channel{
 		queue: cfg.MaxQueued, lim: mcp.Limits{Bytes: cfg.MaxMessage}, log: log, started: time.Now(),
 		calls: map[string]*call{}, tokens: map[string]*call{}, forgotten: map[string]bool{},
-		listeners: map[*stream]string{}, subscribed: map[string]map[string]bool{}, used: time.Now(),
+		listeners: map[*stream]string{}, subscribed: map[string]*subscriptions{}, wanted: map[string]int{}, used: time.Now(),
 	}
 	c.shared.Store(shared)
 	return c
@@ -157,15 +159,20 @@ func (c *channel) leave(k *call) {
 		return
 	}
 	c.finishLocked(k)
-	if len(c.forgotten) >= maxForgotten {
-		clear(c.forgotten) // a peer that answers nothing; its ids are ours or the caller's problem
-	}
-	c.forgotten[k.key] = true
-	cancel := c.shared.Load() && c.err == nil
+	c.forgetLocked(k.key)
+	cancel := c.shared.Load() && k.from == "" && c.err == nil
 	c.mu.Unlock()
 	if cancel {
 		c.pipe.post(mcp.AppendNotification(nil, "notifications/cancelled", append(append([]byte(`{"requestId":`), k.rawKey()...), '}')))
 	}
+}
+
+// forgetLocked drops the answer to an id when it comes, and keeps the id from being used till then.
+func (c *channel) forgetLocked(key string) {
+	if len(c.forgotten) >= maxForgotten {
+		clear(c.forgotten) // a peer that answers nothing; its ids are ours or the caller's problem
+	}
+	c.forgotten[key] = true
 }
 
 // unsent takes back a call whose message never left.
@@ -216,6 +223,12 @@ func (c *channel) attach(from string) (*stream, error) {
 	}
 	c.used = time.Now()
 	if c.shared.Load() {
+		for old, session := range c.listeners {
+			if session == from {
+				old.fail(ErrClosed)
+				delete(c.listeners, old)
+			}
+		}
 		c.listeners[s] = from
 		return s, nil
 	}
@@ -306,28 +319,6 @@ func (c *channel) idleFor() time.Duration {
 	return time.Since(c.used)
 }
 
-// subscribe notes a session's resources/subscribe or unsubscribe on a shared channel. It reports whether the peer
-// must hear of it: not, if another session still wants what this one leaves.
-func (c *channel) subscribe(m *mcp.Message, from string) (tell bool) {
-	uri := m.URI.String()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if m.Method == "resources/subscribe" {
-		if c.subscribed[from] == nil {
-			c.subscribed[from] = map[string]bool{}
-		}
-		c.subscribed[from][uri] = true
-		return true
-	}
-	delete(c.subscribed[from], uri)
-	for _, uris := range c.subscribed {
-		if uris[uri] {
-			return false
-		}
-	}
-	return true
-}
-
 // serves reports whether something of a session of a shared channel is under way.
 func (c *channel) serves(from string) bool {
 	c.mu.Lock()
@@ -343,18 +334,6 @@ func (c *channel) serves(from string) bool {
 		}
 	}
 	return false
-}
-
-// forget drops what is known of a session of a shared channel.
-func (c *channel) forget(from string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.subscribed, from)
-	for s, session := range c.listeners {
-		if session == from {
-			s.fail(ErrClosed)
-		}
-	}
 }
 
 // refuse notes that the peer is not of the stateless era.

@@ -220,9 +220,12 @@ func (m *Manager) openLocked(t *snapshot.Target) *resources {
 		return r
 	case *xdsv1.Target_Sse:
 		r.wire = dial(c.Sse)
-		s.open = openSSE
+		s.open, s.most = openSSE, m.cfg.MaxConns
 	case *xdsv1.Target_Stdio:
 		s.open, s.loose, s.shared = openStdio, true, c.Stdio.GetShared()
+		if s.shared {
+			s.most = maxShared
+		}
 		if d := c.Stdio.GetIdle().AsDuration(); d > 0 {
 			s.idle = d
 		}

@@ -214,7 +214,7 @@ func (c *channel) changedLocked(m *mcp.Message) {
 		uri = m.URI.String()
 	}
 	for s, session := range c.listeners {
-		if uri == "" || c.subscribed[session][uri] {
+		if uri == "" || c.subscribed[session].has(uri) {
 			s.push(m.Body, false)
 		}
 	}

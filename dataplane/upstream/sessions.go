@@ -31,6 +31,7 @@ type sessions struct {
 	slots  *slots // of the target: children
 	shared bool   // one channel for all sessions
 	loose  bool   // messages without a session have a channel too (the stateless era over stdio)
+	most   int    // sessions; 0: as many as the slots let
 	idle   time.Duration
 	starts backoff
 
@@ -173,10 +174,13 @@ func (o *owned) exchange(ctx context.Context, r *Request, m *mcp.Message, sn *se
 		return o.tell(ctx, r, m, ch, id)
 	}
 	if id != "" && ch.shared.Load() && (m.Method == "resources/subscribe" || m.Method == "resources/unsubscribe") {
-		if !ch.subscribe(m, id) {
-			return jsonBody(mcp.AppendResult(nil, m.RawID(), nil)), nil
-		}
+		return o.subscribe(ctx, r, m, sn, ch, id)
 	}
+	return o.ask(ctx, r, m, sn, ch, id)
+}
+
+// ask sends a request and answers with what comes of it.
+func (o *owned) ask(ctx context.Context, r *Request, m *mcp.Message, sn *session, ch *channel, id string) (*Response, error) {
 	k, msg, err := ch.open(m, id)
 	if err != nil {
 		return nil, &Error{Op: "send", Err: fmt.Errorf("%w: %w", errRetired, err)}
@@ -261,6 +265,9 @@ func (o *owned) listen(ctx context.Context, r *Request, id string) (*Response, e
 
 // initialize makes a session. Its id is random, and handed out only if the target accepts.
 func (o *owned) initialize(ctx context.Context, r *Request, m *mcp.Message) (*Response, error) {
+	if why := o.s.full(r.Whose); why != "" {
+		return unavailable(m.RawID(), 5*time.Second, "%s", why), nil
+	}
 	id := rand.Text()
 	sn := o.s.session(id, r.Whose, true)
 	if sn == nil {

@@ -64,6 +64,9 @@ type Response struct {
 	// OtherEra says that the target refuses the request's revision, or that it answers like one that never heard of it: it has done
 	// nothing.
 	OtherEra bool
+	// Full says that the target may have no more processes, and FullOfOwn that it may have no more for this caller: nothing was done, and
+	// would be if one of its sessions ended, or one of the caller's.
+	Full, FullOfOwn bool
 }
 
 // Peek reads up to most bytes of the body, and leaves them to be read. With an error there may be some.

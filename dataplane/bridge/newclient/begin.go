@@ -27,14 +27,23 @@ type failure struct {
 	status int
 	header http.Header
 	body   []byte
+	msg    *mcp.Message // the body, where that is an answer of MCP; its id is not yet the client's
+
+	full, fullOfOwn bool // see upstream.Response
 }
 
-// answer is the failure for one of those who waited.
-func (f *failure) answer() (*upstream.Response, error) {
+// answer is the failure for one of those who waited, with a request of the given id.
+func (f *failure) answer(id []byte) (*upstream.Response, error) {
 	if f.err != nil {
 		return nil, f.err
 	}
-	return &upstream.Response{Status: f.status, Header: f.header.Clone(), Body: io.NopCloser(bytes.NewReader(f.body)), Length: int64(len(f.body))}, nil
+	body := f.body
+	if f.msg != nil {
+		var e mcp.Edits
+		replaceID(&e, f.msg, id)
+		body = e.Apply(nil, f.msg.Body)
+	}
+	return &upstream.Response{Status: f.status, Header: f.header.Clone(), Body: io.NopCloser(bytes.NewReader(body)), Length: int64(len(body))}, nil
 }
 
 // beginTime bounds the handshake, where the target has no timeout: a package runner may have to download first.
@@ -52,6 +61,9 @@ func (s *peer) begin(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, upstream.ErrTimeout)
 	defer cancel()
 	s.failed = s.initialize(ctx)
+	for s.failed != nil && s.b.makeRoom(ctx, s, s.failed) {
+		s.failed = s.initialize(ctx)
+	}
 	s.client.caps, s.client.info = nil, nil // said, and as long as the client likes
 	if s.failed == nil {
 		if err := s.settle(ctx); err != nil {
@@ -92,6 +104,10 @@ func (s *peer) initialize(ctx context.Context) *failure {
 		}
 		// A page that is not MCP, a refused credential: for the caller to tell.
 		return &failure{status: resp.Status, header: resp.Header, body: raw}
+	}
+	if msg.Error.Present() && (resp.Status == http.StatusServiceUnavailable || resp.Status == http.StatusTooManyRequests) {
+		// Not now, which says nothing of the era.
+		return &failure{status: resp.Status, header: resp.Header, msg: msg, full: resp.Full, fullOfOwn: resp.FullOfOwn}
 	}
 	if msg.Error.Present() {
 		// An id that comes with an error is no session's: some servers hand one out with every answer.

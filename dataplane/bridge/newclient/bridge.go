@@ -29,9 +29,10 @@ type Config struct {
 	// Batch is how long a call waits for more requests of its target, after each, before the client is asked all of
 	// them. If zero, 10 ms.
 	Batch time.Duration
-	// MaxSessions bounds the sessions kept at one target; the one unused longest goes first. If zero, 1000.
+	// MaxSessions bounds the sessions kept at one target; the one unused longest goes first. One caller that is known by name has
+	// at most half of them. If zero, 1000.
 	MaxSessions int
-	// MaxParked bounds the calls of one target that wait for their clients. If zero, 1000.
+	// MaxParked bounds the calls of one target that wait for their clients, in the same way. If zero, 1000.
 	MaxParked int
 }
 

@@ -61,15 +61,20 @@ func (s *target) Do(ctx context.Context, r *upstream.Request) (*upstream.Respons
 	}
 	switch {
 	case m.Method == "initialize":
-		resp := result(&m, `{"protocolVersion":"2025-11-25","capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true}},"serverInfo":{"name":"s","version":"0"}}`)
-		resp.Header.Set(mcp.HeaderSession, "s1")
-		return resp, nil
+		return begun(&m), nil
 	case r.Method != http.MethodPost:
 		return status(http.StatusMethodNotAllowed), nil
 	case m.ID == nil || m.Method == "":
 		return status(http.StatusAccepted), nil
 	}
 	return result(&m, `{}`), nil
+}
+
+// begun is an answer to initialize.
+func begun(m *message) *upstream.Response {
+	resp := result(m, `{"protocolVersion":"2025-11-25","capabilities":{"tools":{"listChanged":true},"resources":{"subscribe":true}},"serverInfo":{"name":"s","version":"0"}}`)
+	resp.Header.Set(mcp.HeaderSession, "s1")
+	return resp
 }
 
 func result(m *message, raw string) *upstream.Response {
@@ -371,6 +376,90 @@ func TestCallInLostSession(t *testing.T) {
 		synctest.Wait()
 		if n := s.count(""); n != 8 {
 			t.Errorf("%d of 8 pings were answered", n)
+		}
+		_ = resp.Body.Close()
+	})
+}
+
+// What a target refuses a credential with comes whole, and its connection is given back whoever still waits for it.
+func TestRefusalComesWhole(t *testing.T) {
+	s := &target{}
+	var closed atomic.Bool
+	s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
+		"tools/call": func(ctx context.Context, _ *message) (*upstream.Response, error) {
+			r, w := io.Pipe()
+			go func() {
+				for range 3 {
+					_, _ = io.WriteString(w, "why ")
+				}
+				_ = w.Close()
+			}()
+			resp := events(ctx, r)
+			resp.Status, resp.Header = http.StatusUnauthorized, http.Header{"Www-Authenticate": {"Bearer"}}
+			resp.Body = noted{r, &closed}
+			return resp, nil
+		},
+	}
+	bridged(t, s, func(t *testing.T, _ *Bridge, face upstream.Transport) {
+		resp, err := do(t.Context(), face, "tools/call", `"name":"x"`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if resp.Status != http.StatusUnauthorized || string(body) != "why why why " || err != nil || resp.Header.Get("Www-Authenticate") == "" {
+			t.Errorf("%d %q %v", resp.Status, body, err)
+		}
+		if !closed.Load() {
+			t.Error("the target's answer is still open")
+		}
+	})
+}
+
+// noted notes that it was closed.
+type noted struct {
+	io.ReadCloser
+	closed *atomic.Bool
+}
+
+func (n noted) Close() error {
+	n.closed.Store(true)
+	return n.ReadCloser.Close()
+}
+
+// owned is a target whose requests come by a channel that all calls share.
+type owned struct{ *target }
+
+func (owned) Owned() bool { return true }
+
+// With the bridge also those calls end that wait for their turn in a session.
+func TestCloseWhileWaitingForTurn(t *testing.T) {
+	s := owned{&target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": standing}}}
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
+		face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: "ada"}})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		resp, err := able(ctx, face, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		over := make(chan error, 1)
+		go func() {
+			_, err := able(ctx, face, "")
+			over <- err
+		}()
+		synctest.Wait()
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		select {
+		case err := <-over:
+			if !upstream.NotSent(err) {
+				t.Errorf("%v; the target has not seen it", err)
+			}
+		default:
+			t.Error("it still waits")
 		}
 		_ = resp.Body.Close()
 	})

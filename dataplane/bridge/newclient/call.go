@@ -103,6 +103,8 @@ func (k *call) takeTurn(ctx context.Context) error {
 			k.turn = true
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		case <-k.ctx.Done():
+			return errRetired
 		}
 	}
 	k.mu.Lock()

@@ -14,8 +14,8 @@ import (
 func (f *stateless) discover(ctx context.Context, r *upstream.Request, m *mcp.Message) (*upstream.Response, error) {
 	c := clientOf(m)
 	p, resp, err := f.join(ctx, r, m, &c)
-	if errors.Is(err, errFull) {
-		return f.full(m), nil
+	if errors.Is(err, errFull) || errors.Is(err, errShare) {
+		return f.full(m, err), nil
 	}
 	if p == nil {
 		return resp, err

@@ -66,14 +66,14 @@ func (k *call) push(it *item) {
 
 // readWhole reads an answer that is no stream.
 func (k *call) readWhole(resp *upstream.Response) {
-	if resp.Status == http.StatusUnauthorized || resp.Status == http.StatusForbidden {
-		k.push(&item{page: resp})
-		return
-	}
 	stop := context.AfterFunc(k.ctx, func() { _ = resp.Body.Close() })
 	defer stop()
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, int64(k.p.b.cfg.Limits.MaxBytes())+1))
 	_ = resp.Body.Close()
+	if unauthorized(resp) { // for the multiplexer to judge, whatever its body says, and as far as it came
+		k.push(&item{page: inMemory(resp, raw)})
+		return
+	}
 	if err != nil {
 		k.push(&item{err: err})
 		return
@@ -96,9 +96,14 @@ func (k *call) readWhole(resp *upstream.Response) {
 		k.push(&item{err: &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: errNoAnswer}})
 		return
 	}
+	k.push(&item{page: inMemory(resp, raw)})
+}
+
+// inMemory is an answer whose body was read: it may lie here for as long as the call is parked, and outlasts the call.
+func inMemory(resp *upstream.Response, raw []byte) *upstream.Response {
 	page := *resp
 	page.Body, page.Length = io.NopCloser(bytes.NewReader(raw)), int64(len(raw))
-	k.push(&item{page: &page})
+	return &page
 }
 
 // maxResumes bounds how often a broken stream is taken up again.

@@ -23,11 +23,11 @@ func (f *stateless) listen(ctx context.Context, r *upstream.Request, m *mcp.Mess
 	b := &listenBody{f: f, ctx: ctx, r: r, m: m, asked: asked, l: &listener{wake: make(chan struct{}, 1), pending: map[string][]byte{}}, closed: make(chan struct{})}
 	b.w = mcp.NewEventWriter(&b.buf, nil)
 	resp, err := b.join()
-	if errors.Is(err, errFull) {
-		return f.full(m), nil
+	if errors.Is(err, errFull) || errors.Is(err, errShare) {
+		return f.full(m, err), nil
 	}
 	if refused, ok := errors.AsType[*unauthorizedError](err); ok {
-		return (&failure{status: refused.status, header: refused.header}).answer()
+		return (&failure{status: refused.status, header: refused.header}).answer(m.RawID())
 	}
 	if resp != nil || err != nil {
 		return resp, err
@@ -146,10 +146,15 @@ func (b *listenBody) wait() error {
 	why := p.closed
 	p.mu.Unlock()
 	b.quit()
-	if errors.Is(why, errRetired) {
-		return b.goodbye()
+	if !errors.Is(why, errRetired) {
+		return b.rejoin()
 	}
-	return b.rejoin()
+	for raw := b.l.next(); raw != nil; raw = b.l.next() { // what was heard before the end
+		if tagged, err := b.tag(raw); err == nil {
+			_ = b.w.Message(tagged)
+		}
+	}
+	return b.goodbye()
 }
 
 // goodbye ends the listen politely: the client will come back, to what serves it then.
@@ -182,8 +187,10 @@ func (b *listenBody) rejoin() error {
 		if resp != nil {
 			_ = resp.Body.Close()
 		}
-		if _, refused := errors.AsType[*RefusedError](err); refused {
-			return b.goodbye() // it is of the other era now: the client's next listen finds that out
+		_, refused := errors.AsType[*RefusedError](err)      // it is of the other era now
+		_, expired := errors.AsType[*unauthorizedError](err) // or the client has another credential by now, or should have
+		if refused || expired || resp != nil && unauthorized(resp) {
+			return b.goodbye() // the client's next listen finds that out
 		}
 		b.back = min(max(2*b.back, streamRetry), maxRetry)
 	}

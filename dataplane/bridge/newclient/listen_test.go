@@ -2,9 +2,11 @@ package newclient
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
 )
 
@@ -182,4 +185,138 @@ func TestSlowListener(t *testing.T) {
 		}
 		_ = body.Close()
 	})
+}
+
+// A session has room for so many resources; the client is told which of them it will hear of. With the listen all are given back,
+// also by a target that takes no time for it.
+func TestManyResources(t *testing.T) {
+	s := &target{}
+	s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
+		"GET": standing,
+		"resources/unsubscribe": func(ctx context.Context, _ *message) (*upstream.Response, error) {
+			<-ctx.Done()
+			return nil, context.Cause(ctx)
+		},
+	}
+	bridged(t, s, func(t *testing.T, b *Bridge, face upstream.Transport) {
+		_, other := listen(t, face, `{"resourceSubscriptions":["test://other"]}`)
+		uris := []string{"test://twice", "test://twice"}
+		for n := range 6000 {
+			uris = append(uris, fmt.Sprintf("test://%d", n))
+		}
+		raw := string(marshal(filter{URIs: uris}))
+		honoured, body := listen(t, face, raw)
+		var got filter
+		if err := json.Unmarshal([]byte(honoured), &got); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(got.URIs); n < 3000 || n > 4000 || got.URIs[0] != "test://twice" || got.URIs[1] != "test://0" {
+			t.Errorf("%d resources are honoured: %.100s", n, honoured)
+		}
+		_ = body.Close()
+		time.Sleep(time.Minute)
+		for p := range b.pools["only"].all {
+			if len(p.watched) != 1 || p.watching != len("test://other")+watchSize {
+				t.Errorf("%d resources are kept, counted as %d bytes", len(p.watched), p.watching)
+			}
+		}
+		_ = other.Close()
+	})
+}
+
+// A listen whose session is lost ends where nothing can take its place: the client's next one brings what is missing, or hears why not.
+func TestListenThatCannotGoOn(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer func(m *message) *upstream.Response // to initialize and all else
+		change bool                                // of the configuration
+	}{
+		"the credential is refused":     {answer: func(*message) *upstream.Response { return status(http.StatusUnauthorized) }},
+		"the target is configured anew": {answer: func(*message) *upstream.Response { return status(http.StatusBadGateway) }, change: true},
+		"the target speaks the other era": {answer: func(m *message) *upstream.Response {
+			return answered(400, mcp.AppendError(nil, m.ID, -32601, "no", nil))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &target{}
+			broken, ended := false, make(chan struct{})
+			refuse := func(_ context.Context, m *message) (*upstream.Response, error) {
+				if !broken {
+					return begun(m), nil
+				}
+				return tt.answer(m), nil
+			}
+			s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
+				"GET": func(ctx context.Context, m *message) (*upstream.Response, error) {
+					if broken {
+						return status(http.StatusNotFound), nil
+					}
+					r, w := io.Pipe()
+					go func() {
+						select {
+						case <-ended:
+						case <-ctx.Done():
+						}
+						_ = w.Close()
+					}()
+					return events(ctx, r), nil
+				},
+				"initialize": refuse,
+			}
+			bridged(t, s, func(t *testing.T, b *Bridge, face upstream.Transport) {
+				ended = make(chan struct{})
+				b.Retain([]*snapshot.Target{{Resource: "only", Digest: "1"}})
+				_, body := listen(t, face, `{"toolsListChanged":true}`)
+				broken = true
+				close(ended)
+				time.Sleep(10 * time.Second)
+				if tt.change {
+					b.Retain([]*snapshot.Target{{Resource: "only", Digest: "2"}})
+					broken, ended = false, make(chan struct{})
+				}
+				late := time.AfterFunc(time.Hour, func() { _ = body.Close() })
+				defer late.Stop()
+				var last *mcp.Message
+				events := mcp.NewEventReader(body, 1<<20)
+				for {
+					ev, err := events.Next()
+					if err == io.EOF {
+						break
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					m, err := mcp.Scan(slices.Clone(ev.Data), mcp.Limits{})
+					if err != nil {
+						t.Fatal(err)
+					}
+					last = &m
+				}
+				if last == nil || last.Kind != mcp.Response || !last.Result.Present() {
+					t.Errorf("it ended without a result: %+v", last)
+				}
+				_ = body.Close()
+			})
+		})
+	}
+}
+
+// What was heard before a listen ends is told before it ends.
+func TestListenTellsAllBeforeItEnds(t *testing.T) {
+	s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"GET": standing}}
+	for range 16 {
+		bridged(t, s, func(t *testing.T, b *Bridge, face upstream.Transport) {
+			_, body := listen(t, face, `{"toolsListChanged":true}`)
+			for p := range b.pools["only"].all {
+				p.missed()
+			}
+			b.Retain(nil)
+			if err := body.(*listenBody).wait(); err != nil { // Read has just seen that there is nothing yet
+				t.Fatal(err)
+			}
+			if m := nextMessage(t, body); m.Method != "notifications/tools/list_changed" {
+				t.Fatalf("got %s", m.Body)
+			}
+			_ = body.Close()
+		})
+	}
 }

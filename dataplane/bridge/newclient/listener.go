@@ -168,7 +168,12 @@ func (s *peer) enlist(ctx context.Context, l *listener, f filter) error {
 	if !hears || !s.says.subscribe {
 		return nil
 	}
+	seen := make(map[string]bool, len(f.URIs))
 	for _, uri := range f.URIs {
+		if seen[uri] || !s.want(uri) {
+			continue // it is not honoured, which the client is told
+		}
+		seen[uri] = true
 		s.mu.Lock()
 		l.honoured.URIs = append(l.honoured.URIs, uri)
 		s.mu.Unlock()
@@ -202,15 +207,33 @@ type watch struct {
 	on   bool          // guarded by turn; the target has accepted
 }
 
-// watch subscribes to a resource for one listener more, also where it fails. ok is false if the target refuses.
-func (s *peer) watch(ctx context.Context, uri string) (ok bool, err error) {
+// maxWatched bounds the resources that are listened for in a session, in bytes of their URIs and what is kept beside each.
+const (
+	maxWatched = 1 << 20
+	watchSize  = 256
+)
+
+// want notes a resource for one listener more, if there is room.
+func (s *peer) want(uri string) bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	w := s.watched[uri]
 	if w == nil {
+		if s.watching+len(uri)+watchSize > maxWatched {
+			return false
+		}
+		s.watching += len(uri) + watchSize
 		w = &watch{turn: make(chan struct{}, 1)}
 		s.watched[uri] = w
 	}
 	w.n++
+	return true
+}
+
+// watch subscribes to a resource that somebody wants. ok is false if the target refuses.
+func (s *peer) watch(ctx context.Context, uri string) (ok bool, err error) {
+	s.mu.Lock()
+	w := s.watched[uri]
 	s.mu.Unlock()
 	select {
 	case w.turn <- struct{}{}:
@@ -228,7 +251,7 @@ func (s *peer) watch(ctx context.Context, uri string) (ok bool, err error) {
 	return w.on, nil
 }
 
-// unwatch is the end of watch; the last listener's unsubscribes.
+// unwatch is the end of want; the last listener's unsubscribes.
 func (s *peer) unwatch(uris []string) {
 	var last []string
 	s.mu.Lock()
@@ -260,11 +283,15 @@ func (s *peer) unsubscribe(ctx context.Context, uri string) {
 		return
 	}
 	select {
-	case w.turn <- struct{}{}:
-		defer func() { <-w.turn }()
-	case <-ctx.Done():
-		return
+	case w.turn <- struct{}{}: // also when time is over: what is kept here ends, whatever the target is told
+	default:
+		select {
+		case w.turn <- struct{}{}:
+		case <-ctx.Done():
+			return // who holds it wants the resource, or does this
+		}
 	}
+	defer func() { <-w.turn }()
 	s.mu.Lock()
 	wanted := w.n > 0
 	s.mu.Unlock()
@@ -279,6 +306,7 @@ func (s *peer) unsubscribe(ctx context.Context, uri string) {
 	defer s.mu.Unlock()
 	if w.n == 0 && s.watched[uri] == w {
 		delete(s.watched, uri)
+		s.watching -= len(uri) + watchSize
 	}
 }
 

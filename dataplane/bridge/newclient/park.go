@@ -35,10 +35,10 @@ func (k *call) ask(rd *round) event {
 		_, _ = rand.Read(k.park[:]) // crypto/rand.Read never returns an error
 	}
 	b.mu.Lock()
-	if b.closed || b.parkedAt(k.p.t.Resource) >= b.cfg.MaxParked {
+	if why := b.fullOf(k); why != "" {
 		b.mu.Unlock()
 		k.mu.Unlock()
-		return k.refuse(rd, "too many calls of the target wait for their clients on this proxy")
+		return k.refuse(rd, why)
 	}
 	b.parked[k.park] = k
 	b.mu.Unlock()
@@ -56,14 +56,25 @@ func (k *call) ask(rd *round) event {
 	return rd.inputRequired(k.p, entries, call)
 }
 
-// parkedAt counts the calls of a target that wait. b.mu is held.
-func (b *Bridge) parkedAt(resource string) (n int) {
-	for _, k := range b.parked {
-		if k.p.t.Resource == resource {
-			n++
+// fullOf tells why a call cannot wait, in words for its client; "": it can. b.mu is held.
+func (b *Bridge) fullOf(k *call) string {
+	all, own := 0, 0
+	for _, other := range b.parked {
+		if other.p.t.Resource != k.p.t.Resource {
+			continue
+		}
+		all++
+		if other.whose.Principal == k.whose.Principal {
+			own++
 		}
 	}
-	return n
+	switch {
+	case b.closed || all >= b.cfg.MaxParked:
+		return "too many calls of the target wait for their clients on this proxy"
+	case own >= share(b.cfg.MaxParked, k.whose.Principal):
+		return "as many calls of the target wait for you on this proxy as may for one caller; answer what they ask, or let them end"
+	}
+	return ""
 }
 
 // refuse ends the call with an error of the proxy's own: the target is told.

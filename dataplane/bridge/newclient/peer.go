@@ -36,13 +36,14 @@ type peer struct {
 	voice  atomic.Pointer[voice]
 	whose  string // the caller that begins the session
 
-	alone   bool        // it ends with its one user
-	refs    int         // guarded by b.mu
-	used    time.Time   // guarded by b.mu; when refs became 0
-	idle    *time.Timer // guarded by b.mu
-	retired bool        // guarded by b.mu
-	over    bool        // guarded by b.mu; the target lost it
-	ended   sync.Once   // goodbye was said
+	alone   bool          // it ends with its one user
+	refs    int           // guarded by b.mu
+	used    time.Time     // guarded by b.mu; when refs became 0
+	idle    *time.Timer   // guarded by b.mu
+	retired bool          // guarded by b.mu
+	over    bool          // guarded by b.mu; the target lost it
+	ended   sync.Once     // goodbye is being said
+	left    chan struct{} // closed when it was
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 
@@ -70,6 +71,7 @@ type peer struct {
 	seq       int                // guarded by mu
 	listeners map[*listener]bool // guarded by mu
 	watched   map[string]*watch  // guarded by mu; by URI
+	watching  int                // guarded by mu; what watched takes, as maxWatched counts it
 }
 
 // voice is what requests go with that are the proxy's own: as who joined the session last was heard, for the credential that
@@ -127,7 +129,7 @@ func (s *peer) forgotten(resp *upstream.Response) bool {
 func newPeer(f *stateless, k key, c *client) *peer {
 	s := &peer{
 		b: f.b, t: f.t, tr: f.tr, key: k, whose: f.caller.Scope.Principal,
-		turn: make(chan struct{}, 1), telling: make(chan struct{}, maxTelling), ready: make(chan struct{}), gone: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]*watch{},
+		turn: make(chan struct{}, 1), telling: make(chan struct{}, maxTelling), ready: make(chan struct{}), gone: make(chan struct{}), left: make(chan struct{}), calls: map[string]*call{}, listeners: map[*listener]bool{}, watched: map[string]*watch{},
 	}
 	s.client = *c
 	s.client.caps, s.client.info = bytes.Clone(c.caps), bytes.Clone(c.info)

@@ -29,6 +29,7 @@ type key struct {
 type pool struct {
 	sessions map[key]*peer      // those that may be joined
 	all      map[*peer]struct{} // also those that nobody may join
+	of       map[string]int     // of all, how many each caller has; the anonymous one is left out
 }
 
 // scope is the key of a request's session. alone: nobody shares it, and the key only says for whom the target is asked.
@@ -72,8 +73,21 @@ func field[T string | []byte](dst []byte, s T) []byte {
 	return append(append(append(dst, ':'), s...), ',')
 }
 
-// errFull: all sessions of the target are in use.
-var errFull = errors.New("too many sessions at the target are in use")
+var (
+	// errFull: all sessions of the target are in use.
+	errFull = errors.New("too many sessions at the target are in use")
+	// errShare: the caller uses as many of them as one may.
+	errShare = errors.New("the caller uses too many sessions at the target")
+)
+
+// share is how much of what a target has one caller may have, lest nobody else is served. Anonymous callers cannot be told apart:
+// theirs is all.
+func share(most int, principal string) int {
+	if principal == "" {
+		return most
+	}
+	return (most + 1) / 2
+}
 
 // join returns a session for a request, beginning one if there is none to share. Whoever joined leaves. Where the target
 // gave an answer that is no session, that is returned instead.
@@ -83,7 +97,7 @@ func (f *stateless) join(ctx context.Context, r *upstream.Request, m *mcp.Messag
 	b.mu.Lock()
 	p := b.pools[f.t.Resource]
 	if p == nil {
-		p = &pool{sessions: map[key]*peer{}, all: map[*peer]struct{}{}}
+		p = &pool{sessions: map[key]*peer{}, all: map[*peer]struct{}{}, of: map[string]int{}}
 		b.pools[f.t.Resource] = p
 	}
 	s := p.sessions[k]
@@ -95,17 +109,18 @@ func (f *stateless) join(ctx context.Context, r *upstream.Request, m *mcp.Messag
 			b.mu.Unlock()
 			return nil, nil, &upstream.Error{Op: "begin a session", Target: f.t.Resource, Err: upstream.ErrClosed}
 		}
-		if len(p.all) >= b.cfg.MaxSessions && !p.evictLocked() {
+		if err := p.roomLocked(f.caller.Scope.Principal, b.cfg.MaxSessions); err != nil {
 			b.mu.Unlock()
-			return nil, nil, errFull
+			return nil, nil, err
 		}
 		s = newPeer(f, k, c)
 		s.alone = alone
 		s.speakAs(r)
-		p.all[s] = struct{}{}
-		if !alone {
-			p.sessions[k] = s
+		if b.live != nil && !b.live[k.digest] { // it began under what is no longer in force: for this request alone
+			s.alone = true
+			s.close(errRetired)
 		}
+		p.addLocked(s)
 		b.ending.Go(func() { s.begin(context.WithoutCancel(ctx)) })
 	} else {
 		s.speakAs(r)
@@ -121,27 +136,72 @@ func (f *stateless) join(ctx context.Context, r *upstream.Request, m *mcp.Messag
 		return nil, nil, &upstream.Error{Op: "begin a session", Target: f.t.Resource, Err: context.Cause(ctx)}
 	}
 	if s.failed != nil {
-		resp, err := s.failed.answer()
+		resp, err := s.failed.answer(m.RawID())
 		s.leave()
 		return nil, resp, err
 	}
 	return s, nil, nil
 }
 
-// evictLocked makes room for a session. It reports whether there is some.
-func (p *pool) evictLocked() bool {
+// addLocked puts a session on the books.
+func (p *pool) addLocked(s *peer) {
+	p.all[s] = struct{}{}
+	if s.whose != "" {
+		p.of[s.whose]++
+	}
+	if !s.alone {
+		p.sessions[s.key] = s
+	}
+}
+
+// roomLocked makes room for one more session of a caller, at the expense of his own where he has his share.
+func (p *pool) roomLocked(whose string, most int) error {
+	if whose != "" && p.of[whose] >= share(most, whose) && p.evictLocked(func(s *peer) bool { return s.whose == whose }) == nil {
+		return errShare
+	}
+	if len(p.all) >= most && p.evictLocked(func(*peer) bool { return true }) == nil {
+		return errFull
+	}
+	return nil
+}
+
+// evictLocked ends the session that was unused longest, of some, and returns it; nil: there is none.
+func (p *pool) evictLocked(which func(*peer) bool) *peer {
 	var oldest *peer
 	for s := range p.all {
-		if s.refs == 0 && (oldest == nil || s.used.Before(oldest.used)) {
+		if s.refs == 0 && (oldest == nil || s.used.Before(oldest.used)) && which(s) {
 			oldest = s
 		}
 	}
-	if oldest == nil {
+	if oldest != nil {
+		oldest.dropLocked()
+		oldest.goEnd()
+	}
+	return oldest
+}
+
+// makeRoom ends a session that nobody uses where the target has none to spare for another, and reports whether it did: what is only
+// kept for who may come back must not keep others out.
+func (b *Bridge) makeRoom(ctx context.Context, s *peer, why *failure) bool {
+	if !why.full && !why.fullOfOwn {
 		return false
 	}
-	oldest.dropLocked()
-	oldest.goEnd()
-	return true
+	b.mu.Lock()
+	p := b.pools[s.t.Resource]
+	var gone *peer
+	if p != nil {
+		gone = p.evictLocked(func(other *peer) bool { return why.full || other.whose == s.whose })
+	}
+	b.mu.Unlock()
+	if gone == nil {
+		return false
+	}
+	select {
+	case <-gone.left:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // leave is the end of what join began.
@@ -221,11 +281,19 @@ func (s *peer) unlistLocked() {
 func (s *peer) dropLocked() {
 	s.unlistLocked()
 	s.idle.Stop()
-	if p := s.b.pools[s.t.Resource]; p != nil {
-		delete(p.all, s)
-		if len(p.all) == 0 {
-			delete(s.b.pools, s.t.Resource)
-		}
+	p := s.b.pools[s.t.Resource]
+	if p == nil {
+		return
+	}
+	if _, on := p.all[s]; !on {
+		return
+	}
+	delete(p.all, s)
+	if p.of[s.whose]--; p.of[s.whose] <= 0 {
+		delete(p.of, s.whose)
+	}
+	if len(p.all) == 0 {
+		delete(s.b.pools, s.t.Resource)
 	}
 }
 
@@ -233,6 +301,7 @@ func (s *peer) dropLocked() {
 func (s *peer) goEnd() {
 	s.ended.Do(func() {
 		s.b.ending.Go(func() {
+			defer close(s.left)
 			<-s.ready // what is being begun cannot be ended yet
 			s.close(errRetired)
 			s.cancel(nil)

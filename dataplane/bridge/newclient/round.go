@@ -112,6 +112,7 @@ func (k *call) next(ctx context.Context, rd *round, limit <-chan time.Time, head
 			k.abandon(rd.n)
 			ev.err = &upstream.Error{Op: "call", Target: k.p.t.Resource, Sent: true, Err: context.Cause(ctx)}
 		case <-k.ctx.Done():
+			k.end()
 			ev.err = &upstream.Error{Op: "call", Target: k.p.t.Resource, Sent: true, Err: errRetired}
 		}
 		if timer != nil {

@@ -51,11 +51,11 @@ func (f *stateless) Do(ctx context.Context, r *upstream.Request) (*upstream.Resp
 		return f.refuse(&m, http.StatusNotFound, mcp.CodeMethodNotFound, "Method not found: %s", m.Method), nil
 	}
 	resp, err := f.call(ctx, r, &m)
-	if errors.Is(err, errFull) {
-		return f.full(&m), nil
+	if errors.Is(err, errFull) || errors.Is(err, errShare) {
+		return f.full(&m, err), nil
 	}
 	if refused, ok := errors.AsType[*unauthorizedError](err); ok { // of what the call needed first
-		return (&failure{status: refused.status, header: refused.header}).answer()
+		return (&failure{status: refused.status, header: refused.header}).answer(m.RawID())
 	}
 	return resp, err
 }
@@ -145,8 +145,13 @@ func (f *stateless) refuse(m *mcp.Message, status, code int, format string, args
 	return refused(&mcp.Error{Status: status, Code: code, Message: fmt.Sprintf(format, args...), ID: m.RawID()})
 }
 
-func (f *stateless) full(m *mcp.Message) *upstream.Response {
-	resp := f.refuse(m, http.StatusServiceUnavailable, mcp.CodeInternal, "target %q has too many open sessions on this proxy", f.t.Name)
+// full answers where there is no room for another session.
+func (f *stateless) full(m *mcp.Message, err error) *upstream.Response {
+	text := "target %q has too many open sessions on this proxy"
+	if errors.Is(err, errShare) {
+		text = "you use as many sessions of target %q as one caller may on this proxy; try again when other calls of yours have ended"
+	}
+	resp := f.refuse(m, http.StatusServiceUnavailable, mcp.CodeInternal, text, f.t.Name)
 	resp.Header["Retry-After"] = []string{"5"}
 	return resp
 }

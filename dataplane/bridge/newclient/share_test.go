@@ -1,0 +1,246 @@
+package newclient
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluicegate/sluice/dataplane/session"
+	"github.com/sluicegate/sluice/dataplane/snapshot"
+	"github.com/sluicegate/sluice/dataplane/upstream"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
+)
+
+// callers runs f in a bubble with faces of one target for several callers, each of whose requests has a session of its own.
+func callers(t *testing.T, s *target, cfg Config, f func(t *testing.T, face func(principal string) upstream.Transport)) {
+	t.Helper()
+	codec, err := session.New([]session.Key{{ID: [4]byte{1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		cfg.Transport, cfg.ProxyID = func(*snapshot.Target) upstream.Transport { return s }, "p"
+		b := New(cfg)
+		only := &snapshot.Target{Name: "only", Resource: "only", Digest: "1", Config: &xdsv1.Target{SessionScope: &xdsv1.SessionScope{Share: xdsv1.SessionScope_SHARE_NONE}}}
+		f(t, func(principal string) upstream.Transport {
+			return b.Stateless(only, Caller{Codec: codec, Scope: session.Scope{Principal: principal}})
+		})
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// able calls a tool in the name of a client that can be asked.
+func able(ctx context.Context, face upstream.Transport, params string) (*upstream.Response, error) {
+	body := `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"x"` + params + `,"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"elicitation":{}}}}}`
+	return face.Do(ctx, &upstream.Request{Method: http.MethodPost, Header: http.Header{}, Body: []byte(body)})
+}
+
+func said(t *testing.T, resp *upstream.Response, err error) string {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strconv.Itoa(resp.Status) + " " + string(raw)
+}
+
+// One caller has at most half of what a target has here, so that others are served; anonymous callers, of whom nobody knows how
+// many they are, have all of it.
+func TestShareOfSessions(t *testing.T) {
+	for _, tt := range []struct {
+		principal string
+		most      int
+		refusal   string
+	}{
+		{"ada", 2, "you use as many sessions of target"},
+		{"", 4, "too many open sessions"},
+	} {
+		t.Run("caller "+tt.principal, func(t *testing.T) {
+			s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": standing}}
+			callers(t, s, Config{MaxSessions: 4}, func(t *testing.T, face func(string) upstream.Transport) {
+				var open []io.Closer
+				hold := func(principal string) {
+					t.Helper()
+					resp, err := do(t.Context(), face(principal), "tools/call", `"name":"x"`)
+					if err != nil || resp.Status != http.StatusOK {
+						t.Fatalf("%+v %v", resp, err)
+					}
+					open = append(open, resp.Body)
+				}
+				for range tt.most {
+					hold(tt.principal)
+				}
+				for _, method := range []string{"tools/call", "server/discover", "subscriptions/listen"} {
+					resp, err := do(t.Context(), face(tt.principal), method, `"name":"x","notifications":{}`)
+					if got := said(t, resp, err); !strings.HasPrefix(got, "503 ") || !strings.Contains(got, tt.refusal) || resp.Header.Get("Retry-After") == "" {
+						t.Errorf("%s: %s %v", method, got, resp.Header)
+					}
+				}
+				if tt.principal != "" {
+					hold("bob")
+				}
+				_ = open[0].Close()
+				synctest.Wait()
+				hold(tt.principal)
+				for _, body := range open {
+					_ = body.Close()
+				}
+			})
+		})
+	}
+}
+
+// Nor can one caller fill the room for calls that wait for their clients.
+func TestShareOfParkedCalls(t *testing.T) {
+	s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){
+		"tools/call": func(ctx context.Context, _ *message) (*upstream.Response, error) {
+			r, w := io.Pipe()
+			go func() {
+				_, _ = io.WriteString(w, `data: {"jsonrpc":"2.0","id":1,"method":"elicitation/create","params":{}}`+"\n\n")
+			}()
+			return events(ctx, r), nil
+		},
+	}}
+	callers(t, s, Config{MaxParked: 4}, func(t *testing.T, face func(string) upstream.Transport) {
+		for n, want := range []string{"input_required", "input_required", "as many calls of the target wait for you"} {
+			resp, err := able(t.Context(), face("ada"), "")
+			if got := said(t, resp, err); !strings.Contains(got, want) {
+				t.Errorf("call %d: %s, want %s", n, got, want)
+			}
+		}
+		resp, err := able(t.Context(), face("bob"), "")
+		if got := said(t, resp, err); !strings.Contains(got, "input_required") {
+			t.Errorf("another caller: %s", got)
+		}
+		time.Sleep(5*time.Minute + time.Second)
+		if n := s.count("notifications/cancelled"); n != 4 {
+			t.Errorf("%d calls were cancelled, want 4", n)
+		}
+		resp, err = able(t.Context(), face("ada"), "")
+		if got := said(t, resp, err); !strings.Contains(got, "input_required") {
+			t.Errorf("afterwards: %s", got)
+		}
+	})
+}
+
+// Where a caller has his share, his own unused sessions make room, and nobody else's.
+func TestShareMakesOwnRoom(t *testing.T) {
+	s := &target{}
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{MaxSessions: 4, Transport: func(*snapshot.Target) upstream.Transport { return s }})
+		only := &snapshot.Target{Name: "only", Resource: "only", Digest: "1", Config: &xdsv1.Target{}}
+		for n, principal := range []string{"bob", "ada", "ada", "ada", "ada", "bob"} {
+			body := `{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"x":` + strconv.Itoa(n%5) + `}}}}`
+			resp, err := b.Stateless(only, Caller{Scope: session.Scope{Principal: principal}}).Do(t.Context(), &upstream.Request{Method: http.MethodPost, Body: []byte(body)})
+			if got := said(t, resp, err); !strings.HasPrefix(got, "200") {
+				t.Errorf("%s: %s", principal, got)
+			}
+			time.Sleep(time.Second)
+		}
+		if n := s.count("initialize"); n != 5 {
+			t.Errorf("%d sessions were begun, want 5: one of bob's, which he finds again", n)
+		}
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// children is a target that has no more than so many sessions, as one of processes does.
+type children struct {
+	*target
+	most, ofOne int
+	seq         int               // guarded by target.mu
+	open        map[string]string // guarded by target.mu; session: whose
+}
+
+func (*children) Owned() bool { return true }
+
+func (c *children) Do(ctx context.Context, r *upstream.Request) (*upstream.Response, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id := r.Header.Get("Mcp-Session-Id")
+	switch {
+	case r.Method == http.MethodDelete:
+		delete(c.open, id)
+		return status(http.StatusNoContent), nil
+	case id != "" && c.open[id] == "":
+		return status(http.StatusNotFound), nil
+	case id != "":
+		c.mu.Unlock()
+		defer c.mu.Lock()
+		return c.target.Do(ctx, r)
+	}
+	own := 0
+	for _, whose := range c.open {
+		if whose == r.Whose {
+			own++
+		}
+	}
+	if len(c.open) >= c.most || own >= c.ofOne {
+		resp := answered(http.StatusServiceUnavailable, []byte(`{"jsonrpc":"2.0","id":"sluice-initialize","error":{"code":-32603,"message":"full"}}`))
+		resp.Header.Set("Retry-After", "5")
+		resp.FullOfOwn = own >= c.ofOne
+		resp.Full = !resp.FullOfOwn
+		return resp, nil
+	}
+	c.seq++
+	id = strconv.Itoa(c.seq)
+	c.open[id] = r.Whose
+	resp := begun(&message{ID: []byte(`"sluice-initialize"`)})
+	resp.Header.Set("Mcp-Session-Id", id)
+	return resp, nil
+}
+
+// Sessions that are only kept for who may come back keep nobody out of a target that has no room for more.
+func TestUnusedSessionsMakeRoom(t *testing.T) {
+	s := &children{target: &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": standing}}, most: 3, ofOne: 2, open: map[string]string{}}
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
+		only := &snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}
+		ask := func(principal, method string, caps int) *upstream.Response {
+			t.Helper()
+			body := `{"jsonrpc":"2.0","id":7,"method":"` + method + `","params":{"name":"x","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"x":` + strconv.Itoa(caps) + `}}}}`
+			resp, err := b.Stateless(only, Caller{Scope: session.Scope{Principal: principal}}).Do(t.Context(), &upstream.Request{Method: http.MethodPost, Body: []byte(body)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			return resp
+		}
+		for n, tt := range []struct {
+			principal string
+			caps      int
+		}{{"ada", 1}, {"bob", 1}, {"ada", 2}, {"ada", 3}, {"cyd", 1}, {"dan", 1}, {"eve", 1}} {
+			if got := said(t, ask(tt.principal, "tools/list", tt.caps), nil); !strings.HasPrefix(got, "200") {
+				t.Errorf("request %d, of %s: %s", n, tt.principal, got)
+			}
+		}
+		var open []io.Closer
+		for _, principal := range []string{"ada", "bob", "cyd"} {
+			open = append(open, ask(principal, "tools/call", 1).Body)
+		}
+		resp := ask("dan", "tools/list", 1)
+		after := resp.Header.Get("Retry-After")
+		if got := said(t, resp, nil); got != `503 {"jsonrpc":"2.0","id":7,"error":{"code":-32603,"message":"full"}}` || after != "5" {
+			t.Errorf("while all are in use: %s, again after %q", got, after)
+		}
+		for _, body := range open {
+			_ = body.Close()
+		}
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
