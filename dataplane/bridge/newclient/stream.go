@@ -46,7 +46,9 @@ func (s *peer) keepStream() {
 	for again := false; ; again = true {
 		resp, err := s.open(s.ctx, string(last), opened)
 		if errors.Is(err, errNoStream) {
-			s.stream.none = !opened // known before it was ever open, or it is too late to matter
+			if s.stream.none = !opened; opened {
+				s.retire() // who listens here would hear nothing any more
+			}
 			return
 		}
 		if err == nil {
@@ -84,7 +86,7 @@ func (s *peer) open(ctx context.Context, last string, known bool) (*upstream.Res
 	case known && s.forgotten(resp):
 		s.lost()
 		err = errLost
-	case resp.Status == http.StatusNotFound, resp.Status == http.StatusMethodNotAllowed, resp.Status < 500 && resp.Status != http.StatusTooManyRequests && s.id == "":
+	case unauthorized(resp), resp.Status == http.StatusNotFound, resp.Status == http.StatusMethodNotAllowed, resp.Status < 500 && resp.Status != http.StatusTooManyRequests && s.id == "":
 		err = errNoStream
 	default:
 		err = &upstream.Error{Op: "open the stream", Target: s.t.Resource, Sent: true, Err: errNoAnswer}
