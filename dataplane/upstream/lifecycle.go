@@ -336,6 +336,9 @@ func (sn *session) adopt(ch *channel) error {
 	}
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
+	if sn.shared && sn.ch != nil {
+		ch.inherit(sn.ch)
+	}
 	sn.ch = ch
 	if sn.stop == nil {
 		sn.stop = time.AfterFunc(s.idle, sn.check)
