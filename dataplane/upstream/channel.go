@@ -43,6 +43,7 @@ type channel struct {
 	lim     mcp.Limits
 	queue   int // bytes that may wait for one reader
 	log     *slog.Logger
+	lines   allowance // of warnings about what the peer says
 	started time.Time
 
 	mu         sync.Mutex // guards what is below
@@ -83,6 +84,18 @@ func newChannel(cfg *Config, log *slog.Logger, shared bool) *channel {
 	}
 	c.shared.Store(shared)
 	return c
+}
+
+// warn logs something that the peer can bring about as often as it likes.
+func (c *channel) warn(msg string, args ...any) {
+	dropped, ok := c.lines.take()
+	if !ok {
+		return
+	}
+	if dropped > 0 {
+		args = append(args, "dropped", dropped)
+	}
+	c.log.Warn(msg, args...)
 }
 
 // open registers a request and returns it with the message to send.

@@ -216,9 +216,11 @@ func TestManyResources(t *testing.T) {
 		_ = body.Close()
 		time.Sleep(time.Minute)
 		for p := range b.pools["only"].all {
+			p.mu.Lock()
 			if len(p.watched) != 1 || p.watching != len("test://other")+watchSize {
 				t.Errorf("%d resources are kept, counted as %d bytes", len(p.watched), p.watching)
 			}
+			p.mu.Unlock()
 		}
 		_ = other.Close()
 	})

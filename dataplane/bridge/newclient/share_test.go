@@ -279,9 +279,11 @@ func TestSessionsOfThoseWhoLeave(t *testing.T) {
 			for n := range 100 {
 				_ = ask(n)
 			}
+			mu.Lock()
 			if want := share(4, principal); most != want {
 				t.Errorf("caller %q: %d sessions were being begun at once, want %d", principal, most, want)
 			}
+			mu.Unlock()
 			time.Sleep(time.Minute)
 			if err := ask(101); err == nil {
 				t.Errorf("caller %q is refused still", principal)

@@ -46,8 +46,10 @@ func (s *peer) keepStream() {
 	for again := false; ; again = true {
 		resp, err := s.open(s.ctx, string(last), opened)
 		if errors.Is(err, errNoStream) {
-			if s.stream.none = !opened; opened {
+			if opened {
 				s.retire() // who listens here would hear nothing any more
+			} else {
+				s.stream.none = true
 			}
 			return
 		}
@@ -116,6 +118,7 @@ func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
 	events := mcp.NewEventReader(resp.Body, s.b.cfg.Limits.MaxBytes())
+	said := false
 	for {
 		ev, err := events.Next()
 		if err != nil {
@@ -132,7 +135,10 @@ func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]
 		}
 		m, err := mcp.Scan(bytes.Clone(ev.Data), s.b.cfg.Limits)
 		if err != nil {
-			s.b.log.Warn("target sent what is no message", "target", s.t.Resource, "err", err)
+			if !said { // once for each stream: it may be all that comes
+				s.b.log.Warn("target sent what is no message", "target", s.t.Resource, "err", err)
+				said = true
+			}
 			continue
 		}
 		s.heard(&m)
