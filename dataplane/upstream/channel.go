@@ -86,16 +86,17 @@ func newChannel(cfg *Config, log *slog.Logger, shared bool) *channel {
 	return c
 }
 
-// warn logs something that the peer can bring about as often as it likes.
-func (c *channel) warn(msg string, args ...any) {
-	dropped, ok := c.lines.take()
-	if !ok {
-		return
+var silent = slog.New(slog.DiscardHandler)
+
+// sparing is the log for what the peer can bring about as often as it likes.
+func (c *channel) sparing() *slog.Logger {
+	switch dropped, ok := c.lines.take(); {
+	case !ok:
+		return silent
+	case dropped > 0:
+		return c.log.With("dropped", dropped)
 	}
-	if dropped > 0 {
-		args = append(args, "dropped", dropped)
-	}
-	c.log.Warn(msg, args...)
+	return c.log
 }
 
 // open registers a request and returns it with the message to send.
