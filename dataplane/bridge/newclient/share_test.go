@@ -294,3 +294,50 @@ func TestSessionsOfThoseWhoLeave(t *testing.T) {
 		})
 	}
 }
+
+// The retry of a parked call that does not get its turn in time is no request that its target has not seen: nothing may send it again.
+func TestRetryWithoutTurn(t *testing.T) {
+	codec, err := session.New([]session.Key{{ID: [4]byte{1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asks := true
+	s := owned{&target{on: map[string]func(context.Context, *message) (*upstream.Response, error){
+		"GET": standing,
+		"tools/call": func(ctx context.Context, _ *message) (*upstream.Response, error) {
+			r, w := io.Pipe()
+			if asks {
+				go func() {
+					_, _ = io.WriteString(w, `data: {"jsonrpc":"2.0","id":1,"method":"elicitation/create","params":{}}`+"\n\n")
+				}()
+			}
+			return events(ctx, r), nil
+		},
+	}}}
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
+		face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}, Caller{Codec: codec, Scope: session.Scope{Principal: "ada"}})
+		resp, err := able(t.Context(), face, "")
+		got := said(t, resp, err)
+		_, state, _ := strings.Cut(got, `"requestState":"`)
+		state, _, _ = strings.Cut(state, `"`)
+		asks = false
+		running, err := able(t.Context(), face, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := able(ctx, face, `,"requestState":"`+state+`","inputResponses":{"elicitation-1":{"action":"accept"}}`); err == nil || upstream.NotSent(err) {
+			t.Errorf("%v", err)
+		}
+		_ = running.Body.Close()
+		synctest.Wait()
+		if n := s.count("notifications/cancelled"); n != 2 {
+			t.Errorf("%d calls were cancelled, want both", n)
+		}
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
