@@ -67,9 +67,10 @@ func (k known) gone() bool { return !k.missing.IsZero() && time.Since(k.missing)
 // have reported since.
 const missingKept = time.Minute
 
-// client is how to reach one peer.
+// client is how to reach one peer, under the certificate of a time.
 type client struct {
 	address string
+	until   time.Time // when that certificate expires
 	rt      *http.Transport
 }
 
@@ -167,11 +168,16 @@ func (p *Peers) clientLocked(id string) *client {
 		return nil
 	}
 	address := at.address
+	until := p.cfg.Identity.NotAfter()
 	if c := p.clients[id]; c != nil {
-		return c
+		if c.until.Equal(until) {
+			return c
+		}
+		// It was renewed. A connection that is never idle would show the old one for ever, and no peer takes it when it has expired.
+		c.rt.CloseIdleConnections() // what is under way goes on
 	}
 	dialer := &net.Dialer{Timeout: p.cfg.Wait}
-	c := &client{address: address, rt: &http.Transport{
+	c := &client{address: address, until: until, rt: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return dialer.DialContext(ctx, "tcp", address)
 		},

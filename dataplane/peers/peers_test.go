@@ -13,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/sluicegate/sluice/internal/mtls"
 )
 
 // A proxy that the control plane names no more is one of the group for a minute, for the control plane may just have been started anew;
@@ -121,6 +123,63 @@ func TestDrain(t *testing.T) {
 
 type baseKey struct{}
 
+// A connection that is never idle must not be used any more once its certificate was replaced: soon it is one that has expired, with which
+// no proxy is let in.
+func TestForwardWithRenewedCertificate(t *testing.T) {
+	ca, err := mtls.OpenCA(t.TempDir(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(proxy string, ttl time.Duration) mtls.Issuer {
+		return func(_ context.Context, csr []byte) (mtls.Certificates, error) {
+			return ca.Sign(mtls.Request{CSR: csr, ID: mtls.ID{Group: "edge", Proxy: proxy}, TTL: ttl})
+		}
+	}
+	var who []*mtls.Identity
+	for _, proxy := range []string{"proxy-1", "proxy-2"} {
+		i, err := mtls.NewIdentity(t.Context(), "", issue(proxy, time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		who = append(who, i)
+	}
+	shown, release := make(chan time.Time, 2), make(chan struct{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := &http.Server{TLSConfig: who[0].PeerServerConfig(), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		shown <- r.TLS.PeerCertificates[0].NotAfter
+		if r.URL.Path == "/stream" {
+			<-release
+		}
+	})}
+	go func() { _ = owner.ServeTLS(l, "", "") }()
+	t.Cleanup(func() { _ = owner.Close() })
+	peer := New(Config{Identity: who[1]})
+	t.Cleanup(peer.Close)
+	peer.Set(map[string]string{"proxy-1": l.Addr().String()})
+	forward := func(path string) error {
+		return peer.Forward(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil), 3000, "proxy-1", nil)
+	}
+	streamed := make(chan error, 1)
+	go func() { streamed <- forward("/stream") }()
+	<-shown
+	if err := who[1].Renew(t.Context(), issue("proxy-2", 2*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if err := forward("/"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-shown; !got.Equal(who[1].NotAfter()) {
+		t.Errorf("the owner is shown a certificate until %v, not the one until %v", got, who[1].NotAfter())
+	}
+	close(release)
+	if err := <-streamed; err != nil {
+		t.Errorf("the stream that was open: %v", err)
+	}
+}
+
 // However many requests are for a proxy that is gone, the control plane is asked a few times; one that comes soon is found.
 func TestRefresh(t *testing.T) {
 	who := identities(t, "proxy-1")
@@ -170,7 +229,7 @@ func TestOutOfReach(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := New(Config{Identity: who[1]})
 				defer p.Close()
-				p.clients["proxy-1"] = &client{address: "owner", rt: &http.Transport{
+				p.clients["proxy-1"] = &client{address: "owner", until: who[1].NotAfter(), rt: &http.Transport{
 					DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 						select {
 						case <-time.After(tt.dialled):

@@ -874,3 +874,28 @@ func TestStatelessCancelIsNobodys(t *testing.T) {
 		t.Errorf("the call ended with %s", got)
 	}
 }
+
+// A shared process that is started anew knows nothing of what its sessions had subscribed to: it is told again.
+func TestSharedRestartKeepsSubscriptions(t *testing.T) {
+	m := manager(t, nil)
+	tr := m.Transport(stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.Shared = true }))
+	a, b := open(t, tr), open(t, tr)
+	text(t, a.do("POST", `{"jsonrpc":"2.0","id":1,"method":"resources/subscribe","params":{"uri":"test://watched"}}`))
+	for _, r := range m.shared {
+		ch := r.sessions.one.channel()
+		ch.pipe.(*child).signal(killGroup)
+		eventually(t, "the process ends", func() bool { return ch.ended() != nil })
+	}
+	get := a.do("GET", "")
+	text(t, b.do("POST", toolCall("1", "touch", "{}")))
+	ev, err := mcp.NewEventReader(get.Body, 1<<20).Next()
+	if err != nil || !strings.Contains(string(ev.Data), "resources/updated") {
+		t.Errorf("heard %q %v", ev.Data, err)
+	}
+	get.Body.Close()
+	for _, r := range m.shared {
+		if ch := r.sessions.one.channel(); !ch.subscribed[a.id].has("test://watched") || ch.wanted["test://watched"] != 1 {
+			t.Errorf("it keeps %v", ch.subscribed)
+		}
+	}
+}

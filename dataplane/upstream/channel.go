@@ -43,6 +43,7 @@ type channel struct {
 	lim     mcp.Limits
 	queue   int // bytes that may wait for one reader
 	log     *slog.Logger
+	lines   allowance // of warnings about what the peer says
 	started time.Time
 
 	mu         sync.Mutex // guards what is below
@@ -83,6 +84,19 @@ func newChannel(cfg *Config, log *slog.Logger, shared bool) *channel {
 	}
 	c.shared.Store(shared)
 	return c
+}
+
+var silent = slog.New(slog.DiscardHandler)
+
+// sparing is the log for what the peer can bring about as often as it likes.
+func (c *channel) sparing() *slog.Logger {
+	switch dropped, ok := c.lines.take(); {
+	case !ok:
+		return silent
+	case dropped > 0:
+		return c.log.With("dropped", dropped)
+	}
+	return c.log
 }
 
 // open registers a request and returns it with the message to send.

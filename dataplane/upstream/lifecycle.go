@@ -14,7 +14,6 @@ const (
 	settled       = 30 * time.Second       // a channel that lived so long did not fail at its start
 	shortWait     = 500 * time.Millisecond // between starts: waited for; a longer one is answered with 503
 	deadKept      = time.Minute            // a dead session's backoff is remembered
-	maxShared     = 10_000                 // sessions of a shared process
 )
 
 func newSession(s *sessions, id, whose string) *session {
@@ -41,28 +40,6 @@ func (s *sessions) session(id, whose string, make bool) *session {
 		sn.used = time.Now()
 	}
 	return sn
-}
-
-// full tells why a caller can have no more sessions, in words for him; "": he can.
-func (s *sessions) full(whose string) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.most == 0 || len(s.byID) < share(s.most) {
-		return ""
-	}
-	if len(s.byID) >= s.most {
-		return "the target has as many sessions on this proxy as it may"
-	}
-	own := 0
-	for _, sn := range s.byID {
-		if sn.whose == whose && whose != "" {
-			own++
-		}
-	}
-	if own >= share(s.most) {
-		return "you have as many sessions at the target on this proxy as one caller may; end one of yours"
-	}
-	return ""
 }
 
 func (s *sessions) sharedSession() *session { return s.single(&s.one, true) }
@@ -336,6 +313,9 @@ func (sn *session) adopt(ch *channel) error {
 	}
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
+	if sn.shared && sn.ch != nil {
+		ch.inherit(sn.ch)
+	}
 	sn.ch = ch
 	if sn.stop == nil {
 		sn.stop = time.AfterFunc(s.idle, sn.check)

@@ -99,6 +99,31 @@ func (s *slots) count() int {
 	return s.used
 }
 
+// maxShared bounds the sessions of a shared process.
+const maxShared = 10_000
+
+// full tells why a caller can have no more sessions, in words for him; "": he can.
+func (s *sessions) full(whose string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.most == 0 || len(s.byID) < share(s.most) {
+		return ""
+	}
+	if len(s.byID) >= s.most {
+		return "the target has as many sessions on this proxy as it may"
+	}
+	own := 0
+	for _, sn := range s.byID {
+		if sn.whose == whose && whose != "" {
+			own++
+		}
+	}
+	if own >= share(s.most) {
+		return "you have as many sessions at the target on this proxy as one caller may; end one of yours"
+	}
+	return ""
+}
+
 // maxBackoff bounds the time between two starts.
 const maxBackoff = 30 * time.Second
 

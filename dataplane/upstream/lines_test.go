@@ -1,12 +1,15 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -119,4 +122,27 @@ func sameID(a []byte, b string) bool {
 	one, _ := idKey(a)
 	other, _ := idKey([]byte(b))
 	return one == other
+}
+
+// What a target can make the log say is bounded: a program that talks to people on its standard output does it without end.
+func TestWarningsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		cfg := Config{}.withDefaults()
+		ch := newChannel(&cfg, slog.New(slog.NewTextHandler(&log, nil)), true)
+		ch.pipe = &posted{}
+		for range 2000 {
+			ch.receive([]byte("Listening"))
+			ch.receive([]byte(`{"jsonrpc":"2.0","id":1,"method":"roots/list"}`))
+		}
+		if n := strings.Count(log.String(), "\n"); n != logBurst {
+			t.Errorf("%d lines are logged, want %d", n, logBurst)
+		}
+		log.Reset()
+		time.Sleep(time.Minute)
+		ch.receive([]byte("Listening"))
+		if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "dropped=3900") {
+			t.Errorf("a minute later: %s", got)
+		}
+	})
 }

@@ -11,14 +11,14 @@ func (c *channel) receive(msg []byte) {
 	m, err := mcp.Scan(msg, c.lim)
 	if err != nil {
 		c.junk.Store(true)
-		c.log.Warn("target sent what is no message", "bytes", len(msg), "err", err)
+		c.sparing().Warn("target sent what is no message", "bytes", len(msg), "err", err)
 		return
 	}
 	switch m.Kind {
 	case mcp.Batch:
 		all, err := mcp.ScanBatch(msg, c.lim)
 		if err != nil {
-			c.log.Warn("target sent what is no message", "bytes", len(msg), "err", err)
+			c.sparing().Warn("target sent what is no message", "bytes", len(msg), "err", err)
 			return
 		}
 		for i := range all {
@@ -38,7 +38,7 @@ func (c *channel) dispatch(m *mcp.Message) {
 	case mcp.Notification:
 		c.notified(m)
 	default:
-		c.log.Warn("target sent what is no message", "bytes", len(m.Body), "err", "neither request nor response")
+		c.sparing().Warn("target sent what is no message", "bytes", len(m.Body), "err", "neither request nor response")
 	}
 }
 
@@ -111,7 +111,7 @@ func (c *channel) asked(m *mcp.Message) {
 		return
 	}
 	if c.shared.Load() {
-		c.log.Warn("target asked something of a client; a shared process cannot", "method", m.Method)
+		c.sparing().Warn("target asked something of a client; a shared process cannot", "method", m.Method)
 		c.pipe.post(mcp.AppendError(nil, m.RawID(), mcp.CodeMethodNotFound, "this process serves several clients and can ask none of them", nil))
 		return
 	}

@@ -157,7 +157,7 @@ func (p *ssePipe) post(msg []byte) {
 		defer cancel()
 		res, err := p.send(ctx, msg, &Request{Header: p.header.Clone(), Call: p.who})
 		if err != nil {
-			p.ch.log.Warn("message to the target got lost", "err", err)
+			p.ch.sparing().Warn("message to the target got lost", "err", err)
 		} else if res != nil {
 			res.Body.Close()
 		}

@@ -7,45 +7,62 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 )
 
 const (
-	stderrLine  = 4 << 10 // of a line that is logged
-	stderrBurst = 100     // lines at once
-	stderrRate  = 20      // lines a second after that
+	stderrLine = 4 << 10 // of a line that is logged
+	logBurst   = 100     // lines at once
+	logRate    = 20      // lines a second after that
 )
+
+// allowance bounds what a target can make the log say. The zero value is full. It is safe for concurrent use.
+type allowance struct {
+	mu      sync.Mutex // guards what is below
+	spent   float64
+	last    time.Time
+	dropped int
+}
+
+// take reports whether one more line may be logged, and how many were not since the last that was.
+func (a *allowance) take() (dropped int, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	a.spent = max(0, a.spent-now.Sub(a.last).Seconds()*logRate)
+	a.last = now
+	if a.spent > logBurst-1 {
+		a.dropped++
+		return 0, false
+	}
+	a.spent++
+	dropped, a.dropped = a.dropped, 0
+	return dropped, true
+}
 
 // logLines logs what a child writes to stderr, line by line, to its end. Long lines are cut, and what comes faster
 // than a log can be read is counted instead; all of it is read, so that a chatty child never waits.
 func logLines(r io.Reader, log *slog.Logger) {
 	in := bufio.NewReaderSize(r, stderrLine)
-	allowance, last, dropped := float64(stderrBurst), time.Now(), 0
+	var lines allowance
 	for {
 		line, cut, err := logLine(in)
 		if line != "" {
-			now := time.Now()
-			allowance = min(stderrBurst, allowance+now.Sub(last).Seconds()*stderrRate)
-			last = now
-			switch {
-			case allowance < 1:
-				dropped++
-			default:
-				allowance--
+			if dropped, ok := lines.take(); ok {
 				attrs := []slog.Attr{slog.String("line", line)}
 				if cut {
 					attrs = append(attrs, slog.Bool("cut", true))
 				}
 				if dropped > 0 {
 					attrs = append(attrs, slog.Int("dropped", dropped))
-					dropped = 0
 				}
 				log.LogAttrs(context.Background(), slog.LevelInfo, "stdio process wrote to stderr", attrs...)
 			}
 		}
 		if err != nil {
-			if dropped > 0 {
-				log.Info("stdio process wrote too much to stderr", "dropped", dropped)
+			if lines.dropped > 0 {
+				log.Info("stdio process wrote too much to stderr", "dropped", lines.dropped)
 			}
 			return
 		}

@@ -283,7 +283,7 @@ func (c *child) why(ctx context.Context, err error) error {
 
 func (c *child) post(msg []byte) {
 	if _, err := c.out.put(msg); err != nil {
-		c.log.Warn("message to the target got lost", "err", err)
+		c.ch.sparing().Warn("message to the target got lost", "pid", c.cmd.Process.Pid, "err", err)
 	}
 }
 

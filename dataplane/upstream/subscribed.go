@@ -102,6 +102,20 @@ func (c *channel) restore(uri string) {
 	}
 }
 
+// inherit takes over what the sessions of a channel that ended had subscribed to, and tells the peer.
+func (c *channel) inherit(old *channel) {
+	old.mu.Lock()
+	subscribed, wanted, subscribes := old.subscribed, old.wanted, old.subscribes
+	old.subscribed, old.wanted, old.subscribes = map[string]*subscriptions{}, map[string]int{}, 0
+	old.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.subscribed, c.wanted, c.subscribes = subscribed, wanted, subscribes
+	for uri := range wanted {
+		c.sayLocked("resources/subscribe", uri)
+	}
+}
+
 // forget drops what is known of a session of a shared channel, and lets the peer drop what only that one wanted.
 func (c *channel) forget(from string) {
 	c.mu.Lock()

@@ -19,7 +19,8 @@ import (
 type turns struct {
 	mu      sync.Mutex // guards what is below
 	running int
-	waiting list.List // of *turn
+	waiting list.List         // of *turn
+	held    map[string]func() // what gives the turn of a session's call, by callKey
 }
 
 type turn struct {
@@ -72,6 +73,60 @@ func (s *turns) give() {
 	s.callLocked()
 }
 
+// hold returns what gives a turn that was taken for r: once, when its answer is over or its client has cancelled it, whichever is first.
+func (s *turns) hold(r *Request) (give func()) {
+	key := ""
+	if m, err := mcp.Scan(r.Body, mcp.Limits{Bytes: len(r.Body)}); err == nil {
+		key = callKey(r, m.RawID())
+	}
+	if key == "" {
+		return sync.OnceFunc(s.give)
+	}
+	give = sync.OnceFunc(func() {
+		s.mu.Lock()
+		delete(s.held, key)
+		s.mu.Unlock()
+		s.give()
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held == nil {
+		s.held = map[string]func(){}
+	}
+	s.held[key] = give
+	return give
+}
+
+// cancelledCall is the callKey of the call that a notifications/cancelled is about.
+func cancelledCall(r *Request) string {
+	m, err := mcp.Scan(r.Body, mcp.Limits{Bytes: len(r.Body)})
+	if err != nil {
+		return ""
+	}
+	return callKey(r, m.RequestID.Of(m.Body))
+}
+
+// cancelled gives the turn of a call that its client has cancelled. The target owes no answer to it (2025-11-25, Cancellation), and many
+// give none, so that the end of its answer may never come.
+func (s *turns) cancelled(key string) {
+	s.mu.Lock()
+	give := s.held[key]
+	s.mu.Unlock()
+	if give != nil {
+		give()
+	}
+}
+
+// callKey names a call of a session at a target; "" where there is none, so that it could be any caller's.
+func callKey(r *Request, id []byte) string {
+	session := r.Header.Get(sessionHeader)
+	key, _ := idKey(id)
+	if session == "" || key == "" {
+		return ""
+	}
+	return session + " " + key
+}
+
 // callLocked lets run whose turn it is.
 func (s *turns) callLocked() {
 	for first := s.waiting.Front(); first != nil; first = s.waiting.Front() {
@@ -101,22 +156,27 @@ type inTurn struct {
 // Do waits for the turn of a call, and then makes it.
 func (l *inTurn) Do(ctx context.Context, r *Request) (*Response, error) {
 	if !takesTurn(r) {
+		if r.Call.Method == "notifications/cancelled" {
+			key := cancelledCall(r) // before the transport changes the header
+			defer func() { l.turns.cancelled(key) }()
+		}
 		return l.Transport.Do(ctx, r)
 	}
 	c := l.t.Config.GetConcurrency()
 	if err := l.turns.take(ctx, int(c.GetMax()), c.GetWait().AsDuration()); err != nil {
 		return nil, named(l.t, &Error{Op: "wait", Err: err})
 	}
+	give := l.turns.hold(r)
 	res, err := l.Transport.Do(ctx, r)
 	if err != nil {
-		l.turns.give()
+		give()
 		return nil, err
 	}
 	if _, whole := res.Body.(*wholeBody); whole || res.Body == http.NoBody {
-		l.turns.give() // the target has no more to do
+		give() // the target has no more to do
 		return res, nil
 	}
-	body := &turnBody{ReadCloser: res.Body, give: sync.OnceFunc(l.turns.give)}
+	body := &turnBody{ReadCloser: res.Body, give: give}
 	res.Body = body
 	if mcp.MediaType(res.Header) == mcp.TypeStream && l.t.Config.GetA2A() == nil { // an agent's stream has many responses
 		res.Body = &turnStream{turnBody: body}

@@ -94,6 +94,9 @@ func (s *peer) initialize(ctx context.Context) *failure {
 		return &failure{err: err}
 	}
 	defer resp.Body.Close()
+	if s.tr.Owned() { // it lives here, and is to end whatever becomes of the answer
+		s.id = resp.Header.Get(mcp.HeaderSession)
+	}
 	if unauthorized(resp) { // for the caller to judge, whatever its body says
 		return &failure{status: resp.Status, header: resp.Header}
 	}
@@ -113,13 +116,13 @@ func (s *peer) initialize(ctx context.Context) *failure {
 		// An id that comes with an error is no session's: some servers hand one out with every answer.
 		return &failure{err: &RefusedError{Reason: msg.ErrorLine()}}
 	}
+	s.id = resp.Header.Get(mcp.HeaderSession)
 	if len(msg.Body) > maxServer {
 		return &failure{err: &RefusedError{Reason: fmt.Sprintf("its answer to initialize has more than %d bytes", maxServer)}}
 	}
 	if err := s.read(msg.Result.Of(msg.Body)); err != nil {
 		return &failure{err: &RefusedError{Reason: err.Error()}}
 	}
-	s.id = resp.Header.Get(mcp.HeaderSession)
 	return nil
 }
 

@@ -353,6 +353,60 @@ func TestSessionsAreSmall(t *testing.T) {
 	})
 }
 
+// A session that the bridge cannot use, whatever is wrong with it, is ended: it costs its target, and where sessions live here, a process.
+func TestUselessSessionsEnd(t *testing.T) {
+	refusal := func(m *message) *upstream.Response {
+		return answered(http.StatusOK, mcp.AppendError(nil, m.ID, mcp.CodeInternal, "no", nil))
+	}
+	silence := func(*message) *upstream.Response {
+		r, _ := io.Pipe()
+		return &upstream.Response{Status: http.StatusOK, Header: http.Header{"Content-Type": {mcp.TypeStream}}, Body: r}
+	}
+	for name, tt := range map[string]struct {
+		answer  func(m *message) *upstream.Response
+		owned   bool
+		goodbye int
+	}{
+		"a version that nobody knows":  {func(m *message) *upstream.Response { return result(m, `{"protocolVersion":"1999-01-01"}`) }, false, 1},
+		"more than is kept":            {func(m *message) *upstream.Response { return result(m, `{"x":"`+strings.Repeat("x", maxServer)+`"}`) }, false, 1},
+		"an error":                     {refusal, false, 0}, // some servers hand out an id with every answer
+		"an error, in a session here":  {refusal, true, 1},
+		"no answer, in a session here": {silence, true, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &target{}
+			s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
+				"initialize": func(ctx context.Context, m *message) (*upstream.Response, error) {
+					resp := tt.answer(m)
+					resp.Header.Set(mcp.HeaderSession, "s1")
+					body := resp.Body
+					context.AfterFunc(ctx, func() { _ = body.Close() })
+					return resp, nil
+				},
+			}
+			synctest.Test(t, func(t *testing.T) {
+				b := New(Config{Transport: func(*snapshot.Target) upstream.Transport {
+					if tt.owned {
+						return owned{s}
+					}
+					return s
+				}})
+				face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: "ada"}})
+				if _, err := do(t.Context(), face, "tools/list", `"x":1`); err == nil {
+					t.Error("it was used")
+				}
+				synctest.Wait()
+				if n := s.count(http.MethodDelete); n != tt.goodbye {
+					t.Errorf("it was ended %d times, want %d", n, tt.goodbye)
+				}
+				if err := b.Close(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 // A call goes on in a session that was given up meanwhile, and what its target asks there is answered.
 func TestCallInLostSession(t *testing.T) {
 	s := &target{}

@@ -97,6 +97,9 @@ func (d *direct) list(ctx context.Context, r *upstream.Request, m *mcp.Message) 
 			break
 		}
 		page, err := found.add(msg.Result.Of(msg.Body), d.b.cfg.Limits)
+		if errors.Is(err, errLongList) {
+			return nil, unchecked(d.t.Name)
+		}
 		if err != nil || !page.NextCursor.IsString() {
 			break
 		}

@@ -216,9 +216,11 @@ func TestManyResources(t *testing.T) {
 		_ = body.Close()
 		time.Sleep(time.Minute)
 		for p := range b.pools["only"].all {
+			p.mu.Lock()
 			if len(p.watched) != 1 || p.watching != len("test://other")+watchSize {
 				t.Errorf("%d resources are kept, counted as %d bytes", len(p.watched), p.watching)
 			}
+			p.mu.Unlock()
 		}
 		_ = other.Close()
 	})
@@ -318,5 +320,52 @@ func TestListenTellsAllBeforeItEnds(t *testing.T) {
 			}
 			_ = body.Close()
 		})
+	}
+}
+
+// A target that offers no stream any more, or not with this credential, brings no news: the client is told, not left waiting.
+func TestListenWithoutStream(t *testing.T) {
+	for _, code := range []int{http.StatusMethodNotAllowed, http.StatusUnauthorized} {
+		s := &target{}
+		gets := 0
+		s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
+			"GET": func(ctx context.Context, _ *message) (*upstream.Response, error) {
+				if gets++; gets > 1 {
+					return status(code), nil
+				}
+				return events(ctx, io.NopCloser(strings.NewReader(": hello\n\n"))), nil
+			},
+		}
+		bridged(t, s, func(t *testing.T, b *Bridge, face upstream.Transport) {
+			honoured, body := listen(t, face, `{"toolsListChanged":true}`)
+			if honoured != `{"toolsListChanged":true}` {
+				t.Errorf("%d: honoured %s", code, honoured)
+			}
+			late := time.AfterFunc(time.Hour, func() { _ = body.Close() })
+			defer late.Stop()
+			if m := nextMessage(t, body); !m.Result.Present() {
+				t.Errorf("%d: got %s", code, m.Body)
+			}
+			if honoured, again := listen(t, face, `{"toolsListChanged":true}`); honoured != `{}` {
+				t.Errorf("%d: the next listen is honoured %s", code, honoured)
+			} else {
+				_ = again.Close()
+			}
+			_ = body.Close()
+		})
+	}
+}
+
+// Ids and tokens are told apart by what they mean, also where a float64 cannot.
+func TestIDKeys(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		same bool
+	}{
+		{`1`, `1.0`, true}, {`1`, `"1"`, false}, {`"a"`, `"\u0061"`, true}, {`9007199254740992`, `9007199254740993`, false}, {`1e400`, `1e401`, false},
+	} {
+		if same := idKey([]byte(tt.a)) == idKey([]byte(tt.b)); same != tt.same {
+			t.Errorf("%s and %s: same %t", tt.a, tt.b, same)
+		}
 	}
 }

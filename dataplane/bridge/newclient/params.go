@@ -3,6 +3,8 @@ package newclient
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"sync"
@@ -16,6 +18,7 @@ import (
 type tools struct {
 	mu    sync.Mutex
 	known map[toolsKey]*toolHeaders // guarded by mu
+	size  int                       // guarded by mu; of all that are known
 }
 
 // toolsKey: servers list by who asks and what the client can do.
@@ -27,14 +30,17 @@ type toolsKey struct {
 // toolHeaders are those of one list. It is not changed once it is known.
 type toolHeaders struct {
 	byName map[string]mcp.ParamHeaders // without tools that have none
+	size   int                         // about as many bytes
 	seen   time.Time
 }
 
 const (
 	// toolsAge is how long a list is believed where nothing says that it changed.
 	toolsAge = time.Minute
-	// maxTools bounds the lists that are remembered.
-	maxTools = 4096
+	// maxTools bounds the lists that are remembered, and maxToolsSize what they take, in bytes; maxListSize what one may.
+	maxTools     = 4096
+	maxToolsSize = 64 << 20
+	maxListSize  = 4 << 20
 	// maxPages of one list; a server that always has a next page is cut off there.
 	maxPages = 64
 )
@@ -51,10 +57,19 @@ func (t *tools) get(k toolsKey) *toolHeaders {
 func (t *tools) put(k toolsKey, h *toolHeaders) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.known == nil || len(t.known) >= maxTools {
-		t.known = map[toolsKey]*toolHeaders{} // they are found anew
+	t.dropLocked(k)
+	if t.known == nil || len(t.known) >= maxTools || t.size+h.size > maxToolsSize {
+		t.known, t.size = map[toolsKey]*toolHeaders{}, 0 // they are found anew
 	}
 	t.known[k] = h
+	t.size += h.size
+}
+
+func (t *tools) dropLocked(k toolsKey) {
+	if h := t.known[k]; h != nil {
+		t.size -= h.size
+		delete(t.known, k)
+	}
 }
 
 // forget drops the lists of a target that says that they changed.
@@ -63,7 +78,7 @@ func (t *tools) forget(digest string) {
 	defer t.mu.Unlock()
 	for k := range t.known {
 		if k.digest == digest {
-			delete(t.known, k)
+			t.dropLocked(k)
 		}
 	}
 }
@@ -73,7 +88,7 @@ func (t *tools) retain(used map[string]bool) {
 	defer t.mu.Unlock()
 	for k := range t.known {
 		if !used[k.digest] {
-			delete(t.known, k)
+			t.dropLocked(k)
 		}
 	}
 }
@@ -122,6 +137,9 @@ func (s *peer) listTools(ctx context.Context) (*toolHeaders, error) {
 			break
 		}
 		page, err := found.add(msg.Result.Of(msg.Body), s.b.cfg.Limits)
+		if errors.Is(err, errLongList) {
+			return nil, unchecked(s.t.Name)
+		}
 		if err != nil || !page.NextCursor.IsString() {
 			break
 		}
@@ -130,11 +148,23 @@ func (s *peer) listTools(ctx context.Context) (*toolHeaders, error) {
 	return found, nil
 }
 
+// errLongList: more would have to be remembered of one list than is.
+var errLongList = errors.New("the list is too long")
+
+// unchecked refuses headers that cannot be checked for the length of the target's list.
+func unchecked(target string) *mcp.Error {
+	return &mcp.Error{Status: http.StatusBadGateway, Code: mcp.CodeInternal,
+		Message: fmt.Sprintf("target %q has more than %d bytes of tools with headers for their arguments, so that these cannot be checked", target, maxListSize)}
+}
+
 // add reads one page.
 func (h *toolHeaders) add(result []byte, lim mcp.Limits) (mcp.Page, error) {
 	return mcp.ReadList(mcp.Tools, result, lim, func(it *mcp.Item) error {
 		// A bad annotation makes clients hide the tool: nothing of it is checked.
 		if p, err := mcp.ParseParamHeaders(it.InputSchema.Of(it.Raw)); err == nil && len(p) > 0 {
+			if h.size += len(it.Raw); h.size > maxListSize {
+				return errLongList
+			}
 			h.byName[it.Name.String()] = p
 		}
 		return nil

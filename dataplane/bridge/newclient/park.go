@@ -141,7 +141,7 @@ func (f *stateless) resume(ctx context.Context, r *upstream.Request, m *mcp.Mess
 	rd := f.round(r, m, c.Round)
 	if err := k.takeTurn(ctx); err != nil {
 		k.abandon(rd.n)
-		return nil, &upstream.Error{Op: "wait for the session", Target: f.t.Resource, Err: err}
+		return nil, &upstream.Error{Op: "wait for the session", Target: f.t.Resource, Sent: true, Err: err}
 	}
 	// What the target said meanwhile comes first: it may not want the answers any more.
 	for {

@@ -169,13 +169,12 @@ func (p *pool) roomLocked(whose string, most int) error {
 func (p *pool) evictLocked(which func(*peer) bool) *peer {
 	var oldest *peer
 	for s := range p.all {
-		if s.refs == 0 && (oldest == nil || s.used.Before(oldest.used)) && which(s) {
+		if s.refs == 0 && s.begun() && (oldest == nil || s.used.Before(oldest.used)) && which(s) {
 			oldest = s
 		}
 	}
 	if oldest != nil {
-		oldest.dropLocked()
-		oldest.goEnd()
+		oldest.endLocked()
 	}
 	return oldest
 }
@@ -215,8 +214,7 @@ func (s *peer) leave() {
 		return
 	}
 	if s.alone || s.retired || s.over || b.closed || b.live != nil && !b.live[s.key.digest] {
-		s.dropLocked()
-		s.goEnd()
+		s.endLocked()
 		return
 	}
 	s.idle.Reset(b.cfg.Idle)
@@ -228,8 +226,7 @@ func (s *peer) reap() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if s.refs == 0 && time.Since(s.used) >= b.cfg.Idle {
-		s.dropLocked()
-		s.goEnd()
+		s.endLocked()
 	}
 }
 
@@ -241,8 +238,7 @@ func (s *peer) retire() {
 	s.retired = true
 	s.unlistLocked()
 	if s.refs == 0 {
-		s.dropLocked()
-		s.goEnd()
+		s.endLocked()
 	}
 	s.close(errRetired)
 }
@@ -277,6 +273,27 @@ func (s *peer) unlistLocked() {
 	}
 }
 
+// endLocked ends a session that nobody uses. One that is still being begun counts until it has: who leaves at once must not have
+// any number of them.
+func (s *peer) endLocked() {
+	s.unlistLocked()
+	s.idle.Stop()
+	if s.begun() {
+		s.dropLocked()
+	}
+	s.goEnd()
+}
+
+// begun reports whether the session has begun, or failed to.
+func (s *peer) begun() bool {
+	select {
+	case <-s.ready:
+		return true
+	default:
+		return false
+	}
+}
+
 // dropLocked takes a session off the books.
 func (s *peer) dropLocked() {
 	s.unlistLocked()
@@ -306,6 +323,7 @@ func (s *peer) goEnd() {
 			s.close(errRetired)
 			s.cancel(nil)
 			s.b.mu.Lock()
+			s.dropLocked()
 			over := s.over
 			s.b.mu.Unlock()
 			if s.id == "" || over {

@@ -3,6 +3,7 @@ package newclient
 import (
 	"bytes"
 	"crypto/sha256"
+	"math"
 	"slices"
 	"strconv"
 
@@ -101,7 +102,7 @@ func idKey(raw []byte) string {
 	if text, ok := mcp.Unquote(raw); ok {
 		return "s" + string(text)
 	}
-	if f, err := strconv.ParseFloat(string(raw), 64); err == nil {
+	if f, err := strconv.ParseFloat(string(raw), 64); err == nil && math.Abs(f) < 1<<53 {
 		return "n" + strconv.FormatFloat(f, 'g', -1, 64)
 	}
 	return "n" + string(raw)

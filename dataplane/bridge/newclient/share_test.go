@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -238,6 +239,102 @@ func TestUnusedSessionsMakeRoom(t *testing.T) {
 		}
 		for _, body := range open {
 			_ = body.Close()
+		}
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Who leaves before his session has begun holds its place until it has: else any number could be begun at once.
+func TestSessionsOfThoseWhoLeave(t *testing.T) {
+	var mu sync.Mutex
+	open, most := 0, 0
+	s := &target{}
+	s.on = map[string]func(context.Context, *message) (*upstream.Response, error){
+		"initialize": func(_ context.Context, m *message) (*upstream.Response, error) {
+			mu.Lock()
+			open++
+			most = max(most, open)
+			mu.Unlock()
+			time.Sleep(10 * time.Second)
+			mu.Lock()
+			open--
+			mu.Unlock()
+			return begun(m), nil
+		},
+	}
+	for _, principal := range []string{"", "ada"} { // each request has its own session, or those with the same capabilities do
+		most = 0
+		synctest.Test(t, func(t *testing.T) {
+			b := New(Config{MaxSessions: 4, Transport: func(*snapshot.Target) upstream.Transport { return s }})
+			face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: principal}})
+			ask := func(n int) error {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+				defer cancel()
+				body := `{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"x":` + strconv.Itoa(n) + `}}}}`
+				_, err := face.Do(ctx, &upstream.Request{Method: http.MethodPost, Body: []byte(body)})
+				return err
+			}
+			for n := range 100 {
+				_ = ask(n)
+			}
+			mu.Lock()
+			if want := share(4, principal); most != want {
+				t.Errorf("caller %q: %d sessions were being begun at once, want %d", principal, most, want)
+			}
+			mu.Unlock()
+			time.Sleep(time.Minute)
+			if err := ask(101); err == nil {
+				t.Errorf("caller %q is refused still", principal)
+			}
+			if err := b.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// The retry of a parked call that does not get its turn in time is no request that its target has not seen: nothing may send it again.
+func TestRetryWithoutTurn(t *testing.T) {
+	codec, err := session.New([]session.Key{{ID: [4]byte{1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asks := true
+	s := owned{&target{on: map[string]func(context.Context, *message) (*upstream.Response, error){
+		"GET": standing,
+		"tools/call": func(ctx context.Context, _ *message) (*upstream.Response, error) {
+			r, w := io.Pipe()
+			if asks {
+				go func() {
+					_, _ = io.WriteString(w, `data: {"jsonrpc":"2.0","id":1,"method":"elicitation/create","params":{}}`+"\n\n")
+				}()
+			}
+			return events(ctx, r), nil
+		},
+	}}}
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
+		face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}, Caller{Codec: codec, Scope: session.Scope{Principal: "ada"}})
+		resp, err := able(t.Context(), face, "")
+		got := said(t, resp, err)
+		_, state, _ := strings.Cut(got, `"requestState":"`)
+		state, _, _ = strings.Cut(state, `"`)
+		asks = false
+		running, err := able(t.Context(), face, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := able(ctx, face, `,"requestState":"`+state+`","inputResponses":{"elicitation-1":{"action":"accept"}}`); err == nil || upstream.NotSent(err) {
+			t.Errorf("%v", err)
+		}
+		_ = running.Body.Close()
+		synctest.Wait()
+		if n := s.count("notifications/cancelled"); n != 2 {
+			t.Errorf("%d calls were cancelled, want both", n)
 		}
 		if err := b.Close(t.Context()); err != nil {
 			t.Error(err)

@@ -46,7 +46,11 @@ func (s *peer) keepStream() {
 	for again := false; ; again = true {
 		resp, err := s.open(s.ctx, string(last), opened)
 		if errors.Is(err, errNoStream) {
-			s.stream.none = !opened // known before it was ever open, or it is too late to matter
+			if opened {
+				s.retire() // who listens here would hear nothing any more
+			} else {
+				s.stream.none = true
+			}
 			return
 		}
 		if err == nil {
@@ -84,7 +88,7 @@ func (s *peer) open(ctx context.Context, last string, known bool) (*upstream.Res
 	case known && s.forgotten(resp):
 		s.lost()
 		err = errLost
-	case resp.Status == http.StatusNotFound, resp.Status == http.StatusMethodNotAllowed, resp.Status < 500 && resp.Status != http.StatusTooManyRequests && s.id == "":
+	case unauthorized(resp), resp.Status == http.StatusNotFound, resp.Status == http.StatusMethodNotAllowed, resp.Status < 500 && resp.Status != http.StatusTooManyRequests && s.id == "":
 		err = errNoStream
 	default:
 		err = &upstream.Error{Op: "open the stream", Target: s.t.Resource, Sent: true, Err: errNoAnswer}
@@ -114,6 +118,7 @@ func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
 	events := mcp.NewEventReader(resp.Body, s.b.cfg.Limits.MaxBytes())
+	said := false
 	for {
 		ev, err := events.Next()
 		if err != nil {
@@ -130,7 +135,10 @@ func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]
 		}
 		m, err := mcp.Scan(bytes.Clone(ev.Data), s.b.cfg.Limits)
 		if err != nil {
-			s.b.log.Warn("target sent what is no message", "target", s.t.Resource, "err", err)
+			if !said { // once for each stream: it may be all that comes
+				s.b.log.Warn("target sent what is no message", "target", s.t.Resource, "err", err)
+				said = true
+			}
 			continue
 		}
 		s.heard(&m)
