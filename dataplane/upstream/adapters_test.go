@@ -386,6 +386,12 @@ func TestShareOfProcesses(t *testing.T) {
 					t.Errorf("session %d, of %q: %q, want %q", i, tt.whose, got, tt.refusal)
 				}
 			}
+			if shared { // nor is one that is begun anew under its old id
+				back := &caller{t: t, tr: tr, id: "of old", init: []byte(initialize)}
+				if res := back.do("POST", toolCall("1", "count", "{}")); res.Status != 404 {
+					t.Errorf("one more session that comes back: %d", res.Status)
+				}
+			}
 			first.do("DELETE", "")
 			if _, got := begin("ada"); got != "" {
 				t.Errorf("after one of ada's ended: %s", got)

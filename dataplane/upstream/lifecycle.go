@@ -20,13 +20,13 @@ func newSession(s *sessions, id, whose string) *session {
 	return &session{s: s, id: id, whose: whose, turn: make(chan struct{}, 1)}
 }
 
-// session returns a caller's session by id; if it is not known, a new one without a channel, where make allows it. Nil for one of
+// session returns a caller's session by id; if it is not known, a new one without a channel, where make and the bound allow it. Nil for one of
 // another caller: that ids are sealed is no reason to believe them, for each proxy of the group can seal them.
 func (s *sessions) session(id, whose string, make bool) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sn := s.byID[id]
-	if sn == nil && make && !s.closed {
+	if sn == nil && make && !s.closed && (s.most == 0 || len(s.byID) < s.most) {
 		sn = newSession(s, id, whose)
 		if s.shared { // it has no channel of its own that would be idle one day
 			sn.stop = time.AfterFunc(s.idle, sn.check)

@@ -37,7 +37,7 @@ type Request struct {
 	// Call is who calls and for what, for credentials and headers that depend on it.
 	Call policy.Call
 	// Whose is the caller that a session belongs to, e.g. session.Scope's Principal: an owned transport has none of its sessions for
-	// another. "" is the anonymous one.
+	// another, and one caller has at most half of the connections. "" is the anonymous one, which may be anybody, and has all.
 	Whose string
 	// Safe says that the target may see the request twice without harm (lists, reads, pings). Only such a request
 	// is sent again when a kept connection dies before the first byte of its answer. GET and DELETE always are.
@@ -108,6 +108,8 @@ var (
 	ErrTimeout = errors.New("no answer within the target's timeout")
 	// ErrBusy: the target's connections are all in use.
 	ErrBusy = errors.New("all connections to the target are in use")
+	// ErrShare: the caller uses as many of them as one may; others may have more.
+	ErrShare = errors.New("the caller uses as many connections to the target as one may")
 	// ErrFull: as many calls run as the target's concurrency lets, and none ended in time for this one.
 	ErrFull = errors.New("as many calls run as the target's concurrency allows")
 	// ErrClosed: the manager, or what the request ran on, was closed.

@@ -61,7 +61,7 @@ func (s *peer) begin(ctx context.Context) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, upstream.ErrTimeout)
 	defer cancel()
 	s.failed = s.initialize(ctx)
-	for s.failed != nil && s.b.makeRoom(ctx, s, s.failed) {
+	for tries := 0; tries < 3 && s.failed != nil && s.b.makeRoom(ctx, s, s.failed); tries++ { // others may be quicker
 		s.failed = s.initialize(ctx)
 	}
 	s.client.caps, s.client.info = nil, nil // said, and as long as the client likes

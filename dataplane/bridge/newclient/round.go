@@ -158,11 +158,22 @@ func (k *call) take(rd *round, it *item) (ev event, ok bool) {
 	return event{}, false
 }
 
+// maxAsks bounds the questions of a call that a client can be asked at once. Together they are no longer than one message.
+const maxAsks = 100
+
 // add notes a question for the client.
 func (k *call) add(m *mcp.Message) {
 	entry, err := question(m)
 	if err != nil {
 		k.p.tellLater(mcp.AppendError(nil, m.RawID(), mcp.CodeInvalidParams, "the request cannot be read", nil))
+		return
+	}
+	size := len(entry)
+	for _, a := range k.asks {
+		size += len(a.entry)
+	}
+	if len(k.asks) == maxAsks || size > k.p.b.cfg.Limits.MaxBytes() {
+		k.p.tellLater(mcp.AppendError(nil, m.RawID(), mcp.CodeInternal, "the client is being asked as much as it can be at once", nil))
 		return
 	}
 	k.named++

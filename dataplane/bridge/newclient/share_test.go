@@ -2,6 +2,7 @@ package newclient
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -338,6 +339,31 @@ func TestRetryWithoutTurn(t *testing.T) {
 		}
 		if err := b.Close(t.Context()); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A target that asks without end is answered that it is too much, and its client is asked what is not.
+func TestQuestionsWithoutEnd(t *testing.T) {
+	s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){
+		"tools/call": func(ctx context.Context, _ *message) (*upstream.Response, error) {
+			r, w := io.Pipe()
+			go func() {
+				for n := range 300 {
+					_, _ = fmt.Fprintf(w, `data: {"jsonrpc":"2.0","id":%d,"method":"elicitation/create","params":{}}`+"\n\n", n)
+				}
+			}()
+			return events(ctx, r), nil
+		},
+	}}
+	callers(t, s, Config{}, func(t *testing.T, face func(string) upstream.Transport) {
+		resp, err := able(t.Context(), face("ada"), "")
+		if n := strings.Count(said(t, resp, err), `"elicitation/create"`); n != maxAsks {
+			t.Errorf("the client is asked %d questions, want %d", n, maxAsks)
+		}
+		synctest.Wait()
+		if n := s.count(""); n != 300-maxAsks {
+			t.Errorf("%d questions are refused, want %d", n, 300-maxAsks)
 		}
 	})
 }
