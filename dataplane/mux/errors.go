@@ -75,8 +75,6 @@ func (x *Request) unreachable(t *snapshot.Target, err error) error {
 		return x.fail(http.StatusGatewayTimeout, mcp.CodeInternal, "target %q did not answer in time", t.Name)
 	case errors.Is(err, upstream.ErrFull):
 		return &Error{x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "target %q is busy: as many calls run as it takes at a time", t.Name), retryAfter("1")}
-	case errors.Is(err, upstream.ErrShare):
-		return &Error{x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "you use as many connections to target %q as one caller may; end some of your calls or streams", t.Name), retryAfter("1")}
 	case errors.Is(err, upstream.ErrBusy):
 		return &Error{x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "target %q takes no more connections now", t.Name), retryAfter("1")}
 	case upstream.NotSent(err):

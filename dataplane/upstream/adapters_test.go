@@ -329,7 +329,7 @@ func TestMaxProcesses(t *testing.T) {
 	c := open(t, tr)
 	second := &caller{t: t, tr: tr}
 	res := second.do("POST", initialize)
-	if b := text(t, res); res.Status != 503 || !res.Full || res.FullOfOwn || res.Header.Get("Retry-After") == "" || !strings.Contains(b, "all 1 processes") || !strings.Contains(b, `"id":0`) {
+	if b := text(t, res); res.Status != 503 || !res.Full || res.Header.Get("Retry-After") == "" || !strings.Contains(b, "all 1 processes") || !strings.Contains(b, `"id":0`) {
 		t.Errorf("second session: %d %v %s", res.Status, res.Header, b)
 	}
 	// What is about to be free is waited for.
@@ -352,56 +352,45 @@ func TestMaxProcesses(t *testing.T) {
 	}
 }
 
-// One caller has at most half of a target's processes, and of the sessions at a shared one, so that others are served; anonymous
-// callers, of whom nobody knows how many they are, have all.
-func TestShareOfProcesses(t *testing.T) {
-	for _, shared := range []bool{false, true} {
-		t.Run(fmt.Sprintf("shared %t", shared), func(t *testing.T) {
-			m := manager(t, nil)
-			tr := m.Transport(stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.MaxProcesses, c.Shared = 3, shared }))
-			for _, r := range m.shared {
-				if shared {
-					r.sessions.most = 3
-				}
-			}
-			begin := func(whose string) (c *caller, refusal string) {
-				t.Helper()
-				c = &caller{t: t, tr: tr, whose: whose}
-				res := c.do("POST", initialize)
-				body := text(t, res)
-				if res.Status == 200 {
-					c.id = res.Header.Get("Mcp-Session-Id")
-					return c, ""
-				}
-				if res.Status != 503 || !shared && res.FullOfOwn != strings.Contains(body, "one caller") || res.Header.Get("Retry-After") == "" || !strings.Contains(body, `"id":0`) {
-					t.Errorf("%s: %d %v %s", whose, res.Status, res.Header, body)
-				}
-				return c, body
-			}
-			first, _ := begin("ada")
-			for i, tt := range []struct{ whose, refusal string }{
-				{"ada", ""}, {"ada", "as one caller may"}, {"bob", ""}, {"bob", "the target"}, {"", "the target"},
-			} {
-				if _, got := begin(tt.whose); (got == "") != (tt.refusal == "") || !strings.Contains(got, tt.refusal) {
-					t.Errorf("session %d, of %q: %q, want %q", i, tt.whose, got, tt.refusal)
-				}
-			}
-			if shared { // nor is one that is begun anew under its old id
-				back := &caller{t: t, tr: tr, id: "of old", init: []byte(initialize)}
-				if res := back.do("POST", toolCall("1", "count", "{}")); res.Status != 404 {
-					t.Errorf("one more session that comes back: %d", res.Status)
-				}
-			}
-			first.do("DELETE", "")
-			if _, got := begin("ada"); got != "" {
-				t.Errorf("after one of ada's ended: %s", got)
-			}
-		})
-	}
+// One caller has at most half of the sessions at a shared process, so that others are served; anonymous callers, of whom nobody knows how
+// many they are, have all.
+func TestShareOfSessions(t *testing.T) {
 	m := manager(t, nil)
-	tr := m.Transport(stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.MaxProcesses = 2 }))
-	open(t, tr)
-	open(t, tr)
+	tr := m.Transport(stdioTarget(t, "serve", func(c *xdsv1.StdioTransport) { c.Shared = true }))
+	for _, r := range m.shared {
+		r.sessions.most = 3
+	}
+	begin := func(whose string) (c *caller, refusal string) {
+		t.Helper()
+		c = &caller{t: t, tr: tr, whose: whose}
+		res := c.do("POST", initialize)
+		body := text(t, res)
+		if res.Status == 200 {
+			c.id = res.Header.Get("Mcp-Session-Id")
+			return c, ""
+		}
+		if res.Status != 503 || res.Header.Get("Retry-After") == "" || !strings.Contains(body, `"id":0`) {
+			t.Errorf("%s: %d %v %s", whose, res.Status, res.Header, body)
+		}
+		return c, body
+	}
+	first, _ := begin("ada")
+	for i, tt := range []struct{ whose, refusal string }{
+		{"ada", ""}, {"ada", "as one caller may"}, {"bob", ""}, {"bob", "the target"}, {"", "the target"},
+	} {
+		if _, got := begin(tt.whose); (got == "") != (tt.refusal == "") || !strings.Contains(got, tt.refusal) {
+			t.Errorf("session %d, of %q: %q, want %q", i, tt.whose, got, tt.refusal)
+		}
+	}
+	// Nor is one begun anew under its old id.
+	back := &caller{t: t, tr: tr, id: "of old", init: []byte(initialize)}
+	if res := back.do("POST", toolCall("1", "count", "{}")); res.Status != 404 {
+		t.Errorf("one more session that comes back: %d", res.Status)
+	}
+	first.do("DELETE", "")
+	if _, got := begin("ada"); got != "" {
+		t.Errorf("after one of ada's ended: %s", got)
+	}
 }
 
 func TestGrants(t *testing.T) {

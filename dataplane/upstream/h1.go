@@ -22,7 +22,6 @@ type h1call struct {
 	safe    bool          // may run twice
 	timeout time.Duration // to the head of the answer; 0: none
 	grants  policy.Grants
-	whose   string // Request.Whose
 }
 
 // do sends a request and reads the head of the answer. A kept connection may have died unseen. Where nothing of the
@@ -43,7 +42,7 @@ func (p *h1pool) do(ctx context.Context, call *h1call) (*Response, error) {
 var errKept = errors.New("kept connection died")
 
 func (p *h1pool) try(ctx context.Context, call *h1call, fresh bool) (*Response, error) {
-	c, err := p.get(ctx, call, fresh)
+	c, err := p.get(ctx, call.grants, fresh)
 	if err != nil {
 		return nil, &Error{Op: "dial", Err: err}
 	}

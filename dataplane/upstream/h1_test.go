@@ -380,63 +380,6 @@ func TestConnectionLimits(t *testing.T) {
 	t.Error("the idle connection was never closed")
 }
 
-// One caller uses at most half of a target's connections, so that others have some, and gets back what it gives back.
-func TestShareOfConnections(t *testing.T) {
-	release := make(chan bool)
-	s := mcptest.NewScript(t, func(c *mcptest.Conn) {
-		for {
-			if r, _ := c.Read(); r == nil {
-				return
-			}
-			<-release
-			c.JSON("{}")
-		}
-	})
-	m := manager(t, func(c *Config) { c.MaxConns = 4 })
-	tr := m.Transport(httpTarget(t, s.URL, nil))
-	done := make(chan error, 4)
-	call := func(whose string) error {
-		r := post(`{}`)
-		r.Whose = whose
-		res, err := tr.Do(limited(t), r)
-		if err == nil {
-			text(t, res)
-		}
-		return err
-	}
-	begin := func(whose string) {
-		open := s.Conns()
-		go func() { done <- call(whose) }()
-		eventually(t, "it is connected", func() bool { return s.Conns() > open })
-	}
-	begin("ada")
-	begin("ada")
-	if err := call("ada"); !errors.Is(err, ErrShare) || !NotSent(err) {
-		t.Errorf("ada's third: %v, want ErrShare, not sent", err)
-	}
-	begin("bob")
-	begin("")
-	if err := call(""); !errors.Is(err, ErrBusy) {
-		t.Errorf("while all are in use: %v", err)
-	}
-	close(release)
-	for range 4 {
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}
-	for range 8 {
-		if err := call("ada"); err != nil {
-			t.Error(err)
-		}
-	}
-	for _, r := range m.shared {
-		if p := r.wire.(*h1pool); len(p.of) != 0 {
-			t.Errorf("counted still: %v", p.of)
-		}
-	}
-}
-
 // What a caller keeps of an answer never shows another's bytes.
 func TestBodyAfterEnd(t *testing.T) {
 	s := mcptest.NewScript(t, func(c *mcptest.Conn) {

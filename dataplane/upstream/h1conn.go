@@ -31,7 +31,6 @@ type h1conn struct {
 	r, w   int
 	out    []byte // the request as it is written
 	since  time.Time
-	whose  string // who uses it, as h1pool.of counts it
 	reused bool
 }
 

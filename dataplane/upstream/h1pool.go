@@ -26,55 +26,16 @@ type h1pool struct {
 	draining bool       // keep nothing
 	closed   bool
 	busy     map[*h1conn]struct{} // in use, so that close reaches them
-	of       map[string]int       // in use or being dialled, by callers that are known by name
 	reaper   *time.Timer          // nil while nothing is idle
 }
 
 func newH1Pool(cfg *Config, addr string, tlsConfig *tls.Config) *h1pool {
-	return &h1pool{cfg: cfg, addr: addr, tls: tlsConfig, busy: map[*h1conn]struct{}{}, of: map[string]int{}}
+	return &h1pool{cfg: cfg, addr: addr, tls: tlsConfig, busy: map[*h1conn]struct{}{}}
 }
 
 // get returns a connection to use alone: a kept one that still looks alive, if kept ones will do, else a new one.
 // Grants are asked again for kept ones, for they may have changed since the dial.
-func (p *h1pool) get(ctx context.Context, call *h1call, fresh bool) (*h1conn, error) {
-	if err := p.enter(call.whose); err != nil {
-		return nil, err
-	}
-	c, err := p.find(ctx, call.grants, fresh)
-	if err != nil {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.exitLocked(call.whose)
-		return nil, err
-	}
-	c.whose = call.whose
-	return c, nil
-}
-
-// enter counts one more connection of a caller.
-func (p *h1pool) enter(whose string) error {
-	if whose == "" {
-		return nil
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if most := share(p.cfg.MaxConns); p.of[whose] >= most {
-		return fmt.Errorf("%w (%d)", ErrShare, most)
-	}
-	p.of[whose]++
-	return nil
-}
-
-func (p *h1pool) exitLocked(whose string) {
-	if whose == "" {
-		return
-	}
-	if p.of[whose]--; p.of[whose] == 0 {
-		delete(p.of, whose)
-	}
-}
-
-func (p *h1pool) find(ctx context.Context, g policy.Grants, fresh bool) (*h1conn, error) {
+func (p *h1pool) get(ctx context.Context, g policy.Grants, fresh bool) (*h1conn, error) {
 	for !fresh {
 		c := p.pop()
 		if c == nil {
@@ -138,8 +99,6 @@ func (p *h1pool) put(c *h1conn) {
 		return
 	}
 	delete(p.busy, c)
-	p.exitLocked(c.whose)
-	c.whose = ""
 	p.idle = append(p.idle, c)
 	if p.reaper == nil {
 		p.reaper = time.AfterFunc(p.cfg.IdleTimeout, p.reap)
@@ -154,7 +113,6 @@ func (p *h1pool) drop(c *h1conn) {
 	defer p.mu.Unlock()
 	if _, ok := p.busy[c]; ok {
 		delete(p.busy, c)
-		p.exitLocked(c.whose)
 		p.open--
 	}
 }

@@ -169,7 +169,7 @@ func (e *endpoint) exchange(ctx context.Context, r *Request, out *policy.Outboun
 	if u.RawQuery != to.RawQuery || u.Path != to.Path || u.RawPath != to.RawPath {
 		line = requestLine(u.RequestURI(), e.host)
 	}
-	call := h1call{method: r.Method, line: line, header: r.Header, body: r.Body, grants: e.t.Tenant.Grants, whose: r.Whose,
+	call := h1call{method: r.Method, line: line, header: r.Header, body: r.Body, grants: e.t.Tenant.Grants,
 		safe: r.Safe || r.Method == http.MethodGet || r.Method == http.MethodDelete}
 	if r.Method != http.MethodGet { // an event stream may keep its head until there is an event
 		call.timeout = e.timeout

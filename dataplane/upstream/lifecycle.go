@@ -219,13 +219,13 @@ func (sn *session) start(ctx context.Context, o *owned, r *Request, handshake fu
 		ch = newChannel(sn.s.cfg, sn.s.log, sn.shared)
 		err := sn.s.open(ctx, o, r, ch)
 		var full *slotsError
-		if errors.As(err, &full) && !full.own && sn.s.evictLoose() {
+		if errors.As(err, &full) && sn.s.evictLoose() {
 			err = sn.s.open(ctx, o, r, ch)
 		}
 		if err != nil {
 			if errors.As(err, &full) {
 				res := unavailable(id, 5*time.Second, "%s", full.Error())
-				res.Full, res.FullOfOwn = !full.own, full.own
+				res.Full = true
 				return nil, res, nil
 			}
 			sn.failed(ctx, err)

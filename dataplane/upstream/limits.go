@@ -12,47 +12,29 @@ import (
 type slots struct {
 	mu      sync.Mutex // guards what is below
 	used    int
-	of      map[string]int // of them, those of each caller that is known by name
-	leaving int            // of them, that were asked to go
-	change  chan struct{}  // closed when one is gone; nil: nobody waits
+	leaving int           // of them, that were asked to go
+	change  chan struct{} // closed when one is gone; nil: nobody waits
 }
 
 // slotsError says that there is no room for one more process.
-type slotsError struct {
-	most int
-	own  bool // of the caller's: others may have one
-}
+type slotsError struct{ most int }
 
 func (e *slotsError) Error() string {
-	if e.own {
-		return "you use " + strconv.Itoa(share(e.most)) + " of the " + strconv.Itoa(e.most) + " processes of the target, as many as one caller may; end a session of yours"
-	}
 	return "all " + strconv.Itoa(e.most) + " processes of the target are in use"
 }
 
-// share is how many of most one caller may have, lest nobody else is served. Anonymous callers cannot be told apart: it is not for them.
-func share(most int) int { return (most + 1) / 2 }
-
-// take takes a place of at most most, for a caller; "": it is the anonymous one, or counts for nobody. It waits only for those that
-// are about to be free.
-func (s *slots) take(ctx context.Context, most int, whose string) error {
+// take takes a place of at most most. It waits only for those that are about to be free.
+func (s *slots) take(ctx context.Context, most int) error {
 	for {
 		s.mu.Lock()
-		own := whose != "" && s.of[whose] >= share(most)
-		if s.used < most && !own {
+		if s.used < most {
 			s.used++
-			if whose != "" {
-				if s.of == nil {
-					s.of = map[string]int{}
-				}
-				s.of[whose]++
-			}
 			s.mu.Unlock()
 			return nil
 		}
 		if s.leaving == 0 {
 			s.mu.Unlock()
-			return &slotsError{most, own}
+			return &slotsError{most}
 		}
 		if s.change == nil {
 			s.change = make(chan struct{})
@@ -74,16 +56,11 @@ func (s *slots) leave() {
 	s.leaving++
 }
 
-// give gives a place back that a caller took. left says that leave was called for it.
-func (s *slots) give(whose string, left bool) {
+// give gives a place back. left says that leave was called for it.
+func (s *slots) give(left bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.used--
-	if whose != "" {
-		if s.of[whose]--; s.of[whose] == 0 {
-			delete(s.of, whose)
-		}
-	}
 	if left {
 		s.leaving--
 	}
@@ -101,6 +78,10 @@ func (s *slots) count() int {
 
 // maxShared bounds the sessions of a shared process.
 const maxShared = 10_000
+
+// share is how many of most sessions one caller may have, lest nobody else is served. Anonymous callers cannot be told apart: it is not
+// for them.
+func share(most int) int { return (most + 1) / 2 }
 
 // full tells why a caller can have no more sessions, in words for him; "": he can.
 func (s *sessions) full(whose string) string {

@@ -25,7 +25,7 @@ type Config struct {
 	DialTimeout time.Duration
 	// IdleTimeout is how long an unused HTTP connection is kept. If zero, 60 s.
 	IdleTimeout time.Duration
-	// MaxConns bounds the HTTP connections to one target, streams included. One caller uses at most half of them (HTTP/1.1). If zero, 4096.
+	// MaxConns bounds the HTTP connections to one target, streams included. If zero, 4096.
 	MaxConns int
 	// MaxIdle bounds the unused ones among them. If zero, 256.
 	MaxIdle int

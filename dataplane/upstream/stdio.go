@@ -31,7 +31,6 @@ const (
 type child struct {
 	ch    *channel
 	slots *slots
-	whose string // whose place it has there
 	cmd   *exec.Cmd
 	grace time.Duration
 	log   *slog.Logger
@@ -48,7 +47,7 @@ type child struct {
 }
 
 // openStdio starts a child.
-func openStdio(ctx context.Context, o *owned, r *Request, ch *channel) error {
+func openStdio(ctx context.Context, o *owned, _ *Request, ch *channel) error {
 	cfg := o.t.Config.GetStdio()
 	if !o.t.Tenant.Grants.Stdio(cfg.GetCmd()) {
 		return fmt.Errorf("command %q is not granted to tenant %s (sluice tenant allow %s stdio=%s)",
@@ -58,21 +57,17 @@ func openStdio(ctx context.Context, o *owned, r *Request, ch *channel) error {
 	if most == 0 {
 		most = defaultProcesses
 	}
-	whose := r.Whose
-	if ch.shared.Load() {
-		whose = ""
-	}
-	if err := o.s.slots.take(ctx, most, whose); err != nil {
+	if err := o.s.slots.take(ctx, most); err != nil {
 		return err
 	}
-	c := &child{ch: ch, slots: o.s.slots, whose: whose, grace: o.s.cfg.StopGrace, log: ch.log, exited: make(chan struct{})}
+	c := &child{ch: ch, slots: o.s.slots, grace: o.s.cfg.StopGrace, log: ch.log, exited: make(chan struct{})}
 	c.cmd = exec.Command(cfg.GetCmd(), cfg.GetArgs()...)
 	c.cmd.Dir = cfg.GetCwd()
 	c.cmd.Env = childEnv(cfg, o.t.Tenant.Grants, o.t.Policy, os.Environ())
 	c.out.most = o.s.cfg.MaxQueued
 	c.out.ready = make(chan struct{}, 1)
 	if err := c.start(o.s.cfg.MaxMessage); err != nil {
-		o.s.slots.give(whose, false)
+		o.s.slots.give(false)
 		return err
 	}
 	ch.pipe = c
@@ -302,7 +297,7 @@ func (c *child) give() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.given = true
-	c.slots.give(c.whose, c.left)
+	c.slots.give(c.left)
 }
 
 // close asks the child to go: the end of its input, then SIGTERM, then SIGKILL to its whole group.

@@ -37,7 +37,7 @@ type Request struct {
 	// Call is who calls and for what, for credentials and headers that depend on it.
 	Call policy.Call
 	// Whose is the caller that a session belongs to, e.g. session.Scope's Principal: an owned transport has none of its sessions for
-	// another, and one caller has at most half of the connections. "" is the anonymous one, which may be anybody, and has all.
+	// another. "" is the anonymous one.
 	Whose string
 	// Safe says that the target may see the request twice without harm (lists, reads, pings). Only such a request
 	// is sent again when a kept connection dies before the first byte of its answer. GET and DELETE always are.
@@ -64,9 +64,8 @@ type Response struct {
 	// OtherEra says that the target refuses the request's revision, or that it answers like one that never heard of it: it has done
 	// nothing.
 	OtherEra bool
-	// Full says that the target may have no more processes, and FullOfOwn that it may have no more for this caller: nothing was done, and
-	// would be if one of its sessions ended, or one of the caller's.
-	Full, FullOfOwn bool
+	// Full says that the target may have no more processes: nothing was done, and would be if one of its sessions ended.
+	Full bool
 }
 
 // Peek reads up to most bytes of the body, and leaves them to be read. With an error there may be some.
@@ -108,8 +107,6 @@ var (
 	ErrTimeout = errors.New("no answer within the target's timeout")
 	// ErrBusy: the target's connections are all in use.
 	ErrBusy = errors.New("all connections to the target are in use")
-	// ErrShare: the caller uses as many of them as one may; others may have more.
-	ErrShare = errors.New("the caller uses as many connections to the target as one may")
 	// ErrFull: as many calls run as the target's concurrency lets, and none ended in time for this one.
 	ErrFull = errors.New("as many calls run as the target's concurrency allows")
 	// ErrClosed: the manager, or what the request ran on, was closed.

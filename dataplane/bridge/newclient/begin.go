@@ -29,7 +29,7 @@ type failure struct {
 	body   []byte
 	msg    *mcp.Message // the body, where that is an answer of MCP; its id is not yet the client's
 
-	full, fullOfOwn bool // see upstream.Response
+	full bool // see upstream.Response
 }
 
 // answer is the failure for one of those who waited, with a request of the given id.
@@ -110,7 +110,7 @@ func (s *peer) initialize(ctx context.Context) *failure {
 	}
 	if msg.Error.Present() && (resp.Status == http.StatusServiceUnavailable || resp.Status == http.StatusTooManyRequests) {
 		// Not now, which says nothing of the era.
-		return &failure{status: resp.Status, header: resp.Header, msg: msg, full: resp.Full, fullOfOwn: resp.FullOfOwn}
+		return &failure{status: resp.Status, header: resp.Header, msg: msg, full: resp.Full}
 	}
 	if msg.Error.Present() {
 		// An id that comes with an error is no session's: some servers hand one out with every answer.

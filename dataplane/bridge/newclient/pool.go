@@ -182,14 +182,14 @@ func (p *pool) evictLocked(which func(*peer) bool) *peer {
 // makeRoom ends a session that nobody uses where the target has none to spare for another, and reports whether it did: what is only
 // kept for who may come back must not keep others out.
 func (b *Bridge) makeRoom(ctx context.Context, s *peer, why *failure) bool {
-	if !why.full && !why.fullOfOwn {
+	if !why.full {
 		return false
 	}
 	b.mu.Lock()
 	p := b.pools[s.t.Resource]
 	var gone *peer
 	if p != nil {
-		gone = p.evictLocked(func(other *peer) bool { return why.full || other.whose == s.whose })
+		gone = p.evictLocked(func(*peer) bool { return true })
 	}
 	b.mu.Unlock()
 	if gone == nil {

@@ -162,9 +162,9 @@ func TestShareMakesOwnRoom(t *testing.T) {
 // children is a target that has no more than so many sessions, as one of processes does.
 type children struct {
 	*target
-	most, ofOne int
-	seq         int               // guarded by target.mu
-	open        map[string]string // guarded by target.mu; session: whose
+	most int
+	seq  int             // guarded by target.mu
+	open map[string]bool // guarded by target.mu; by session
 }
 
 func (*children) Owned() bool { return true }
@@ -177,29 +177,22 @@ func (c *children) Do(ctx context.Context, r *upstream.Request) (*upstream.Respo
 	case r.Method == http.MethodDelete:
 		delete(c.open, id)
 		return status(http.StatusNoContent), nil
-	case id != "" && c.open[id] == "":
+	case id != "" && !c.open[id]:
 		return status(http.StatusNotFound), nil
 	case id != "":
 		c.mu.Unlock()
 		defer c.mu.Lock()
 		return c.target.Do(ctx, r)
 	}
-	own := 0
-	for _, whose := range c.open {
-		if whose == r.Whose {
-			own++
-		}
-	}
-	if len(c.open) >= c.most || own >= c.ofOne {
+	if len(c.open) >= c.most {
 		resp := answered(http.StatusServiceUnavailable, []byte(`{"jsonrpc":"2.0","id":"sluice-initialize","error":{"code":-32603,"message":"full"}}`))
 		resp.Header.Set("Retry-After", "5")
-		resp.FullOfOwn = own >= c.ofOne
-		resp.Full = !resp.FullOfOwn
+		resp.Full = true
 		return resp, nil
 	}
 	c.seq++
 	id = strconv.Itoa(c.seq)
-	c.open[id] = r.Whose
+	c.open[id] = true
 	resp := begun(&message{ID: []byte(`"sluice-initialize"`)})
 	resp.Header.Set("Mcp-Session-Id", id)
 	return resp, nil
@@ -207,7 +200,7 @@ func (c *children) Do(ctx context.Context, r *upstream.Request) (*upstream.Respo
 
 // Sessions that are only kept for who may come back keep nobody out of a target that has no room for more.
 func TestUnusedSessionsMakeRoom(t *testing.T) {
-	s := &children{target: &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": standing}}, most: 3, ofOne: 2, open: map[string]string{}}
+	s := &children{target: &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": standing}}, most: 3, open: map[string]bool{}}
 	synctest.Test(t, func(t *testing.T) {
 		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
 		only := &snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}
