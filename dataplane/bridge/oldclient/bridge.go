@@ -5,7 +5,9 @@
 package oldclient
 
 import (
+	"context"
 	"log/slog"
+	"time"
 
 	"golang.org/x/sync/singleflight"
 
@@ -34,6 +36,24 @@ type Bridge struct {
 	params  *recent[paramsKey, map[string]mcp.ParamHeaders]
 	flights singleflight.Group
 }
+
+// once has the requests that need the same share one go of f, which ends with none of them: it has a time of its own. Nor does a request
+// wait for it longer than it may.
+func (b *Bridge) once(ctx context.Context, key string, f func(context.Context) (any, error)) (any, error) {
+	done := b.flights.DoChan(key, func() (any, error) {
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), sharedTime, upstream.ErrTimeout)
+		defer cancel()
+		return f(ctx)
+	})
+	select {
+	case r := <-done:
+		return r.Val, r.Err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+const sharedTime = 30 * time.Second
 
 // New returns a bridge that has opened nothing yet.
 func New(cfg Config) *Bridge {

@@ -50,9 +50,7 @@ func (f *sessionsFace) discover(ctx context.Context, r *upstream.Request) (*serv
 		server  *server
 		refused *refusal
 	}
-	ctx, cancel := shared(ctx)
-	defer cancel()
-	v, err, _ := f.b.flights.Do(strings.Join([]string{"discover", key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func() (any, error) {
+	v, err := f.b.once(ctx, strings.Join([]string{"discover", key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func(ctx context.Context) (any, error) {
 		msg, err := f.ownRequest(ctx, r, "server/discover", object(append([]byte(`"_meta":`), object(f.meta(&mcp.Message{}), nil)...), nil))
 		if err != nil {
 			return nil, err

@@ -148,9 +148,7 @@ func (f *sessionsFace) params(ctx context.Context, r *upstream.Request, tool str
 	if all, ok := f.b.params.get(key); ok && !fresh {
 		return all[tool], nil
 	}
-	ctx, cancel := shared(ctx)
-	defer cancel()
-	v, err, _ := f.b.flights.Do(strings.Join([]string{"params", key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func() (any, error) {
+	v, err := f.b.once(ctx, strings.Join([]string{"params", key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func(ctx context.Context) (any, error) {
 		all := map[string]mcp.ParamHeaders{}
 		for cursor, pages := "", 0; pages < maxPages; pages++ {
 			next, more, err := f.listParams(ctx, r, cursor, all)
@@ -172,13 +170,6 @@ func (f *sessionsFace) params(ctx context.Context, r *upstream.Request, tool str
 }
 
 const maxPages = 64
-
-// shared is for what several requests wait for: it does not end with the one that began it.
-func shared(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(context.WithoutCancel(ctx), sharedTime, upstream.ErrTimeout)
-}
-
-const sharedTime = 30 * time.Second
 
 func (f *sessionsFace) listParams(ctx context.Context, r *upstream.Request, cursor string, into map[string]mcp.ParamHeaders) (next string, more bool, err error) {
 	params := []byte(`"_meta":`)
