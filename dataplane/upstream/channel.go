@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"strconv"
 	"sync"
@@ -156,16 +157,21 @@ func (c *channel) leave(k *call) {
 		c.mu.Unlock()
 		return
 	}
-	c.finishLocked(k)
-	if len(c.forgotten) >= maxForgotten {
-		clear(c.forgotten) // a peer that answers nothing; its ids are ours or the caller's problem
-	}
-	c.forgotten[k.key] = true
+	c.forgetLocked(k)
 	cancel := c.shared.Load() && c.err == nil
 	c.mu.Unlock()
 	if cancel {
 		c.pipe.post(mcp.AppendNotification(nil, "notifications/cancelled", append(append([]byte(`{"requestId":`), k.rawKey()...), '}')))
 	}
+}
+
+// forgetLocked takes a call off the books whose answer, if it still comes, nobody wants.
+func (c *channel) forgetLocked(k *call) {
+	c.finishLocked(k)
+	if len(c.forgotten) >= maxForgotten {
+		clear(c.forgotten) // a peer that answers nothing; its ids are ours or the caller's problem
+	}
+	c.forgotten[k.key] = true
 }
 
 // unsent takes back a call whose message never left.
@@ -185,13 +191,16 @@ func (k *call) rawKey() []byte {
 	return []byte(k.key[1:])
 }
 
-// cancelled rewrites a caller's notifications/cancelled to the id that the peer knows. Nil: nothing to send.
+// cancelled rewrites a caller's notifications/cancelled to the id that the peer knows, and ends the call: a peer that stops owes it
+// no answer (2025-11-25, Cancellation), and until the session's end nothing else would end it. Nil: nothing to send.
 func (c *channel) cancelled(m *mcp.Message, from string) []byte {
 	key, _ := idKey(m.RequestID.Of(m.Body))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range c.calls {
 		if k.caller == key && k.from == from {
+			c.forgetLocked(k)
+			k.out.fail(io.EOF)
 			if k.id == nil {
 				return m.Body
 			}
