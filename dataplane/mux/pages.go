@@ -91,7 +91,8 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 		cursor = &own
 	}
 	key := x.pageKey(t, list, cursor)
-	if t.Refused != nil || !x.caches(t, list) {
+	odd := x.Message.Cursor.Present() && cursor == nil // what is no cursor is for the target to refuse, and no page is kept by it
+	if t.Refused != nil || odd || !x.caches(t, list) {
 		return x.forward(w, t, item{lifecycle: true})
 	}
 	x.Record.Target = t.Name
@@ -316,7 +317,7 @@ func (f *fetched) failure(x *Request, t *snapshot.Target, list mcp.List) error {
 // listRequest is the client's own request with a target's cursor, or one of the proxy's in the client's name.
 func (x *Request) listRequest(list mcp.List, cursor *string) []byte {
 	msg := x.Message
-	if msg.Method == list.Method() && cursor == nil && !msg.Cursor.Present() {
+	if msg.Method == list.Method() && x.asksFor(cursor) {
 		return msg.Body
 	}
 	params := []byte{'{'}
@@ -330,6 +331,15 @@ func (x *Request) listRequest(list mcp.List, cursor *string) []byte {
 		params = append(append(params, `"_meta":`...), meta...)
 	}
 	return mcp.AppendRequest(nil, x.mux.ownID(), list.Method(), append(params, '}'))
+}
+
+// asksFor reports whether the client's own request is for the page at a target's cursor.
+func (x *Request) asksFor(cursor *string) bool {
+	own := x.Message.Cursor
+	if cursor == nil {
+		return !own.Present()
+	}
+	return x.alone() != nil && own.IsString() && own.String() == *cursor // of several, the client's cursor is sealed
 }
 
 // ownMeta is what a request of the proxy's own needs in the stateless era: who the client is and what it can.

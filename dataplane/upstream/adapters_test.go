@@ -709,7 +709,7 @@ func TestShared(t *testing.T) {
 	}()
 	time.Sleep(50 * time.Millisecond)
 	a.do("POST", `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"k"}}`)
-	if got := <-slow; !strings.Contains(got, "cancel") {
+	if got := <-slow; got != "" { // over before it is done, and without a response
 		t.Errorf("its own cancelled did not: %s", got)
 	}
 	if res := a.do("DELETE", ""); res.Status != 204 {

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -70,5 +71,46 @@ func TestCancelledCallGivesItsTurn(t *testing.T) {
 			t.Fatalf("a call that is cancelled twice gives two turns: %v", err)
 		}
 		cancel("b", `9`)
+	}
+}
+
+// A child need not answer a call that its client has cancelled, and many do not: the call ends then, without a response, and not with
+// its session, by an error that some clients fail at.
+func TestCancelledCallOfChildEnds(t *testing.T) {
+	for name, meta := range map[string]string{"before anything came": "", "in a stream": `,"_meta":{"progressToken":"p"}`} {
+		t.Run(name, func(t *testing.T) {
+			c := open(t, manager(t, nil).Transport(stdioTarget(t, "unanswering", nil)))
+			begun, over := make(chan error, 1), make(chan string, 1)
+			go func() {
+				res, err := c.try("POST", `{"jsonrpc":"2.0","id":"slow","method":"tools/call","params":{"name":"never"`+meta+`}}`)
+				if begun <- err; err == nil {
+					body, err := io.ReadAll(res.Body)
+					over <- fmt.Sprint(string(body), err)
+				}
+			}()
+			if meta != "" {
+				if err := <-begun; err != nil {
+					t.Fatal(err)
+				}
+				begun <- nil
+			}
+			for ended := false; !ended; { // it may come before the call
+				if res := c.do("POST", `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":"slow"}}`); res.Status != http.StatusAccepted {
+					t.Fatalf("cancelled: %d", res.Status)
+				}
+				select {
+				case err := <-begun:
+					if err != nil {
+						t.Fatal(err)
+					}
+					ended = true
+				default:
+				}
+			}
+			got := <-over
+			if !strings.HasSuffix(got, "<nil>") || strings.Contains(got, `"slow"`) || strings.Contains(got, "progress") != (meta != "") {
+				t.Errorf("the cancelled call ends with %q", got)
+			}
+		})
 	}
 }

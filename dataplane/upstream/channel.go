@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"strconv"
 	"sync"
@@ -206,13 +207,17 @@ func (k *call) rawKey() []byte {
 	return []byte(k.key[1:])
 }
 
-// cancelled rewrites a caller's notifications/cancelled to the id that the peer knows. Nil: nothing to send.
+// cancelled rewrites a caller's notifications/cancelled to the id that the peer knows, and ends the call: a peer that stops owes it
+// no answer (2025-11-25, Cancellation), and until the session's end nothing else would end it. Nil: nothing to send.
 func (c *channel) cancelled(m *mcp.Message, from string) []byte {
 	key, _ := idKey(m.RequestID.Of(m.Body))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range c.calls {
 		if k.caller == key && k.from == from {
+			c.finishLocked(k)
+			c.forgetLocked(k.key)
+			k.out.fail(io.EOF)
 			if k.id == nil {
 				return m.Body
 			}

@@ -121,7 +121,7 @@ func (w *h2wire) do(ctx context.Context, call *h1call) (*Response, error) {
 		},
 		WroteHeaders: func() { wrote.Store(true) },
 	})
-	req, err := http.NewRequestWithContext(ctx, call.method, w.scheme+"://"+host+uri, bytes.NewReader(call.body))
+	req, err := http.NewRequestWithContext(ctx, call.method, w.scheme+"://"+host+uri, bytes.NewReader(bytes.Clone(call.body))) // a target may answer before it has read all, and the body is lent until then
 	if err != nil {
 		cancel(nil)
 		return nil, &Error{Op: "write", Err: errors.New("the URL or method cannot be sent")}

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
@@ -211,6 +212,9 @@ func (o *owned) answer(ctx context.Context, ch *channel, k *call) (*Response, er
 		defer cancel()
 	}
 	first, last, err := k.out.next(wait)
+	if err == io.EOF { // its caller has cancelled it, and wants no response
+		return &Response{Status: http.StatusOK, Header: http.Header{"Content-Type": {"text/event-stream"}}, Body: http.NoBody}, nil
+	}
 	if err != nil {
 		ch.leave(k)
 		if errors.Is(err, ErrTimeout) && ch.junk.Load() { // a program that greets people, or logs to stdout

@@ -38,6 +38,7 @@ type Command struct {
 //	longline     answers initialize, and everything else with a line of 20 MiB
 //	deaf         never reads stdin
 //	mute         reads, but never answers
+//	unanswering  answers initialize, and nothing else; of what has the progress token "p" it reports progress once
 //	stubborn     serves, ignores SIGTERM and the end of stdin
 //	crash        answers initialize and dies, status 3, at the next request
 //	dead         dies at once, status 4, with a word on stderr
@@ -112,6 +113,18 @@ func serveStdio(mode string) int {
 	case "mute":
 		io.Copy(io.Discard, os.Stdin)
 		return 0
+	case "unanswering":
+		in := bufio.NewReader(os.Stdin)
+		answerInitialize(in)
+		for {
+			line, err := in.ReadBytes('\n')
+			if err != nil {
+				return 0
+			}
+			if bytes.Contains(line, []byte(`"progressToken":"p"`)) {
+				fmt.Println(`{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":"p","progress":1}}`)
+			}
+		}
 	case "stubborn":
 		signal.Ignore(syscall.SIGTERM)
 		serve(os.Stdin, os.Stdout)

@@ -1,6 +1,7 @@
 package oldclient
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
@@ -50,7 +51,7 @@ func (f *sessionsFace) Do(ctx context.Context, r *upstream.Request) (*upstream.R
 		f.b.soft.end(f.key())
 		return &upstream.Response{Status: http.StatusNoContent, Header: http.Header{}, Body: http.NoBody}, nil
 	}
-	m, err := mcp.Scan(r.Body, f.b.cfg.Limits)
+	m, err := mcp.Scan(bytes.Clone(r.Body), f.b.cfg.Limits) // a call may outlast Do, after which its body is another's
 	if err != nil {
 		bad, ok := errors.AsType[*mcp.Error](err)
 		if !ok {
