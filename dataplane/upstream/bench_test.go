@@ -114,11 +114,13 @@ func BenchmarkCall(b *testing.B) {
 // What `concurrency` costs a call that need not wait.
 func BenchmarkTurns(b *testing.B) {
 	var s turns
+	r := post(toolCall("7", "echo", `{"text":"hi"}`))
+	r.Header.Set(sessionHeader, "a session")
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := s.take(b.Context(), 8, 0); err != nil {
 			b.Fatal(err)
 		}
-		s.give()
+		s.hold(r)()
 	}
 }
