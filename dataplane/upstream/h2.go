@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -106,10 +107,14 @@ func (w *h2wire) do(ctx context.Context, call *h1call) (*Response, error) {
 		head = time.AfterFunc(call.timeout, func() { cancel(ErrTimeout) })
 	}
 	var got, wrote, reused atomic.Bool
+	var over atomic.Pointer[tls.Conn]
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			got.Store(true)
 			reused.Store(info.Reused)
+			if c, ok := info.Conn.(*tls.Conn); ok {
+				over.Store(c)
+			}
 			a, ok := info.Conn.RemoteAddr().(*net.TCPAddr)
 			if !ok {
 				return
@@ -150,6 +155,9 @@ func (w *h2wire) do(ctx context.Context, call *h1call) (*Response, error) {
 		if got.Load() {
 			op = "read head"
 		}
+		if c := over.Load(); c != nil && err.Error() == connClosed {
+			err = endOf(c, err)
+		}
 		if !got.Load() || !reused.Load() {
 			if late := refusedLate(w.tr.TLSClientConfig, err); late != nil {
 				return nil, &Error{Op: "dial", Err: late}
@@ -181,6 +189,19 @@ func (w *h2wire) do(ctx context.Context, call *h1call) (*Response, error) {
 		return &Response{Status: res.StatusCode, Header: res.Header, Body: http.NoBody}, nil
 	}
 	return &Response{Status: res.StatusCode, Header: res.Header, Length: max(0, res.ContentLength), Body: &h2body{ReadCloser: res.Body, ctx: ctx, end: end}}, nil
+}
+
+// connClosed is what net/http says where it finds, while it writes a body, that the connection has ended; why has gone to who read
+// from it.
+const connClosed = "http2: client conn is closed"
+
+// endOf is why reading from a closed connection ended, which crypto/tls remembers, or err.
+func endOf(c *tls.Conn, err error) error {
+	_ = c.SetReadDeadline(time.Unix(1, 0)) // it waits for nothing
+	if _, why := c.Read(make([]byte, 1)); why != nil && !errors.Is(why, os.ErrDeadlineExceeded) && !errors.Is(why, net.ErrClosed) {
+		return why
+	}
+	return err
 }
 
 func (w *h2wire) drain() {
