@@ -137,7 +137,10 @@ func (x *Request) sendItem(ctx context.Context, t *snapshot.Target, it item) (*u
 	var room []byte
 	if it.own != it.shown {
 		buf := copyBuffers.Get().(*[]byte)
-		defer copyBuffers.Put(buf)
+		defer func() {
+			unlend(*buf)
+			copyBuffers.Put(buf)
+		}()
 		room = (*buf)[:0]
 	}
 	if err := x.prepare(ctx, t, it, &out, room); err != nil {

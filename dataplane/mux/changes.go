@@ -34,14 +34,12 @@ type streams struct {
 	open   map[*openStream]struct{} // guarded by mu
 	latest *snapshot.Index          // guarded by mu; nil: no change yet
 	drains map[<-chan struct{}]bool // guarded by mu; sockets whose end a goroutine waits for
-	added  uint64                   // guarded by mu; streams so far
 }
 
 type openStream struct {
 	x      *Request
 	out    *sink
 	cancel context.CancelCauseFunc
-	nth    uint64
 	// tag is the raw id of the listen request, nil on a GET.
 	tag []byte
 	// wants says which lists the client asked to hear of; nil: none, the stream is that of a POST which is resumed.
@@ -78,8 +76,6 @@ func (s *streams) addListen(x *Request, out *sink, cancel context.CancelCauseFun
 		s.open, s.drains = map[*openStream]struct{}{}, map[<-chan struct{}]bool{}
 	}
 	s.open[o] = struct{}{}
-	s.added++
-	o.nth = s.added
 	s.holdLocked(x.Route.Tenant.Name)
 	o.expire = time.AfterFunc(x.lifetime(), func() { cancel(errExpired) })
 	if now := s.latest; now != nil && now.Tenant(x.Route.Tenant.Name) != x.Route.Tenant {
@@ -220,14 +216,16 @@ func (m *Mux) Changed(old, now *snapshot.Index) {
 // newest tells, of each session's GET streams, the one that a message is for: it goes on one alone (2025-11-25, transports, Multiple
 // Connections). Listens are about themselves.
 func newest(open []*openStream) (told func(*openStream) bool) {
-	last := map[session.Nonce]uint64{}
+	last := map[session.Nonce]*openStream{}
 	for _, o := range open {
 		if o.tag == nil && o.x.Session != nil && o.wants != nil {
-			last[o.x.Session.Nonce] = max(last[o.x.Session.Nonce], o.nth)
+			if other := last[o.x.Session.Nonce]; other == nil || o.x.Start.After(other.x.Start) {
+				last[o.x.Session.Nonce] = o
+			}
 		}
 	}
 	return func(o *openStream) bool {
-		return o.tag != nil || o.x.Session == nil || last[o.x.Session.Nonce] == o.nth
+		return o.tag != nil || o.x.Session == nil || last[o.x.Session.Nonce] == o
 	}
 }
 

@@ -40,6 +40,7 @@ func (p *page) free() {
 	}
 	for _, b := range [][]byte{p.body, p.part.Items} {
 		if 16<<10 <= cap(b) && cap(b) <= 1<<20 {
+			unlend(b)
 			pagesRoom.Put(&b)
 		}
 	}
