@@ -60,6 +60,6 @@ func New(cfg Config) *Bridge {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Bridge{cfg: cfg, log: cfg.Log, soft: softStates{states: map[softKey]*softState{}},
+	return &Bridge{cfg: cfg, log: cfg.Log, soft: softStates{states: map[softKey]*softState{}, past: newRecent[pastKey, struct{}](1 << 14)},
 		servers: newRecent[serverKey, *server](1 << 14), params: newRecent[paramsKey, map[string]mcp.ParamHeaders](1 << 14)}
 }

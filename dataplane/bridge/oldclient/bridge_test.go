@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -202,6 +204,85 @@ func TestTimeOfWhatIsShared(t *testing.T) {
 				}
 				if err := <-other; err != nil || s.count(method) != 1 {
 					t.Errorf("the other got %v, and the target was asked %d times", err, s.count(method))
+				}
+			})
+		})
+	}
+}
+
+// Of several questions the first refusal ends the call: the client is told that the others need no answer any more, and one that comes
+// all the same, or twice, is no error, which some clients take for the end of the session.
+func TestAnswersThatComeLate(t *testing.T) {
+	s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": func(_ context.Context, m *message) (*upstream.Response, error) {
+		return asks(m, `{"a":{"method":"roots/list"},"b":{"method":"roots/list"}}`), nil
+	}}}
+	bridged(t, s, func(t *testing.T, c client) {
+		events := mcp.NewEventReader(c.must(toolCall).Body, 1<<20)
+		a, b := string(next(t, events).RawID()), string(next(t, events).RawID())
+		answer := func(id, what string) int { return c.must(`{"jsonrpc":"2.0","id":` + id + `,` + what + `}`).Status }
+		if got := answer(a, `"error":{"code":-1,"message":"no"}`); got != http.StatusAccepted {
+			t.Errorf("a refusal: %d", got)
+		}
+		if m := next(t, events); m.Method != "notifications/cancelled" || string(m.RequestID.Of(m.Body)) != b {
+			t.Errorf("the client is not told that %s is void: %s", b, m.Body)
+		}
+		if m := next(t, events); string(m.RawID()) != "7" || !m.Error.Present() {
+			t.Errorf("the call ends with %s", m.Body)
+		}
+		synctest.Wait()
+		for _, id := range []string{a, b} {
+			if got := answer(id, `"result":{"roots":[]}`); got != http.StatusAccepted {
+				t.Errorf("an answer that comes too late: %d", got)
+			}
+		}
+		if got := answer(`"sluice-made-up"`, `"result":{}`); got != http.StatusBadRequest {
+			t.Errorf("an answer to what nobody asked: %d", got)
+		}
+		stranger := client{t, c.b, c.b.Sessions(&snapshot.Target{Name: "only", Config: &xdsv1.Target{}}, Client{Session: &session.State{Nonce: session.Nonce{2}}})}
+		if got := stranger.must(`{"jsonrpc":"2.0","id":` + b + `,"result":{}}`).Status; got != http.StatusBadRequest {
+			t.Errorf("an answer by another session: %d", got)
+		}
+	})
+}
+
+// What a target makes its client answer is held until all of it is there: no more than one message could bring.
+func TestAnswersThatAreTooMuch(t *testing.T) {
+	many := `{"k":{"method":"roots/list"}`
+	for i := range maxAsked {
+		many += `,"k` + strconv.Itoa(i) + `":{"method":"roots/list"}`
+	}
+	many += "}"
+	for _, tt := range []struct {
+		name, requests string
+		answers        int
+		want           string
+	}{
+		{"in bytes", `{"a":{"method":"roots/list"},"b":{"method":"roots/list"},"c":{"method":"roots/list"}}`, 3, "too large"},
+		{"in number", many, 0, "at once"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": func(_ context.Context, m *message) (*upstream.Response, error) {
+				if m.Params.InputResponses != nil {
+					return complete(m, `"content":[]`), nil
+				}
+				return asks(m, tt.requests), nil
+			}}}
+			bridged(t, s, func(t *testing.T, c client) {
+				events := mcp.NewEventReader(c.must(toolCall).Body, 1<<24)
+				var ids []string
+				for range tt.answers {
+					ids = append(ids, string(next(t, events).RawID()))
+				}
+				large := `"result":{"roots":[],"x":"` + strings.Repeat("x", 6<<20) + `"}`
+				for _, id := range slices.Backward(ids) { // the call waits for the first meanwhile
+					c.must(`{"jsonrpc":"2.0","id":` + id + `,` + large + `}`)
+				}
+				m := next(t, events)
+				for m.Kind == mcp.Notification {
+					m = next(t, events)
+				}
+				if !m.Error.Present() || !strings.Contains(string(m.Body), tt.want) {
+					t.Errorf("the call ends with %.200s", m.Body)
 				}
 			})
 		})

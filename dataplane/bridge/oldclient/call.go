@@ -303,6 +303,9 @@ func (c *call) answers(ctx context.Context, in *input, w *eventPipe) (answers, r
 	if len(in.requests) == 0 {
 		return nil, nil, nil
 	}
+	if len(in.requests) > maxAsked {
+		return nil, c.failed("target %q asked %d things at once; %d are the most", c.f.t.Name, len(in.requests), maxAsked), nil
+	}
 	for _, q := range in.requests {
 		if !c.f.canAnswer(q) {
 			return nil, c.failed("target %q wants %s of the client, which has not declared it", c.f.t.Name, clip(q.method)), nil
@@ -316,8 +319,9 @@ func (c *call) answers(ctx context.Context, in *input, w *eventPipe) (answers, r
 			}
 		}
 	}()
+	room := c.f.b.cfg.Limits.MaxBytes()
 	for i, q := range in.requests {
-		waiting[i] = c.f.b.soft.ask(c.f.key(), c.f.c.Session.Expires)
+		waiting[i] = c.f.b.soft.ask(c.f.key(), &room, c.f.c.Session.Expires)
 		if err := w.message(mcp.AppendRequest(nil, waiting[i].id, string(q.method), sessionParams(q))); err != nil {
 			return nil, nil, err
 		}
@@ -329,6 +333,14 @@ func (c *call) answers(ctx context.Context, in *input, w *eventPipe) (answers, r
 		case msg = <-waiting[i].answer:
 		case <-ctx.Done():
 			return nil, nil, context.Cause(ctx)
+		}
+		if msg == nil || msg.Error.Present() {
+			if err := c.void(waiting[i+1:], w); err != nil {
+				return nil, nil, err
+			}
+		}
+		if msg == nil {
+			return nil, c.failed("the client's answers to target %q are too large: together they may have %d bytes", c.f.t.Name, c.f.b.cfg.Limits.MaxBytes()), nil
 		}
 		if msg.Error.Present() {
 			return nil, c.failed("the client refused %s: %s", clip(q.method), errorMessage(msg)), nil
@@ -345,4 +357,18 @@ func (c *call) answers(ctx context.Context, in *input, w *eventPipe) (answers, r
 		answers = append(append(mcp.AppendString(answers, q.key), ':'), given...)
 	}
 	return append(answers, '}'), nil, nil
+}
+
+// void tells the client that questions which it may still be at need no answer.
+func (c *call) void(waiting []*question, w *eventPipe) error {
+	for _, q := range waiting {
+		if len(q.answer) > 0 {
+			continue
+		}
+		params := append(append([]byte(`{"requestId":`), q.id...), `,"reason":"the call has ended"}`...)
+		if err := w.message(mcp.AppendNotification(nil, "notifications/cancelled", params)); err != nil {
+			return err
+		}
+	}
+	return nil
 }

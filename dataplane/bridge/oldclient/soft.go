@@ -43,18 +43,27 @@ type softStates struct {
 	mu     sync.Mutex // guards what is below
 	states map[softKey]*softState
 	swept  time.Time
+	past   *recent[pastKey, struct{}] // questions that need no answer any more
+}
+
+type pastKey struct {
+	softKey
+	id string
 }
 
 // A question is a request to the client that waits for its response.
 type question struct {
 	id     []byte            // raw
-	answer chan *mcp.Message // holds one
+	answer chan *mcp.Message // holds one; nil: there is no room for it
+	room   *int              // bytes that may still be held for its call; guarded by softStates.mu
 }
 
 const (
 	maxSubscriptions = 1000    // of a session at one target
 	maxSubscribed    = 1 << 20 // bytes of their URIs
 	sweepEvery       = time.Minute
+	maxAsked         = 100              // questions of one call at a time
+	pastAge          = 10 * time.Minute // how long a late answer is known for one
 )
 
 func (s *softStates) stateLocked(key softKey, expires time.Time) *softState {
@@ -255,9 +264,9 @@ func (s *softStates) cancel(key softKey, id []byte) {
 	}
 }
 
-// ask makes a question with an id that no other of the session has.
-func (s *softStates) ask(key softKey, expires time.Time) *question {
-	q := &question{id: strconv.AppendQuote(nil, newID()), answer: make(chan *mcp.Message, 1)}
+// ask makes a question with an id that no other of the session has. Those of a call share room for their answers.
+func (s *softStates) ask(key softKey, room *int, expires time.Time) *question {
+	q := &question{id: strconv.AppendQuote(nil, newID()), answer: make(chan *mcp.Message, 1), room: room}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.stateLocked(key, expires)
@@ -274,22 +283,29 @@ func (s *softStates) withdraw(key softKey, q *question) {
 	if st := s.states[key]; st != nil {
 		delete(st.asking, string(q.id))
 	}
+	s.past.put(pastKey{key, string(q.id)}, struct{}{}, pastAge)
 	s.settleLocked(key)
 }
 
-// answer brings a client's response to the call that asked; false if none did.
+// answer brings a client's response to the call that asked; false if none did. One that comes twice, or when its call does not wait
+// any more, is no mistake of the client's, and dropped: some take an error for the end of their session.
 func (s *softStates) answer(key softKey, m *mcp.Message) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := s.states[key]
-	if st == nil {
-		return false
+	var q *question
+	if st := s.states[key]; st != nil {
+		q = st.asking[string(m.RawID())]
+		delete(st.asking, string(m.RawID()))
 	}
-	q := st.asking[string(m.RawID())]
 	if q == nil {
-		return false
+		_, past := s.past.get(pastKey{key, string(m.RawID())})
+		return past
 	}
-	delete(st.asking, string(q.id))
+	s.past.put(pastKey{key, string(q.id)}, struct{}{}, pastAge)
+	if *q.room -= len(m.Body); *q.room < 0 {
+		q.answer <- nil
+		return true
+	}
 	own := *m
 	own.Body = bytes.Clone(m.Body)
 	q.answer <- &own
