@@ -288,3 +288,69 @@ func TestAnswersThatAreTooMuch(t *testing.T) {
 		})
 	}
 }
+
+// A list of tools that fails is no reason to call them without their headers for as long as one is believed.
+func TestToolsThatFailToList(t *testing.T) {
+	lists := 0
+	s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/list": func(_ context.Context, m *message) (*upstream.Response, error) {
+		if lists++; lists == 1 {
+			return refuse(http.StatusOK, m.ID, mcp.CodeInternal, "not now"), nil
+		}
+		return complete(m, `"tools":[]`), nil
+	}}}
+	bridged(t, s, func(t *testing.T, c client) {
+		for range 3 {
+			if got := whole(t, c.must(toolCall)); !strings.Contains(got, `"content"`) {
+				t.Errorf("a call: %s", got)
+			}
+		}
+		if lists != 2 {
+			t.Errorf("the tools were listed %d times, want 2", lists)
+		}
+	})
+}
+
+// A listen that a target does not keep is begun ever more slowly, one that fails for now is begun again, and one that it does not
+// have is not.
+func TestListensThatEnd(t *testing.T) {
+	for name, tt := range map[string]struct {
+		answer      func(context.Context, *message) (*upstream.Response, error)
+		least, most int // listens in a minute
+	}{
+		"at once": {func(ctx context.Context, m *message) (*upstream.Response, error) {
+			resp, w := heeded(ctx, m)
+			go func() {
+				time.Sleep(time.Millisecond)
+				_ = w.Close()
+			}()
+			return resp, nil
+		}, 4, 8},
+		"refused for now": {func(_ context.Context, m *message) (*upstream.Response, error) {
+			return refuse(http.StatusOK, m.ID, mcp.CodeInternal, "not now"), nil
+		}, 4, 8},
+		"unknown": {func(_ context.Context, m *message) (*upstream.Response, error) {
+			return refuse(http.StatusNotFound, m.ID, mcp.CodeMethodNotFound, "Method not found"), nil
+		}, 1, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){
+				"subscriptions/listen": tt.answer,
+				"server/discover": func(_ context.Context, m *message) (*upstream.Response, error) {
+					return complete(m, `"capabilities":{"tools":{"listChanged":true}}`), nil
+				},
+			}}
+			bridged(t, s, func(t *testing.T, c client) {
+				ctx, cancel := context.WithCancel(t.Context())
+				body := c.get(ctx).Body
+				go func() { _, _ = io.Copy(io.Discard, body) }()
+				time.Sleep(time.Minute)
+				if n := s.count("subscriptions/listen"); n < tt.least || n > tt.most {
+					t.Errorf("%d listens in a minute, want %d to %d", n, tt.least, tt.most)
+				}
+				cancel()
+				_ = body.Close()
+				synctest.Wait()
+			})
+		})
+	}
+}

@@ -96,6 +96,9 @@ func (s *server) changes(capability string) bool {
 func (s *server) initializeResult(version string) []byte {
 	caps := map[string]json.RawMessage{}
 	for name, value := range s.Capabilities {
+		if name == "tasks" { // of the session era; who has it in the other means something else
+			continue
+		}
 		if name == "extensions" {
 			var extensions map[string]json.RawMessage
 			if json.Unmarshal(value, &extensions) != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -163,11 +164,17 @@ func (f *sessionsFace) params(ctx context.Context, r *upstream.Request, tool str
 		f.b.params.put(key, all, paramsAge)
 		return all, nil
 	})
+	if errors.Is(err, errNoTools) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
 	return v.(map[string]mcp.ParamHeaders)[tool], nil
 }
+
+// errNoTools: the target refuses to list its tools, which may be for now. A call tells whether it wanted headers.
+var errNoTools = errors.New("the target lists no tools")
 
 const maxPages = 64
 
@@ -178,8 +185,11 @@ func (f *sessionsFace) listParams(ctx context.Context, r *upstream.Request, curs
 		params = mcp.AppendString(append(params, `,"cursor":`...), cursor)
 	}
 	msg, err := f.ownRequest(ctx, r, "tools/list", object(params, nil))
-	if err != nil || msg == nil || msg.Error.Present() {
+	if err != nil {
 		return "", false, err
+	}
+	if msg == nil || msg.Error.Present() {
+		return "", false, errNoTools
 	}
 	page, err := mcp.ReadList(mcp.Tools, msg.Result.Of(msg.Body), f.b.cfg.Limits, func(it *mcp.Item) error {
 		if headers, err := mcp.ParseParamHeaders(it.InputSchema.Of(it.Raw)); err == nil && headers != nil {

@@ -106,13 +106,13 @@ func (s *standing) run(ctx context.Context, w *eventPipe) error {
 				return context.Cause(ctx)
 			}
 		}
-		now := s.begin(ctx, uris, w)
+		now, since := s.begin(ctx, uris, w), time.Now()
 		began := now.began
 	follow:
 		for {
 			select {
 			case <-began:
-				began, wait = nil, relistenFirst
+				began = nil
 				before.end()
 				before = nil
 				if s.missed {
@@ -134,6 +134,9 @@ func (s *standing) run(ctx context.Context, w *eventPipe) error {
 					return s.deaf(ctx)
 				}
 				s.missed = true
+				if time.Since(since) > wait {
+					wait = relistenFirst
+				}
 				select {
 				case <-time.After(wait):
 					wait = min(2*wait, relistenMost)
@@ -260,7 +263,13 @@ func (s *standing) listen(ctx context.Context, uris []string, w *eventPipe, bega
 	}
 	defer resp.Body.Close()
 	if !isStream(resp) {
-		if resp.Status >= 500 || resp.Status == http.StatusTooManyRequests || unauthorized(resp) { // credentials are renewed
+		msg, err := s.f.b.readJSON(resp)
+		switch {
+		case err != nil:
+			return err
+		case msg != nil:
+			return refusedListen(msg)
+		case resp.Status >= 500 || resp.Status == http.StatusTooManyRequests || unauthorized(resp): // credentials are renewed
 			return fmt.Errorf("the target answered the listen with %d", resp.Status)
 		}
 		return errNoListen
@@ -281,10 +290,7 @@ func (s *standing) listen(ctx context.Context, uris []string, w *eventPipe, bega
 		case err != nil:
 			return err
 		case msg.Kind == mcp.Response:
-			if msg.Error.Present() {
-				return errNoListen
-			}
-			return errors.New("the target ended the listen")
+			return refusedListen(&msg)
 		case msg.Method == "notifications/subscriptions/acknowledged":
 			began()
 		case msg.Kind == mcp.Notification:
@@ -297,6 +303,14 @@ func (s *standing) listen(ctx context.Context, uris []string, w *eventPipe, bega
 			}
 		}
 	}
+}
+
+// refusedListen is what a response to a listen means: there is none, or another may go well.
+func refusedListen(msg *mcp.Message) error {
+	if code, _ := msg.ErrorCode(); code == mcp.CodeMethodNotFound || code == mcp.CodeInvalidRequest {
+		return errNoListen
+	}
+	return errors.New("the target ended the listen")
 }
 
 // untagged is a notification without the tag of the listen that it came by.
