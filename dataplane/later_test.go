@@ -139,3 +139,28 @@ func TestLevelOfASessionRenewed(t *testing.T) {
 		return logged() > before
 	})
 }
+
+// A session that is begun late, and of which the target was not told that it has begun, is none: the next request begins another.
+func TestSessionThatHalfBegan(t *testing.T) {
+	there, late := newRaw(t, false, nil), newRaw(t, false, nil)
+	late.on("notifications/initialized", func(c *mcptest.Conn, _ rawCall) {
+		late.on("notifications/initialized", nil)
+		_ = c.Reset()
+	})
+	w := behind("there="+there.URL, "late="+late.URL)
+	both := w.targets
+	w.targets = both[:1]
+	p := w.start(t)
+	session := p.initialize(t, "2025-11-25")
+	w.targets = both
+	p.apply(t, w)
+	call := func() answer {
+		return p.post(t, session, `{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"late_danger","arguments":{}}}`)
+	}
+	if got := call(); got.status < 500 {
+		t.Errorf("while it does not begin: %d %s", got.status, got.body)
+	}
+	if got := call(); got.status != http.StatusOK || late.counted("initialize") != 2 {
+		t.Errorf("afterwards: %d %s, and %d sessions were begun", got.status, got.body, late.counted("initialize"))
+	}
+}

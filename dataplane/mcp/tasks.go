@@ -20,14 +20,19 @@ type Rewrites struct {
 	Task func(id []byte) []byte
 	// Private makes result.cacheScope private, where there is one.
 	Private bool
+	// ID is for the id of a response, raw, unless that is null; nil: it stays.
+	ID []byte
 }
+
+// None reports whether nothing is rewritten.
+func (r *Rewrites) None() bool { return r.URI == nil && r.Task == nil && !r.Private && r.ID == nil }
 
 // NewRewriter writes to w what is written to it, as r has it; see [URIWriter].
 func NewRewriter(w io.Writer, r Rewrites) *URIWriter {
-	return &URIWriter{w: w, rewrite: r.URI, task: r.Task, private: r.Private, next: root}
+	return &URIWriter{w: w, rewrite: r.URI, task: r.Task, private: r.Private, id: r.ID, next: root}
 }
 
 // Rewrite appends body to dst with all done that r says. A message that cannot be followed is an error.
 func Rewrite(dst, body []byte, r Rewrites) ([]byte, error) {
-	return (&URIWriter{rewrite: r.URI, task: r.Task, private: r.Private, next: root, out: dst}).whole(dst, body)
+	return (&URIWriter{rewrite: r.URI, task: r.Task, private: r.Private, id: r.ID, next: root, out: dst}).whole(dst, body)
 }

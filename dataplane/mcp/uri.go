@@ -15,7 +15,7 @@ import (
 //	                               result._meta.ui.resourceUri
 //
 // and so in each element of a batch. If it is asked to, also tasks' ids where [Rewrites] says; what a task resulted in
-// (result.result, and params.result of what tells of a task) is then a result as any other.
+// (result.result, and params.result of what tells of a task) is then a result as any other. And the id of a response.
 //
 // It works on the bytes as they come, whatever their borders, and holds back no more than one URI. All other bytes
 // pass as they are; a URI that the function leaves alone keeps its form. It follows the structure that it needs and
@@ -26,6 +26,7 @@ type URIWriter struct {
 	rewrite func(uri []byte) []byte // nil: URIs stay
 	task    func(id []byte) []byte  // nil: tasks' ids stay
 	private bool
+	id      []byte // raw; nil: ids stay
 
 	state state
 	after state    // where the end of a string that passes leads
@@ -55,11 +56,12 @@ const (
 	atComma               // after a value in a container that is followed
 	atEnd                 // after the message
 	inName                // in a name that may lead on: held
-	inURI                 // in a URI, a task's id or a cacheScope: held
+	inURI                 // in a URI, an id or a cacheScope: held
 	inString              // in another string, or a name that leads nowhere
 	inEscape              // … after its backslash
 	inScalar              // in a number or literal
 	inDead                // in a container that is not followed
+	inNumber              // in one that is replaced
 )
 
 // A node is a place in a message where URIs are found, or to where they are.
@@ -82,6 +84,7 @@ const (
 	ui    // _meta.ui
 	scope // cacheScope, if it is a string
 	uri   // a URI, if it is a string
+	ident // a message's id, if it is a string or number
 
 	// From here on: followed only if tasks' ids are looked for.
 	params
@@ -96,8 +99,8 @@ const (
 
 // members and elements are the ways on from an object and from an array.
 var members = [...]map[string]node{
-	root:   {"result": result, "params": params, "error": failure},
-	single: {"result": result, "params": params, "error": failure},
+	root:   {"id": ident, "result": result, "params": params, "error": failure},
+	single: {"id": ident, "result": result, "params": params, "error": failure},
 	result: {"content": content, "contents": contents, "messages": messages, "tools": tools, "_meta": meta, "cacheScope": scope,
 		"taskId": taskID, "task": task, "tasks": tasks, "result": outcome, "error": failure},
 	params:   {"_meta": meta, "taskId": taskID, "result": outcome, "error": failure},
@@ -194,7 +197,7 @@ func (u *URIWriter) Close() error {
 }
 
 func (u *URIWriter) finish() error {
-	if u.state == atEnd || u.state == inScalar && len(u.path) == 0 {
+	if u.state == atEnd || (u.state == inScalar || u.state == inNumber) && len(u.path) == 0 {
 		return nil
 	}
 	return fmt.Errorf("mcp: the message breaks off: %w", io.ErrUnexpectedEOF)
@@ -290,7 +293,7 @@ func (u *URIWriter) hold(p []byte) (int, error) {
 	u.held = append(u.held, p[:n]...)
 	switch {
 	case u.state == inURI && len(u.held) > longestURI:
-		return n, fmt.Errorf("mcp: a URI or a task's id has more than %d bytes", longestURI)
+		return n, fmt.Errorf("mcp: a URI or an id has more than %d bytes", longestURI)
 	case end && u.state == inName:
 		u.named()
 	case end:
@@ -319,6 +322,11 @@ func (u *URIWriter) named() {
 
 // replace is at the end of a URI.
 func (u *URIWriter) replace() error {
+	if u.next == ident {
+		u.out = append(u.out, u.id...)
+		u.state = u.valueEnd()
+		return nil
+	}
 	text, ok := Unquote(u.held)
 	if !ok {
 		return fmt.Errorf("mcp: a URI or a task's id is no valid string: %s", clip(u.held))
@@ -352,13 +360,17 @@ func (u *URIWriter) valueEnd() state {
 // step takes one byte outside strings and containers that pass whole.
 func (u *URIWriter) step(c byte) (int, error) {
 	space := c == ' ' || c == '\n' || c == '\r' || c == '\t'
-	if u.state == inScalar && (space || c == ',' || c == '}' || c == ']') {
+	if (u.state == inScalar || u.state == inNumber) && (space || c == ',' || c == '}' || c == ']') {
 		u.state = u.valueEnd()
 	}
 	ok := true
 	switch u.state {
 	case inEscape:
 		u.state = inString
+	case inNumber:
+		if ok = c != '"' && c != '{' && c != '['; ok {
+			return 1, nil
+		}
 	case inScalar:
 		ok = c != '"' && c != '{' && c != '['
 	case atColon:
@@ -380,8 +392,12 @@ func (u *URIWriter) step(c byte) (int, error) {
 	case atEnd:
 		ok = space
 	case atValue:
-		if c == '"' && (u.next == uri && u.rewrite != nil || u.next == scope && u.private || u.next == taskID) {
+		if c == '"' && (u.next == uri && u.rewrite != nil || u.next == scope && u.private || u.next == taskID || u.next == ident && u.id != nil) {
 			u.state, u.held = inURI, append(u.held[:0], c)
+			return 1, nil
+		}
+		if u.next == ident && u.id != nil && (c == '-' || '0' <= c && c <= '9') {
+			u.state, u.out = inNumber, append(u.out, u.id...)
 			return 1, nil
 		}
 		ok = space || u.value(c)

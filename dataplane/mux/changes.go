@@ -79,7 +79,7 @@ func (s *streams) addListen(x *Request, out *sink, cancel context.CancelCauseFun
 	s.holdLocked(x.Route.Tenant.Name)
 	o.expire = time.AfterFunc(x.lifetime(), func() { cancel(errExpired) })
 	if now := s.latest; now != nil && now.Tenant(x.Route.Tenant.Name) != x.Route.Tenant {
-		go o.changed(now, true) // it changed after the request looked
+		go o.changed(true) // it changed after the request looked
 	}
 	if o.drain != nil && !s.drains[o.drain] {
 		s.drains[o.drain] = true
@@ -98,6 +98,12 @@ func (s *streams) endWhen(drain <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.drains, drain)
+}
+
+func (s *streams) now() *snapshot.Index {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.latest
 }
 
 func (s *streams) remove(o *openStream) {
@@ -201,7 +207,7 @@ func (m *Mux) Changed(old, now *snapshot.Index) {
 	for range min(atOnce, len(touched)) {
 		go func() {
 			for o := range work {
-				o.changed(now, told(o))
+				o.changed(told(o))
 			}
 		}()
 	}
@@ -229,10 +235,12 @@ func newest(open []*openStream) (told func(*openStream) bool) {
 	}
 }
 
-// changed brings one stream to the new configuration. tell: the client hears on this one what changed.
-func (o *openStream) changed(now *snapshot.Index, tell bool) {
+// changed brings one stream to the newest configuration, of which there may be several in a short time. tell: the client hears on this
+// one what changed.
+func (o *openStream) changed(tell bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	now := o.x.mux.streams.now()
 	route, err := now.Route(o.x.Port, o.x.HTTP)
 	if err != nil || route.Refused != nil || route.Tenant.Name != o.x.Route.Tenant.Name {
 		o.cancel(errMoved)

@@ -66,12 +66,14 @@ func (x *Request) begin(ctx context.Context, t *snapshot.Target) (session.Target
 		if hs.msg.Error.Present() {
 			return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q refused initialize: %s", t.Name, hs.msg.ErrorLine())
 		}
-		x.mux.soft.put(key, leg, 1, x.Session.Expires)
 		resp, err := x.do(ctx, t, leg, outgoing{body: initialized, method: "notifications/initialized"})
 		if err != nil {
+			own := *x
+			go own.quit(t, leg) // nobody could use it
 			return nil, err
 		}
 		_ = resp.Body.Close()
+		x.mux.soft.put(key, leg, 1, x.Session.Expires)
 		x.sayLevel(ctx, t, leg)
 		return leg, nil
 	})

@@ -142,7 +142,7 @@ func (x *Request) relay(ctx context.Context, w http.ResponseWriter, t *snapshot.
 		return x.relayWhole(w, t, resp)
 	}
 	rewrites := x.rewrites(t)
-	changes := rewrites.URI != nil || rewrites.Task != nil || rewrites.Private
+	changes := !rewrites.None()
 	if resp.Length > 0 && !stream && !changes {
 		setLength(w.Header(), resp.Length)
 	}
@@ -256,7 +256,7 @@ func (x *Request) relayStream(ctx context.Context, w http.ResponseWriter, t *sna
 	defer out.close()
 	stop := context.AfterFunc(ctx, func() { _ = body.Close() }) // a read must not outlast what it is for
 	defer stop()
-	if !x.wraps(t) && !x.watches(t) && !x.restricts(t) && !x.translates(t) {
+	if x.alone() != nil && !x.wraps(t) && !x.watches(t) && !x.restricts(t) && !x.translates(t) {
 		if err := out.copy(io.TeeReader(body, notingEvents{x})); err != io.EOF && ctx.Err() == nil {
 			x.broke(err) // nobody has read what came, so nobody can tell the client but by cutting it off too
 		}
@@ -322,6 +322,9 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 		return err
 	}
 	x.noteChange(t, &msg)
+	if msg.Kind == mcp.Response && x.alone() == nil && (position != nil || x.responded) {
+		return errHidden // nothing was asked there, or it has its answer: this could only be for what another target was asked
+	}
 	x.responded = x.responded || msg.Kind == mcp.Response
 	x.Record.Failed = x.Record.Failed || msg.Kind == mcp.Response && msg.Error.Present()
 	if x.masks(t, x.item.kind) && masked(&msg) {
@@ -329,7 +332,7 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 		return nil
 	}
 	if msg.Kind == mcp.Response {
-		if r := x.rewrites(t); r.URI != nil || r.Task != nil || r.Private {
+		if r := x.rewrites(t); !r.None() {
 			ev.Data, err = mcp.Rewrite(nil, msg.Body, r)
 		}
 		return err
