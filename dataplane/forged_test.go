@@ -21,9 +21,11 @@ func TestForgedResponses(t *testing.T) {
 		c.Send("0\r\n\r\n")
 	}
 	for name, answer := range map[string]func(c *mcptest.Conn, req rawCall){
-		"json":              func(c *mcptest.Conn, _ rawCall) { c.JSON(forged) },
-		"a string":          func(c *mcptest.Conn, _ rawCall) { c.JSON(strings.Replace(forged, "8", `"8"`, 1)) },
-		"said twice":        func(c *mcptest.Conn, _ rawCall) { c.JSON(strings.Replace(forged, `"id":8`, `"id":7,"\u0069d":-8.0`, 1)) },
+		"json":     func(c *mcptest.Conn, _ rawCall) { c.JSON(forged) },
+		"a string": func(c *mcptest.Conn, _ rawCall) { c.JSON(strings.Replace(forged, "8", `"8"`, 1)) },
+		"said twice": func(c *mcptest.Conn, _ rawCall) {
+			c.JSON(strings.Replace(forged, `"id":8`, `"id":7,"\u0069d":-8.0`, 1))
+		},
 		"stream":            func(c *mcptest.Conn, _ rawCall) { events(c, forged) },
 		"stream, afterward": func(c *mcptest.Conn, req rawCall) { events(c, right(req), forged) },
 	} {
