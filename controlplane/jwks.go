@@ -159,6 +159,9 @@ func (k *keyFetcher) failed(source keySource, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s := k.schedule[source]
+	if s == nil {
+		return // nobody names it any more
+	}
 	s.busy, s.err, s.failures = false, err, s.failures+1
 	wait := min(retryFirst<<min(s.failures-1, 10), refreshEvery)
 	s.next = k.now().Add(wait/2 + rand.N(wait/2))

@@ -22,7 +22,7 @@ import (
 const (
 	maxBatch    = 128  // edits that share a commit
 	keepHistory = 1000 // revisions of a tenant that the log reaches back
-	trimEvery   = 250  // revisions
+	trimEvery   = 250  // revisions, or outcomes of requests
 )
 
 // publisher is the one loop: derive and validate in memory, commit, publish. In this order: what a proxy was given is
@@ -36,6 +36,7 @@ type publisher struct {
 	now    func() time.Time
 	meter  *meter
 
+	asked    map[string]int // outcomes remembered since a tenant was last trimmed; the loop's own
 	requests chan *request
 	done     chan struct{}         // closed when the loop is over
 	world    atomic.Pointer[layer] // what is published; has no parent
@@ -129,6 +130,7 @@ type step struct {
 	txn     store.Txn
 	publish []func() // in order, once txn is on stable storage
 	touched []string // tenants with a new revision
+	asked   string   // the tenant that remembers the outcome; empty: nobody
 }
 
 // process does a batch of edits in one commit. Each sees what those before it made.
@@ -202,7 +204,7 @@ func (p *publisher) evaluate(r *request, working *layer, outcomes map[string]sto
 		if err := e.remember(outcomes); err != nil {
 			return nil, err
 		}
-		s.txn = e.txn
+		s.txn, s.asked = e.txn, r.edit.Tenant
 	}
 	return s, nil
 }
@@ -321,10 +323,10 @@ func (e *evaluation) platform() error {
 	if err := e.needKeys(next, nil); err != nil {
 		return err
 	}
-	if !record.any && len(record.rev.Sources) == 0 {
+	if !record.any && len(record.rev.Sources)+len(record.rev.Set) == 0 {
 		return nil
 	}
-	return e.adopt(before, next, record, merge.Delta{})
+	return e.adopt(before, next, record, merge.Delta{}) // keys that were refreshed are a revision too: tenants are derived from them
 }
 
 // tenants does the rest: the tenants that the edit names, and all of them if what is above them changed.
@@ -459,23 +461,38 @@ func (e *evaluation) drop(before *state) {
 	e.publish = append(e.publish, func() { e.server.Drop(name) })
 }
 
-// trim forgets old history of tenants whose log has grown by a good piece. It is no part of an edit: if it goes wrong
-// nothing is lost but space, and the next one tries again.
+// trim forgets old history of tenants whose log has grown by a good piece, and old outcomes, which requests that change
+// nothing leave too. It is no part of an edit: if it goes wrong nothing is lost but space, and the next one tries again.
 func (p *publisher) trim(steps []*step) {
 	world := p.world.Load()
+	due := map[string]bool{}
 	for _, s := range steps {
 		for _, name := range s.touched {
-			state := world.tenant(name)
-			if state == nil || state.view.Revision%trimEvery != 0 || state.view.Revision < keepHistory {
-				continue
+			if state := world.tenant(name); state != nil && state.view.Revision%trimEvery == 0 && state.view.Revision >= keepHistory {
+				due[name] = true
 			}
-			edit, ok, err := store.Of(p.store, name).Trim(context.Background(), keepHistory, p.now())
-			if err == nil && ok {
-				err = p.store.Commit(context.Background(), store.Txn{edit})
-			}
-			if err != nil {
-				p.log.Warn("trim history", "tenant", name, "err", err)
-			}
+		}
+		if s.asked == "" {
+			continue
+		}
+		if p.asked == nil {
+			p.asked = map[string]int{}
+		}
+		if p.asked[s.asked]++; p.asked[s.asked] >= trimEvery {
+			due[s.asked] = true
+		}
+	}
+	for name := range due {
+		delete(p.asked, name)
+		if world.tenant(name) == nil {
+			continue // deleted in the same batch
+		}
+		edit, ok, err := store.Of(p.store, name).Trim(context.Background(), keepHistory, p.now())
+		if err == nil && ok {
+			err = p.store.Commit(context.Background(), store.Txn{edit})
+		}
+		if err != nil {
+			p.log.Warn("trim history", "tenant", name, "err", err)
 		}
 	}
 }

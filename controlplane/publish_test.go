@@ -489,3 +489,73 @@ func TestAboveATenantThatServesNothing(t *testing.T) {
 		t.Errorf("the next edit: %v, %v", out, err)
 	}
 }
+
+// What nobody names any more may fail: it was on its way when its object went.
+func TestFailureOfASourceThatIsGone(t *testing.T) {
+	keys := newKeyFetcher(slog.New(slog.DiscardHandler), time.Now)
+	source := keySource{"acme", "https://issuer.example.com/keys"}
+	if due := keys.due(map[keySource]keySet{source: {}}); len(due) != 0 {
+		t.Fatalf("due: %v", due)
+	}
+	keys.schedule[source].next = time.Time{}
+	if due := keys.due(map[keySource]keySet{source: {}}); len(due) != 1 {
+		t.Fatalf("due: %v", due)
+	}
+	keys.due(nil)
+	keys.failed(source, errDisk)
+	if len(keys.schedule) != 0 {
+		t.Errorf("scheduled: %v", keys.schedule)
+	}
+}
+
+// Keys that the operator's level names are refreshed for all tenants below it.
+func TestKeySetsOfThePlatformAreRefreshed(t *testing.T) {
+	var kid atomic.Value
+	kid.Store("first")
+	issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, keySetText, kid.Load()) }))
+	defer issuer.Close()
+	p, _ := newLoop(t)
+	targets := load(t, "mcp: {port: 3000, targets: [{name: one, mcp: {host: https://one.example.com}}]}").Objects
+	if _, err := p.Submit(t.Context(), put(targets...)); err != nil {
+		t.Fatal(err)
+	}
+	above := load(t, fmt.Sprintf("kind: Platform\nspec:\n  policies:\n    jwtAuth:\n      mode: strict\n      providers: [{issuer: https://issuer.example.com, audiences: [x], jwks: {url: %q}}]\n", issuer.URL)).Objects
+	if _, err := p.Submit(t.Context(), api.Edit{Tenant: tenant.Platform, Plan: func(context.Context, api.World) ([]api.Change, error) {
+		return []api.Change{{Tenant: tenant.Platform, Put: above}}, nil
+	}}); err != nil {
+		t.Fatalf("Submit: %v", err)
+	}
+	before, _ := p.View("acme")
+	source := keySource{tenant.Platform, issuer.URL}
+	kid.Store("second")
+	p.refresh(t.Context(), source, p.world.Load().tenant(tenant.Platform).keys[source.url])
+	world := p.world.Load()
+	if held := world.tenant(tenant.Platform).keys[source.url].Keys; !strings.Contains(string(held), "second") {
+		t.Errorf("the platform holds %s", held)
+	}
+	if given := world.tenant("acme").in.Jwks[source.url]; !strings.Contains(string(given), "second") {
+		t.Errorf("tenant acme is given %s", given)
+	}
+	if after, _ := p.View("acme"); after.Revision != before.Revision+1 {
+		t.Errorf("revision %d after %d", after.Revision, before.Revision)
+	}
+}
+
+// Requests that change nothing are remembered no longer than others.
+func TestOutcomesOfNoChangeAreForgotten(t *testing.T) {
+	p, s := newLoop(t)
+	at := time.Now()
+	p.now = func() time.Time { return at }
+	for i := range 3 * trimEvery {
+		at = at.Add(time.Hour)
+		edit := put(listener("a", 1))
+		edit.RequestID, edit.Request = fmt.Sprint(i), "r"
+		if _, err := p.Submit(t.Context(), edit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept, err := s.Range(t.Context(), "acme", store.Query{Prefix: "request/"})
+	if err != nil || len(kept) > trimEvery+25 {
+		t.Errorf("%d outcomes are kept of %d, a day's being 24: %v", len(kept), 3*trimEvery, err)
+	}
+}

@@ -409,3 +409,44 @@ func TestPlatformChangesAreRevisionsOfTenants(t *testing.T) {
 		t.Error("calls are not audited")
 	}
 }
+
+// Two tenants that have one place in groups of their own can change groups in one edit.
+func TestPlacesChangeHands(t *testing.T) {
+	dir := t.TempDir()
+	r := start(t, dir)
+	r.createTenant("acme")
+	r.createTenant("beta")
+	group := func(tenants ...string) {
+		t.Helper()
+		if _, err := r.PutGroup(t.Context(), &adminv1.PutGroupRequest{Name: "edge", Tenants: tenants}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	group("acme")
+	r.apply(tools, forTenant("acme"))
+	r.apply(tools, forTenant("beta"))
+	group("beta")
+	group("acme")
+	r.stop()
+	r = start(t, dir)
+	group("beta")
+	taken := applyRequest(t, tools)
+	taken.Tenant = "default"
+	if _, err := r.Apply(t.Context(), taken); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("the place that acme has now: %v", err)
+	}
+}
+
+// What is too long for the store is the asker's mistake, and told as such.
+func TestKeysOfTheStoreAreBounded(t *testing.T) {
+	r := start(t, t.TempDir())
+	req := applyRequest(t, tools)
+	req.RequestId = strings.Repeat("x", 40_000)
+	if _, err := r.Apply(t.Context(), req); status.Code(err) != codes.InvalidArgument || !strings.Contains(fmt.Sprint(err), "request id") {
+		t.Errorf("a long request id: %.200v", err)
+	}
+	req = applyRequest(t, "binds: [{port: 3000, listeners: [{routes: [{matches: [{path: {pathPrefix: /"+strings.Repeat("x", 40_000)+"}}], backends: [{mcp: {targets: [{name: x, mcp: {host: https://x.example.com}}]}}]}]}]}]")
+	if _, err := r.Apply(t.Context(), req); status.Code(err) != codes.InvalidArgument || !strings.Contains(diagnosticsOf(err), "path") {
+		t.Errorf("a long path: %.200v", err)
+	}
+}

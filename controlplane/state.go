@@ -228,7 +228,9 @@ func (l *layer) reclaim(names []string) (claim map[string][]byte, release []stri
 				}
 				l.holders[key] = name
 				claim[key] = []byte(name)
-				delete(released, key)
+				if l.parent.holder(key) == name {
+					delete(released, key) // else another's, to be deleted before it is claimed
+				}
 			}
 			wrong = append(wrong, l.mixedPorts(name, group, s)...)
 		}

@@ -16,7 +16,10 @@ import (
 	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 )
 
-const defaultSet = "default"
+const (
+	defaultSet   = "default"
+	maxRequestID = 256 // bytes
+)
 
 // Apply makes one revision of a whole set, or of single objects.
 func (a admin) Apply(ctx context.Context, r *adminv1.ApplyRequest) (*adminv1.ApplyResponse, error) {
@@ -30,6 +33,9 @@ func (a admin) Diff(ctx context.Context, r *adminv1.ApplyRequest) (*adminv1.Appl
 
 func (a admin) apply(ctx context.Context, r *adminv1.ApplyRequest, dryRun bool) (*adminv1.ApplyResponse, error) {
 	c := callerOf(ctx)
+	if n := len(r.GetRequestId()); n > maxRequestID {
+		return nil, invalidArgument("the request id has %d bytes; use at most %d, such as a UUID", n, maxRequestID)
+	}
 	view, ok := a.Publisher.View(c.tenant)
 	if !ok {
 		return nil, noTenant(c.tenant)

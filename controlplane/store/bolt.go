@@ -193,8 +193,9 @@ func (b *Bolt) gather(first *commit) []*commit {
 	return batch
 }
 
-// commit does a batch in one bbolt transaction. A commit whose condition does not hold is answered and taken out,
-// and the rest is done again from the start: bbolt has no transactions within transactions.
+// commit does a batch in one bbolt transaction. A commit that cannot be done, since a condition of it does not hold or a
+// key is none, is answered and taken out, and the rest is done again from the start: bbolt has no transactions within
+// transactions.
 func (b *Bolt) commit(batch []*commit) {
 	for len(batch) > 0 {
 		failed := -1
@@ -212,7 +213,10 @@ func (b *Bolt) commit(batch []*commit) {
 		})
 		var conflict *ConflictError
 		var taken *TakenError
-		if failed >= 0 && (errors.As(err, &conflict) || errors.As(err, &taken)) {
+		if failed >= 0 {
+			if !errors.As(err, &conflict) && !errors.As(err, &taken) {
+				err = fmt.Errorf("commit to %s: %w", b.db.Path(), err)
+			}
 			batch[failed].reply <- err
 			batch = append(batch[:failed:failed], batch[failed+1:]...)
 			continue

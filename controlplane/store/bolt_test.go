@@ -226,6 +226,7 @@ func TestBatchKeepsNeighbours(t *testing.T) {
 		{txn: Txn{{Space: "b", If: Unchecked, Put: map[string][]byte{"k": []byte("2")}}, {Space: "t", If: 4}}},
 		{txn: Txn{{Space: Cluster, If: Unchecked, Claim: map[string][]byte{"claim/x": []byte("a")}}}},
 		{txn: Txn{{Space: Cluster, If: Unchecked, Claim: map[string][]byte{"claim/x": []byte("b")}}}},
+		{txn: Txn{{Space: "a", If: Unchecked, Put: map[string][]byte{strings.Repeat("k", 1<<16): []byte("1")}}}},
 		{txn: Txn{{Space: "a", If: Unchecked, Put: map[string][]byte{"l": []byte("3")}}}},
 	}
 	for _, c := range batch {
@@ -244,6 +245,10 @@ func TestBatchKeepsNeighbours(t *testing.T) {
 		case 3:
 			if !errors.As(err, &taken) || taken.Key != "claim/x" {
 				t.Errorf("commit 3: %v, want claim/x taken", err)
+			}
+		case 4:
+			if err == nil {
+				t.Error("commit 4: a key of 64 KiB was taken")
 			}
 		default:
 			if err != nil {

@@ -171,7 +171,7 @@ type Proxy struct {
 	ID       string    `json:"-"`
 	Group    string    `json:"group"`
 	Enrolled time.Time `json:"enrolled"`
-	// When its latest certificate ends.
+	// When the last of its certificates ends.
 	Expires time.Time `json:"expires"`
 	Revoked bool      `json:"revoked,omitempty"`
 }
@@ -246,7 +246,8 @@ func (r *Registry) forgetLocked(into map[string]*Proxy) {
 	}
 }
 
-// Renewed remembers until when a proxy's new certificate is good.
+// Renewed remembers until when a proxy's new certificate is good. An older one may be good for longer: those handed out by
+// hand are.
 func (r *Registry) Renewed(ctx context.Context, id string, expires time.Time) error {
 	return r.update(ctx, func() (change, error) {
 		p := r.proxies[id]
@@ -254,7 +255,9 @@ func (r *Registry) Renewed(ctx context.Context, id string, expires time.Time) er
 			return change{}, ErrUnknown
 		}
 		renewed := *p
-		renewed.Expires = expires
+		if expires.After(p.Expires) {
+			renewed.Expires = expires
+		}
 		return change{proxies: map[string]*Proxy{id: &renewed}}, nil
 	})
 }

@@ -368,6 +368,38 @@ func TestAdmit(t *testing.T) {
 	}
 }
 
+// A name is not given again while a certificate that carries it is good, though a shorter one came later.
+func TestNamesOutliveTheLongestCertificate(t *testing.T) {
+	r, c := openRegistry(t, openStore(t, t.TempDir()))
+	all, err := r.Enrol(t.Context(), "edge", "client", 1, 365*24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Renewed(t.Context(), all[0].ID, c.at.Add(mtls.DefaultTTL)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Revoke(t.Context(), all[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	c.at = c.at.Add(60 * 24 * time.Hour)
+	for range 2 { // the first drops what is out of date
+		_, text, err := r.CreateJoinToken(t.Context(), [32]byte{}, "edge", "", 1, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, err := mtls.ParseJoinToken(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err := r.Join(t.Context(), token, "client", time.Hour); err != nil || p.ID == all[0].ID {
+			t.Errorf("joined as %q while a certificate of that name is good: %v", p.ID, err)
+		}
+	}
+	if err := r.Admit("edge", all[0].ID); !errors.Is(err, ErrRevoked) {
+		t.Errorf("the revoked certificate: %v", err)
+	}
+}
+
 // Two registries on one store stand for two replicas: neither loses what the other did.
 func TestReplicasShareUses(t *testing.T) {
 	s := openStore(t, t.TempDir())

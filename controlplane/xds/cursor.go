@@ -42,10 +42,8 @@ func (c *cursor) reachedLocked(revision int64) bool {
 	return !c.open && c.first == [2]*opening{} && min(c.sent[configs], c.sent[secrets]) >= revision
 }
 
-// begin lets a type start afresh.
-func (c *cursor) begin(set int, claims []claim) {
-	c.tenant.mu.Lock()
-	defer c.tenant.mu.Unlock()
+// beginLocked lets a type start afresh.
+func (c *cursor) beginLocked(set int, claims []claim) {
 	c.first[set] = &opening{claims: claims, claimed: len(claims) > 0}
 	c.sent[set] = c.tenant.head
 }
@@ -208,7 +206,7 @@ func (c *cursor) answer(number uint64, refused []*xdsv1.Refusal) {
 		return
 	}
 	c.heard = max(c.heard, number)
-	c.nacked = append(c.nacked, refused...)
+	c.nacked = append(c.nacked, refused[:min(len(refused), maxRefusals-len(c.nacked))]...) // a frame may be answered any number of times
 	c.tenant.mu.Lock()
 	defer c.tenant.mu.Unlock()
 	c.closeLocked()

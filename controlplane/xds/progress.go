@@ -100,6 +100,9 @@ func (s *Server) Proxies() []ProxyState {
 	defer s.mu.Unlock()
 	states := make(map[string]*ProxyState, len(s.streams))
 	for id, st := range s.streams {
+		if st.ended.Load() {
+			continue
+		}
 		states[id] = &ProxyState{Peer: st.peer, Since: st.since, Revisions: map[string]int64{}, Refusals: map[string][]*xdsv1.Refusal{}}
 	}
 	for name, t := range s.tenants {

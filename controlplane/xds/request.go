@@ -55,11 +55,11 @@ func (s *stream) receive(r *request, log *slog.Logger) error {
 			sub.wildcard = false
 		}
 	}
-	if first {
-		s.firstAsked(set)
-	}
 	if sub.wildcard && !was {
 		s.open(set, r.versions)
+	}
+	if first {
+		s.firstAsked(set) // once it is known what is to be sent: until then all seems to have been
 	}
 	if len(names) > 0 {
 		s.reply(set, names, r.versions)
@@ -95,7 +95,9 @@ func (s *stream) open(set int, claims []claim) {
 	}
 	s.claims[set] = byTenant
 	for name, c := range s.cursors {
-		c.begin(set, byTenant[name])
+		c.tenant.mu.Lock()
+		c.beginLocked(set, byTenant[name])
+		c.tenant.mu.Unlock()
 		delete(byTenant, name)
 		s.turn(c)
 	}
@@ -209,9 +211,8 @@ func refusals(tenant string, r *request) []*xdsv1.Refusal {
 		if len(out) == maxRefusals || detail.UnmarshalTo(refusal) != nil || !strings.HasPrefix(refusal.Name, tenant+"/") {
 			continue
 		}
-		refusal.Reason = clip(refusal.Reason)
-		refusal.Field = clip(refusal.Field)
-		out = append(out, refusal)
+		out = append(out, &xdsv1.Refusal{Type: clip(refusal.Type), Name: clip(refusal.Name), Version: clip(refusal.Version),
+			Field: clip(refusal.Field), Reason: clip(refusal.Reason)}) // and no fields that are not known
 	}
 	if len(out) == 0 {
 		out = append(out, &xdsv1.Refusal{Type: r.typeURL, Reason: clip(st.Message)})

@@ -31,14 +31,17 @@ var (
 // maxNames bounds what a client that subscribes by name makes the server remember.
 const maxNames = 10_000
 
+// maxReplies is how many answers to subscriptions by name wait to be sent before the next request is read.
+const maxReplies = 16
+
 // A stream is one proxy's. run alone touches its fields, but for those that say otherwise.
 type stream struct {
 	server *Server
 	peer   Peer
 	since  time.Time
-	end    context.CancelCauseFunc // by anybody
-	ended  atomic.Bool
-	wake   chan struct{} // holds at most one
+	end    context.CancelCauseFunc // by stop
+	ended  atomic.Bool             // it counts no more
+	wake   chan struct{}           // holds at most one
 
 	mu    sync.Mutex // guards marks, moved and the cursors' marked
 	marks []*cursor  // tenants with something new
@@ -114,6 +117,10 @@ func (s *stream) run(ctx context.Context, grpcStream grpc.ServerStream, log *slo
 				s.send(grpcStream, f, sent)
 			}
 		}
+		asks := requests
+		if len(s.replies) >= maxReplies {
+			asks = nil // who does not read is not listened to
+		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -124,7 +131,7 @@ func (s *stream) run(ctx context.Context, grpcStream grpc.ServerStream, log *slo
 				return nil
 			}
 			return err
-		case r := <-requests:
+		case r := <-asks:
 			if err := s.receive(r, log); err != nil {
 				return err
 			}
@@ -289,16 +296,22 @@ func (s *stream) join(t *tenant) {
 	t.mu.Lock()
 	c.sent = [2]int64{t.head, t.head}
 	c.counts = s.subscribed[configs].asked
-	t.cursors[c] = struct{}{}
-	t.progressLocked()
-	t.mu.Unlock()
 	for set := range s.subscribed {
 		if s.subscribed[set].wildcard {
-			c.begin(set, s.claims[set][t.name])
+			c.beginLocked(set, s.claims[set][t.name])
 			delete(s.claims[set], t.name)
 		}
 	}
+	t.cursors[c] = struct{}{}
+	t.progressLocked()
+	t.mu.Unlock()
 	s.turn(c)
+}
+
+// stop ends the stream, by anybody. It counts no more from then on, even while a proxy that does not read keeps run from seeing it.
+func (s *stream) stop(cause error) {
+	s.ended.Store(true)
+	s.end(cause)
 }
 
 // close undoes what the stream left with others.

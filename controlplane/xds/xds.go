@@ -174,7 +174,7 @@ func (s *Server) Disconnect(id string) bool {
 	defer s.mu.Unlock()
 	st := s.streams[id]
 	if st != nil {
-		st.end(errRevoked)
+		st.stop(errRevoked)
 	}
 	return st != nil
 }
@@ -185,7 +185,7 @@ func (s *Server) Close() {
 	defer s.mu.Unlock()
 	s.closed = true
 	for _, st := range s.streams {
-		st.end(errClosed)
+		st.stop(errClosed)
 	}
 }
 
@@ -198,7 +198,7 @@ func (s *Server) enter(st *stream) bool {
 		return false
 	}
 	if old := s.streams[st.peer.ID]; old != nil {
-		old.end(errReplaced)
+		old.stop(errReplaced)
 	}
 	s.streams[st.peer.ID] = st
 	return true

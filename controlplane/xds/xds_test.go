@@ -3,7 +3,10 @@ package xds
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
@@ -360,4 +364,126 @@ func TestOneMethod(t *testing.T) {
 			t.Errorf("StreamAggregatedResources: %v", err)
 		}
 	})
+}
+
+// A proxy cannot make the server keep more than so much of what it says, however often it says it.
+func TestRefusalsAreBounded(t *testing.T) {
+	run(t, func(f *fleet) {
+		f.tenant("a").publish("x=1", "secret/s=1")
+		f.server.Assign(map[string][]string{"g": {"a"}})
+		p := f.connect("p@g")
+		long := strings.Repeat("y", 100<<10)
+		refusals := make([]*xdsv1.Refusal, maxRefusals)
+		for i := range refusals {
+			refusals[i] = &xdsv1.Refusal{Type: ConfigType, Name: fmt.Sprint("a/", i), Reason: "no"}
+		}
+		refusals[0] = &xdsv1.Refusal{Type: long, Name: "a/" + long, Version: long, Field: long, Reason: long}
+		first := p.next()
+		for range 5 {
+			p.nack(first, refusals...)
+		}
+		p.settle()
+		synctest.Wait()
+		got := f.server.Progress("a", 1).Refused
+		if len(got) != 1 || len(got[0].Reasons) > maxRefusals {
+			t.Fatalf("%d proxies refuse, the first with %d reasons; want 1 with at most %d", len(got), len(got[0].Reasons), maxRefusals)
+		}
+		size := 0
+		for _, r := range got[0].Reasons {
+			size += proto.Size(r)
+		}
+		if size > 100<<10 {
+			t.Errorf("what is kept has %d bytes", size)
+		}
+	})
+}
+
+// Who asks for names and does not read the answers is not listened to any further.
+func TestUnreadRepliesAreBounded(t *testing.T) {
+	run(t, func(f *fleet) {
+		f.tenant("a").publish("x=" + strings.Repeat("x", 1<<10))
+		f.server.Assign(map[string][]string{"g": {"a"}})
+		p := f.dial("p@g") // nobody reads
+		const asked = 9_000
+		var sent atomic.Int64
+		go func() {
+			for range asked {
+				if p.stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: ConfigType, ResourceNamesSubscribe: []string{"a/x"}}) != nil {
+					return
+				}
+				sent.Add(1)
+			}
+		}()
+		synctest.Wait()
+		if n := sent.Load(); n == asked {
+			t.Errorf("%d requests were taken in", n)
+		}
+		p.read()
+		synctest.Wait()
+		if n := sent.Load(); n != asked {
+			t.Errorf("%d of %d requests were taken in once the client reads", n, asked)
+		}
+	})
+}
+
+// A stream that was ended counts no more, even while its proxy does not let go of it.
+func TestEndedStreamsDoNotCount(t *testing.T) {
+	s := New(Config{})
+	s.Publish("a", Revision{Number: 1})
+	s.Assign(map[string][]string{"g": {"a"}})
+	open := func() *stream {
+		st := &stream{server: s, peer: Peer{ID: "p", Group: "g"}, end: func(error) {}, wake: make(chan struct{}, 1), cursors: map[string]*cursor{}}
+		if !s.enter(st) {
+			t.Fatal("not let in")
+		}
+		if err := st.receive(&request{typeURL: ConfigType}, slog.New(slog.DiscardHandler)); err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	open()
+	open()
+	if got := s.Connected("a"); len(got) != 1 {
+		t.Errorf("connected: %v, want p once", got)
+	}
+	s.Disconnect("p")
+	if got := s.Connected("a"); len(got) != 0 {
+		t.Errorf("connected after Disconnect: %v", got)
+	}
+}
+
+// Between its request and its answer a proxy never counts as one that serves the tenant.
+func TestNewcomersDoNotServeYet(t *testing.T) {
+	for _, first := range []string{ConfigType, SecretType} {
+		s := New(Config{})
+		s.Publish("a", Revision{Number: 1})
+		s.Assign(map[string][]string{"g": {"a"}})
+		var stop atomic.Bool
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for !stop.Load() {
+				if got := s.Progress("a", 1).Serving; len(got) > 0 {
+					t.Errorf("%s: serving before it was given anything: %v", first, got)
+					return
+				}
+			}
+		})
+		for i := range 2000 {
+			st := &stream{server: s, peer: Peer{ID: fmt.Sprint(i), Group: "g"}, end: func(error) {}, wake: make(chan struct{}, 1), cursors: map[string]*cursor{}}
+			s.enter(st)
+			for _, typeURL := range []string{first, ConfigType} {
+				if err := st.receive(&request{typeURL: typeURL}, slog.New(slog.DiscardHandler)); err != nil {
+					t.Error(err)
+				}
+				if typeURL == SecretType {
+					if _, err := st.next(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			st.close()
+		}
+		stop.Store(true)
+		wg.Wait()
+	}
 }

@@ -107,6 +107,15 @@ func (v *validator) route(o *adminv1.Object, r *adminv1.Route) {
 	}
 }
 
+// maxPath is room for any path that clients send, and less than the store's keys, of which a claimed path is a part, may have.
+const maxPath = 8 << 10
+
+func (v *validator) short(o *adminv1.Object, field, path string) {
+	if len(path) > maxPath {
+		v.fail(o, field, fmt.Sprintf("the path has %d bytes", len(path)), fmt.Sprintf("use at most %d", maxPath))
+	}
+}
+
 func (v *validator) match(o *adminv1.Object, field string, m *adminv1.RouteMatch) {
 	path := func(kind, p string) {
 		if !strings.HasPrefix(p, "/") {
@@ -114,6 +123,7 @@ func (v *validator) match(o *adminv1.Object, field string, m *adminv1.RouteMatch
 		} else if strings.ContainsAny(p, "?#") {
 			v.fail(o, field+".path."+kind, fmt.Sprintf("the path %q has a ? or #", p), "a path ends before them")
 		}
+		v.short(o, field+".path."+kind, p)
 	}
 	switch p := m.GetPath().GetPath().(type) {
 	case *adminv1.PathMatch_Exact:
@@ -122,6 +132,7 @@ func (v *validator) match(o *adminv1.Object, field string, m *adminv1.RouteMatch
 		path("pathPrefix", p.PathPrefix)
 	case *adminv1.PathMatch_Regex:
 		v.regex(o, field+".path.regex", p.Regex)
+		v.short(o, field+".path.regex", p.Regex)
 	case nil:
 		if m.GetPath() != nil {
 			v.fail(o, field+".path", "one of exact, pathPrefix or regex must be set", "")

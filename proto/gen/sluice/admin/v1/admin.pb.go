@@ -327,7 +327,7 @@ type ApplyRequest struct {
 	// If true nothing is stored.
 	DryRun  bool   `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	Comment string `protobuf:"bytes,7,opt,name=comment,proto3" json:"comment,omitempty"`
-	// Makes a retry of the same request harmless. May be empty.
+	// Makes a retry of the same request harmless. At most 256 bytes. May be empty.
 	RequestId     string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
