@@ -261,6 +261,14 @@ func (p *plane) serve(ctx context.Context, c Config) error {
 	group.Go(func() error { return telemetry.Ops{Ready: ready, Registry: registry}.Serve(ctx, p.ops) })
 	group.Go(func() error { p.publisher.refreshKeys(ctx); return nil })
 	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.publisher.done:
+			return p.publisher.broken
+		}
+	})
+	group.Go(func() error {
 		report := func(err error) { p.log.Warn("renew the control plane's certificate", "err", err) }
 		if err := p.identity.Keep(ctx, p.issue, report); ctx.Err() == nil {
 			return err
