@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -162,7 +163,8 @@ func valueOrFile(s string) (string, error) {
 }
 
 func loopback(host string) bool {
-	return host == "localhost" || host == "::1" || strings.HasPrefix(host, "127.")
+	addr, err := netip.ParseAddr(host) // a name such as 127.example.com may be anybody's
+	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
 // or returns the first that is not empty.

@@ -22,7 +22,7 @@ import (
 type source struct{ files []string }
 
 func (s *source) flags(cmd *cobra.Command) {
-	cmd.Flags().StringSliceVarP(&s.files, "file", "f", nil, "configuration file or folder of .yaml files; - for standard input")
+	cmd.Flags().StringSliceVarP(&s.files, "file", "f", nil, "configuration file or folder of .yaml files (hidden folders in it are left out); - for standard input")
 	_ = cmd.MarkFlagRequired("file")
 	_ = cmd.MarkFlagFilename("file", "yaml", "yml", "json")
 }
@@ -105,9 +105,14 @@ func (s *source) read(env Env) ([]resource.File, error) {
 	return files, nil
 }
 
+// yamlFiles lists a folder's files, without those of hidden folders: .git is no configuration, and Kubernetes mounts a ConfigMap as
+// links to files that lie in one.
 func yamlFiles(dir string) ([]string, error) {
 	var names []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && path != dir && strings.HasPrefix(d.Name(), ".") {
+			return fs.SkipDir
+		}
 		if err == nil && !d.IsDir() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)) {
 			names = append(names, path)
 		}

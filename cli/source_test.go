@@ -16,12 +16,17 @@ func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
 	for name, data := range map[string]string{
-		"one.yaml": "1", "conf/b.yml": "b", "conf/a.yaml": "a", "conf/deep/c.json": "c", "conf/readme.md": "no", "conf/.a.yaml.swp": "no", "bare/x.txt": "no",
+		"one.yaml": "1", "conf/b.yml": "b", "conf/a.yaml": "a", "conf/deep/c.json": "c", "conf/readme.md": "no", "conf/.a.yaml.swp": "no", "conf/.git/x.yaml": "no", ".hidden/x.yaml": "x", "mount/..2026/a.yaml": "a", "bare/x.txt": "no",
 	} {
 		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(name, []byte(data), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"mount/..data": "..2026", "mount/a.yaml": "..data/a.yaml"} { // as Kubernetes mounts a ConfigMap
+		if err := os.Symlink(to, link); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -35,6 +40,8 @@ func TestRead(t *testing.T) {
 		{"standard input and a file", []string{"-", "one.yaml"}, []resource.File{{Name: "-", Data: []byte("stdin")}, {Name: "one.yaml", Data: []byte("1")}}, ""},
 		{"a folder", []string{"conf"}, []resource.File{
 			{Name: "conf/a.yaml", Data: []byte("a")}, {Name: "conf/b.yml", Data: []byte("b")}, {Name: "conf/deep/c.json", Data: []byte("c")}}, ""},
+		{"a mounted folder", []string{"mount"}, []resource.File{{Name: "mount/a.yaml", Data: []byte("a")}}, ""},
+		{"a hidden folder that is named", []string{".hidden"}, []resource.File{{Name: ".hidden/x.yaml", Data: []byte("x")}}, ""},
 		{"a folder without any", []string{"bare"}, nil, "bare holds no .yaml, .yml or .json file"},
 		{"nothing there", []string{"nowhere"}, nil, "nowhere: no such file"},
 	} {

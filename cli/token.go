@@ -41,7 +41,7 @@ func tokenCreate(env Env) *cobra.Command {
 			default:
 				return &codedError{Invalid, fmt.Errorf("sluice: --type %s: want admin or join", kind)}
 			}
-			if ttl > 0 {
+			if ttl != 0 {
 				req.Ttl = durationpb.New(ttl)
 			}
 			client, closeConn, err := conn.dial(env)
@@ -133,7 +133,7 @@ func tokenCert(env Env) *cobra.Command {
 			"from 0, DIR/proxy-N.pem and DIR/proxy-N.key. Prints the names that status shows.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if ttl > 0 {
+			if ttl != 0 {
 				req.Ttl = durationpb.New(ttl)
 			}
 			client, closeConn, err := conn.dial(env)

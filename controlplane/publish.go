@@ -39,6 +39,7 @@ type publisher struct {
 	asked    map[string]int // outcomes remembered since a tenant was last trimmed; the loop's own
 	requests chan *request
 	done     chan struct{}         // closed when the loop is over
+	broken   error                 // why, once done is closed; nil: it was asked to
 	world    atomic.Pointer[layer] // what is published; has no parent
 }
 
@@ -58,7 +59,7 @@ type reply struct {
 
 var errStopping = errors.New("the control plane is stopping")
 
-// run does edits until ctx ends. What arrives while a batch is committed makes the next batch.
+// run does edits until ctx ends, or until it is broken. What arrives while a batch is committed makes the next batch.
 func (p *publisher) run(ctx context.Context) {
 	defer close(p.done)
 	for {
@@ -66,7 +67,9 @@ func (p *publisher) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case first := <-p.requests:
-			p.process(p.gather(first))
+			if p.broken = p.process(p.gather(first)); p.broken != nil {
+				return
+			}
 		}
 	}
 }
@@ -133,8 +136,9 @@ type step struct {
 	asked   string   // the tenant that remembers the outcome; empty: nobody
 }
 
-// process does a batch of edits in one commit. Each sees what those before it made.
-func (p *publisher) process(batch []*request) {
+// process does a batch of edits in one commit. Each sees what those before it made. An error means that nobody knows any more
+// what is stored.
+func (p *publisher) process(batch []*request) error {
 	world := p.world.Load()
 	working := newLayer(world)
 	outcomes := map[string]store.Outcome{} // of this batch, by tenant and request id
@@ -156,7 +160,7 @@ func (p *publisher) process(batch []*request) {
 		}
 	}
 	if len(steps) == 0 {
-		return
+		return nil
 	}
 	start := p.now()
 	// The callers' contexts do not count any more: what is under way is done.
@@ -165,7 +169,7 @@ func (p *publisher) process(batch []*request) {
 			s.request.reply <- reply{err: err}
 		}
 		p.log.Error("commit", "edits", len(steps), "err", err)
-		return
+		return p.parted(steps, err)
 	}
 	p.meter.committed(len(txn), p.now().Sub(start))
 	p.world.Store(working.flattened())
@@ -176,6 +180,24 @@ func (p *publisher) process(batch []*request) {
 		s.request.reply <- reply{outcome: s.outcome}
 	}
 	p.trim(steps)
+	return nil
+}
+
+// parted errs if a commit that failed is there nevertheless: a file's last fsync may fail when all is written.
+func (p *publisher) parted(steps []*step, failed error) error {
+	world := p.world.Load()
+	for _, s := range steps {
+		for _, name := range s.touched {
+			want := int64(0)
+			if before := world.tenant(name); before != nil {
+				want = before.view.Revision
+			}
+			if have, err := p.store.Revision(context.Background(), name); err != nil || have != want {
+				return fmt.Errorf("tenant %q: a commit failed and is there nevertheless; look after the disk, then start again: %w", name, errors.Join(failed, err))
+			}
+		}
+	}
+	return nil
 }
 
 // evaluate says what an edit does, and changes nothing.
@@ -459,40 +481,4 @@ func (e *evaluation) drop(before *state) {
 		store.Edit{Space: store.Cluster, If: store.Unchecked, Delete: []string{before.view.Key()}},
 		store.Edit{Space: name, If: store.Unchecked, Drop: true})
 	e.publish = append(e.publish, func() { e.server.Drop(name) })
-}
-
-// trim forgets old history of tenants whose log has grown by a good piece, and old outcomes, which requests that change
-// nothing leave too. It is no part of an edit: if it goes wrong nothing is lost but space, and the next one tries again.
-func (p *publisher) trim(steps []*step) {
-	world := p.world.Load()
-	due := map[string]bool{}
-	for _, s := range steps {
-		for _, name := range s.touched {
-			if state := world.tenant(name); state != nil && state.view.Revision%trimEvery == 0 && state.view.Revision >= keepHistory {
-				due[name] = true
-			}
-		}
-		if s.asked == "" {
-			continue
-		}
-		if p.asked == nil {
-			p.asked = map[string]int{}
-		}
-		if p.asked[s.asked]++; p.asked[s.asked] >= trimEvery {
-			due[s.asked] = true
-		}
-	}
-	for name := range due {
-		delete(p.asked, name)
-		if world.tenant(name) == nil {
-			continue // deleted in the same batch
-		}
-		edit, ok, err := store.Of(p.store, name).Trim(context.Background(), keepHistory, p.now())
-		if err == nil && ok {
-			err = p.store.Commit(context.Background(), store.Txn{edit})
-		}
-		if err != nil {
-			p.log.Warn("trim history", "tenant", name, "err", err)
-		}
-	}
 }

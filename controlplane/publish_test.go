@@ -35,6 +35,7 @@ import (
 type slowStore struct {
 	store.Store
 	fail    atomic.Bool
+	late    atomic.Bool // fails once all is written, as an fsync does
 	commits atomic.Int64
 	gate    func()
 }
@@ -49,7 +50,11 @@ func (s *slowStore) Commit(ctx context.Context, txn store.Txn) error {
 	if s.fail.Load() {
 		return errDisk
 	}
-	return s.Store.Commit(ctx, txn)
+	err := s.Store.Commit(ctx, txn)
+	if err == nil && s.late.Load() {
+		err = errDisk
+	}
+	return err
 }
 
 // newLoop runs a publisher over a store of its own, with the tenant acme.
@@ -112,6 +117,31 @@ func TestNothingIsPublishedThatIsNotStored(t *testing.T) {
 	view, _ = p.View("acme")
 	if head := p.server.Progress("acme", 1).Head; head != 2 || view.Objects.Get("listener/a") != nil || view.Objects.Get("listener/b") == nil {
 		t.Errorf("after a good commit: head %d, objects %v", head, view.Objects)
+	}
+}
+
+// A commit that failed and is there nevertheless leaves the loop with another idea of the tenant than the store: it ends, so that
+// a restart finds out, and does not refuse the tenant's edits for ever.
+func TestCommitThatFailedAndIsThere(t *testing.T) {
+	p, s := newLoop(t)
+	s.late.Store(true)
+	if _, err := p.Submit(t.Context(), put(listener("a", 1))); !errors.Is(err, errDisk) {
+		t.Fatalf("Submit: %v", err)
+	}
+	<-p.done
+	if !errors.Is(p.broken, errDisk) {
+		t.Errorf("the loop ended with %v", p.broken)
+	}
+	if _, err := p.Submit(t.Context(), put(listener("b", 2))); !errors.Is(err, errStopping) {
+		t.Errorf("Submit: %v", err)
+	}
+	s.late.Store(false)
+	again := &publisher{store: s, vault: p.vault, server: xds.New(xds.Config{}), keys: p.keys, log: p.log, now: time.Now}
+	if err := again.load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if view, _ := again.View("acme"); view.Revision != 2 || view.Objects.Get("listener/a") == nil {
+		t.Errorf("after a restart: revision %d", view.Revision)
 	}
 }
 

@@ -84,11 +84,24 @@ func Run(ctx context.Context, c Config) error {
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return err
 	}
+	if emptied(c.DataDir) {
+		return fmt.Errorf("%s is empty, and was not: put a backup of it there, or remove it to begin with nothing", filepath.Join(c.DataDir, "store.db"))
+	}
 	s, err := store.OpenBolt(filepath.Join(c.DataDir, "store.db"))
 	if err != nil {
 		return err
 	}
 	return errors.Join(run(ctx, c, s), s.Close())
+}
+
+// emptied tells whether dir's store lost all that it held: the CA is made once it holds something.
+func emptied(dir string) bool {
+	file, err := os.Stat(filepath.Join(dir, "store.db"))
+	if err != nil || file.Size() > 0 {
+		return false
+	}
+	_, err = os.Stat(filepath.Join(dir, "ca", "ca.crt"))
+	return err == nil
 }
 
 // run is Run with an open store.
@@ -247,6 +260,14 @@ func (p *plane) serve(ctx context.Context, c Config) error {
 	group.Go(func() error { return accept(fleet, p.xds) })
 	group.Go(func() error { return telemetry.Ops{Ready: ready, Registry: registry}.Serve(ctx, p.ops) })
 	group.Go(func() error { p.publisher.refreshKeys(ctx); return nil })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.publisher.done:
+			return p.publisher.broken
+		}
+	})
 	group.Go(func() error {
 		report := func(err error) { p.log.Warn("renew the control plane's certificate", "err", err) }
 		if err := p.identity.Keep(ctx, p.issue, report); ctx.Err() == nil {

@@ -77,6 +77,24 @@ func TestStartAfterHalfAFirstStart(t *testing.T) {
 	start(t, dir)
 }
 
+// A store that was emptied is not begun anew: tokens, proxies and all tenants would be gone without a word.
+func TestEmptiedStore(t *testing.T) {
+	dir := t.TempDir()
+	start(t, dir).stop()
+	if err := os.Truncate(filepath.Join(dir, "store.db"), 0); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	err := Run(ctx, Config{DataDir: dir, AdminAddr: "127.0.0.1:0", XDSAddr: "127.0.0.1:0", OpsAddr: "127.0.0.1:0", Ready: func(Addresses) { cancel() }})
+	if err == nil || !strings.Contains(err.Error(), "store.db") || !strings.Contains(err.Error(), "backup") {
+		t.Errorf("a start on a store that was emptied: %v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, "store.db")); err != nil { // the way out, for who has none
+		t.Fatal(err)
+	}
+	start(t, dir)
+}
+
 func TestAllowAtStart(t *testing.T) {
 	dir := t.TempDir()
 	grants := func(r *running) []string {
@@ -382,6 +400,11 @@ func TestPlatformChangesAreRevisionsOfTenants(t *testing.T) {
 	}
 	if _, err := r.Get(t.Context(), &adminv1.GetRequest{Kind: "platform"}); err != nil {
 		t.Errorf("get platform: %v", err)
+	}
+
+	gone, err := r.Delete(t.Context(), &adminv1.DeleteRequest{Tenant: "acme", Kind: "platform"})
+	if err != nil || gone.GetRevision() != 4 || !slices.Equal(keys(gone.GetChanges()), []string{"DELETE platform/platform"}) {
+		t.Errorf("delete platform: %v, %v, want revision 4 of acme", gone, err)
 	}
 
 	token, err := r.CreateToken(t.Context(), &adminv1.CreateTokenRequest{Role: "tenant-admin", Tenant: "acme"})

@@ -25,7 +25,8 @@ func (a admin) Delete(ctx context.Context, r *adminv1.DeleteRequest) (*adminv1.A
 		return nil, err
 	}
 	out, err := a.Publisher.Submit(ctx, Edit{
-		Tenant: space, Actor: c.Name, Comment: r.GetComment(), IfRevision: r.GetIfRevision(),
+		// As with Apply the revision is the caller's tenant's, also of what belongs to none: that is what can be waited for.
+		Tenant: c.tenant, Actor: c.Name, Comment: r.GetComment(), IfRevision: r.GetIfRevision(),
 		Plan: func(_ context.Context, at World) ([]Change, error) {
 			view, ok := at.View(space)
 			if !ok {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ const (
 	maxBatch  = 512 // commits that share an fsync
 	lockWait  = time.Second
 	spaceMark = "t/"     // a tenant's bucket is spaceMark + its name
+	leastFile = 4 * 4096 // what bbolt begins a file with
 	mmapSize  = 64 << 20 // address space, not file: fewer remaps, which wait for readers
 )
 
@@ -48,17 +50,14 @@ type commit struct {
 	reply chan error
 }
 
+var errDamaged = errors.New("it is damaged or was cut short: put a backup of it there")
+
 var errClosed = errors.New("the store is closed")
 
 // OpenBolt opens the file at path, which it makes if it is not there. The caller closes it.
 func OpenBolt(path string) (*Bolt, error) {
 	_, statErr := os.Stat(path)
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout: lockWait, FreelistType: bbolt.FreelistMapType, InitialMmapSize: mmapSize,
-	})
-	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, fmt.Errorf("open %s: another process holds it; is a control plane running on this data directory?", path)
-	}
+	db, err := openFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
@@ -81,6 +80,44 @@ func OpenBolt(path string) (*Bolt, error) {
 	})
 	go b.run()
 	return b, nil
+}
+
+// openFile opens a file of bbolt, and refuses one that is damaged: bbolt maps it to memory, and reading behind the end of one
+// that was cut would be the end of the process.
+func openFile(path string) (db *bbolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if v := recover(); v != nil {
+			err = errDamaged
+		}
+	}()
+	if info, err := os.Stat(path); err == nil && info.Size() > 0 && info.Size() < leastFile {
+		return nil, errDamaged
+	}
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout: lockWait, FreelistType: bbolt.FreelistMapType, InitialMmapSize: mmapSize,
+	})
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return nil, errors.New("another process holds it; is a control plane running on this data directory?")
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum):
+		return nil, fmt.Errorf("%w (%w)", errDamaged, err)
+	case err != nil:
+		return nil, err
+	}
+	info, err := os.Stat(path)
+	if err == nil {
+		err = db.View(func(tx *bbolt.Tx) error {
+			if tx.Size() > info.Size() {
+				return errDamaged
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
 }
 
 func initialise(db *bbolt.DB) error {
