@@ -574,10 +574,10 @@ func TestKeySetsOfThePlatformAreRefreshed(t *testing.T) {
 // Requests that change nothing are remembered no longer than others.
 func TestOutcomesOfNoChangeAreForgotten(t *testing.T) {
 	p, s := newLoop(t)
-	at := time.Now()
-	p.now = func() time.Time { return at }
+	start, hours := time.Now(), atomic.Int64{}
+	p.now = func() time.Time { return start.Add(time.Duration(hours.Load()) * time.Hour) }
 	for i := range 3 * trimEvery {
-		at = at.Add(time.Hour)
+		hours.Add(1)
 		edit := put(listener("a", 1))
 		edit.RequestID, edit.Request = fmt.Sprint(i), "r"
 		if _, err := p.Submit(t.Context(), edit); err != nil {
