@@ -79,15 +79,21 @@ func (s *slots) count() int {
 // maxShared bounds the sessions of a shared process.
 const maxShared = 10_000
 
-// share is how many of most sessions one caller may have, lest nobody else is served. Anonymous callers cannot be told apart: it is not
-// for them.
-func share(most int) int { return (most + 1) / 2 }
+// Share is how much of what a target has one caller may have, lest nobody else is served. Anonymous callers, "", cannot be told apart:
+// theirs is all.
+func Share(most int, whose string) int {
+	if whose == "" {
+		return most
+	}
+	return (most + 1) / 2
+}
 
 // full tells why a caller can have no more sessions, in words for him; "": he can.
 func (s *sessions) full(whose string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.most == 0 || len(s.byID) < share(s.most) {
+	most := Share(s.most, whose)
+	if s.most == 0 || len(s.byID) < most {
 		return ""
 	}
 	if len(s.byID) >= s.most {
@@ -95,11 +101,11 @@ func (s *sessions) full(whose string) string {
 	}
 	own := 0
 	for _, sn := range s.byID {
-		if sn.whose == whose && whose != "" {
+		if sn.whose == whose {
 			own++
 		}
 	}
-	if own >= share(s.most) {
+	if own >= most {
 		return "you have as many sessions at the target on this proxy as one caller may; end one of yours"
 	}
 	return ""

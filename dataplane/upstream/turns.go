@@ -76,8 +76,10 @@ func (s *turns) give() {
 // hold returns what gives a turn that was taken for r: once, when its answer is over or its client has cancelled it, whichever is first.
 func (s *turns) hold(r *Request) (give func()) {
 	key := ""
-	if m, err := mcp.Scan(r.Body, mcp.Limits{Bytes: len(r.Body)}); err == nil {
-		key = callKey(r, m.RawID())
+	if r.Header.Get(sessionHeader) != "" { // else nobody could cancel it by a message
+		if m, err := mcp.Scan(r.Body, mcp.Limits{Bytes: len(r.Body)}); err == nil {
+			key = callKey(r, m.RawID())
+		}
 	}
 	if key == "" {
 		return sync.OnceFunc(s.give)

@@ -71,7 +71,7 @@ func (b *Bridge) fullOf(k *call) string {
 	switch {
 	case b.closed || all >= b.cfg.MaxParked:
 		return "too many calls of the target wait for their clients on this proxy"
-	case own >= share(b.cfg.MaxParked, k.whose.Principal):
+	case own >= upstream.Share(b.cfg.MaxParked, k.whose.Principal):
 		return "as many calls of the target wait for you on this proxy as may for one caller; answer what they ask, or let them end"
 	}
 	return ""

@@ -80,15 +80,6 @@ var (
 	errShare = errors.New("the caller uses too many sessions at the target")
 )
 
-// share is how much of what a target has one caller may have, lest nobody else is served. Anonymous callers cannot be told apart:
-// theirs is all.
-func share(most int, principal string) int {
-	if principal == "" {
-		return most
-	}
-	return (most + 1) / 2
-}
-
 // join returns a session for a request, beginning one if there is none to share. Whoever joined leaves. Where the target
 // gave an answer that is no session, that is returned instead.
 func (f *stateless) join(ctx context.Context, r *upstream.Request, m *mcp.Message, c *client) (*peer, *upstream.Response, error) {
@@ -156,7 +147,7 @@ func (p *pool) addLocked(s *peer) {
 
 // roomLocked makes room for one more session of a caller, at the expense of his own where he has his share.
 func (p *pool) roomLocked(whose string, most int) error {
-	if whose != "" && p.of[whose] >= share(most, whose) && p.evictLocked(func(s *peer) bool { return s.whose == whose }) == nil {
+	if whose != "" && p.of[whose] >= upstream.Share(most, whose) && p.evictLocked(func(s *peer) bool { return s.whose == whose }) == nil {
 		return errShare
 	}
 	if len(p.all) >= most && p.evictLocked(func(*peer) bool { return true }) == nil {

@@ -274,7 +274,7 @@ func TestSessionsOfThoseWhoLeave(t *testing.T) {
 				_ = ask(n)
 			}
 			mu.Lock()
-			if want := share(4, principal); most != want {
+			if want := upstream.Share(4, principal); most != want {
 				t.Errorf("caller %q: %d sessions were being begun at once, want %d", principal, most, want)
 			}
 			mu.Unlock()
