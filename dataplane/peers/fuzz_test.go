@@ -102,8 +102,8 @@ func FuzzForward(f *testing.F) {
 	f.Fuzz(func(t *testing.T, head, body string, port uint16, source string, secure bool, status int, answerHead, answerBody string) {
 		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(head + "\r\n\r\n")))
 		from, addrErr := netip.ParseAddrPort(source)
-		if err != nil || addrErr != nil || status < 200 || status > 599 || !takes(r) {
-			return
+		if err != nil || addrErr != nil || status < 200 || status > 599 || !takes(r) || !httpguts.ValidHeaderFieldValue(from.Addr().Zone()) {
+			return // a zone is the name of an interface of this machine
 		}
 		source = from.String() // as the listener has it
 		r.RemoteAddr = source
