@@ -235,6 +235,10 @@ func (m *Mux) response(w http.ResponseWriter, x *Request) error {
 	if err != nil {
 		return err
 	}
+	if x.alone() == nil && resp.Status < 300 { // a response has no answer: what came could only be for what another target was asked
+		_ = resp.Body.Close()
+		resp = &upstream.Response{Status: http.StatusAccepted, Header: http.Header{}, Body: http.NoBody}
+	}
 	return x.relay(ctx, w, t, resp, item{})
 }
 

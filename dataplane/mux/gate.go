@@ -66,6 +66,9 @@ func (g *gate) pass(ev mcp.Event) error {
 	if len(ev.Data) > 0 && !ev.IsMessage() {
 		return nil // of a type that is not MCP's: nobody looked into it, and clients ignore it
 	}
+	if g.x.alone() == nil && bytes.HasPrefix(bytes.TrimLeft(ev.Data, " \t\r\n"), []byte("[")) {
+		return g.passEach(ev)
+	}
 	if len(ev.Data) == 0 || !g.x.reads(g.t) {
 		if err := g.x.translate(g.t, &ev, g.position); err == errHidden {
 			return nil
@@ -122,6 +125,26 @@ func (g *gate) pass(ev mcp.Event) error {
 	}
 	h.ev = ev
 	g.queue(h, hold, kind == mcp.Response)
+	return nil
+}
+
+// passEach lets the messages of a batch through as events of their own: what holds of a message holds of each. The event's id, which
+// stands for all of them, goes with the last.
+func (g *gate) passEach(ev mcp.Event) error {
+	batch, err := mcp.ScanBatch(ev.Data, g.x.mux.cfg.Limits)
+	if err != nil {
+		return err
+	}
+	for i := range batch {
+		one := ev
+		one.Data = batch[i].Body
+		if i < len(batch)-1 {
+			one.ID, one.HasID, one.HasRetry = nil, false, false
+		}
+		if err := g.pass(one); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

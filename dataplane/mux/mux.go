@@ -152,6 +152,8 @@ type Request struct {
 
 	mux  *Mux
 	item item // what is asked for, once that is known
+	// resumed is the raw id of the request whose stream is resumed; nil: none is, or it is not known.
+	resumed []byte
 	// responded: the client's stream has the response.
 	responded bool
 	taken     policy.Taken // tokens of localRateLimit

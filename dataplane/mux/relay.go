@@ -310,8 +310,9 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 		case position != nil:
 			id := position(string(ev.ID))
 			ev.ID, ev.HasID = []byte(id), id != ""
-		case x.wraps(t):
-			ev.ID = []byte(x.Codec.SealPosition(x.Scope, x.Session.Nonce, session.Position{Events: []session.Event{{Target: t.Name, ID: string(ev.ID)}}}))
+		case x.alone() == nil:
+			id := x.position(t, string(ev.ID))
+			ev.ID, ev.HasID = []byte(id), id != ""
 		}
 	}
 	if len(ev.Data) == 0 {
@@ -343,6 +344,27 @@ func (x *Request) translate(t *snapshot.Target, ev *mcp.Event, position func(id 
 	}
 	ev.Data, err = x.translateMessage(t, &msg)
 	return err
+}
+
+// requestID is the raw id of the request whose answer is at hand, or was when the stream began that is resumed; nil if nothing was asked,
+// or an earlier release began the stream.
+func (x *Request) requestID() []byte {
+	if x.Message != nil && x.Message.Kind == mcp.Request {
+		return x.Message.RawID()
+	}
+	return x.resumed
+}
+
+// maxAsked bounds the ids of requests in positions, which clients send back in a header. A stream with a longer one is not resumed.
+const maxAsked = 1 << 10
+
+// position seals where a target's answer stands, and what it answers: whichever proxy resumes it must know.
+func (x *Request) position(t *snapshot.Target, id string) string {
+	asked := x.requestID()
+	if len(asked) > maxAsked {
+		return ""
+	}
+	return x.Codec.SealPosition(x.Scope, x.Session.Nonce, session.Position{Events: []session.Event{{Target: t.Name, ID: id}}, Asked: string(asked)})
 }
 
 // translateMessage is translate for a notification or request of one target among several.

@@ -17,16 +17,15 @@ func (m *Mux) stream(w http.ResponseWriter, x *Request) error {
 	if err := m.streams.room(x); err != nil {
 		return err
 	}
-	last := x.Verdict.LastID
-	if t := x.alone(); t != nil {
-		return m.streamOne(w, x, t, last, false)
-	}
 	seen := map[string]string{}
-	if last != "" {
+	if last := x.Verdict.LastID; last != "" {
 		p, err := x.Codec.OpenPosition(x.Scope, x.Session.Nonce, last)
 		switch bare := x.bare(); {
 		case err == nil && !p.Merged && len(p.Events) == 1:
 			if t := x.target(p.Events[0].Target); t != nil {
+				if p.Asked != "" {
+					x.resumed = []byte(p.Asked)
+				}
 				return m.streamOne(w, x, t, p.Events[0].ID, true)
 			}
 		case err == nil:
@@ -36,6 +35,9 @@ func (m *Mux) stream(w http.ResponseWriter, x *Request) error {
 		case bare != nil:
 			seen[bare.Name] = last
 		} // else it is from another session, or older than the keys: the stream begins anew
+	}
+	if t := x.alone(); t != nil {
+		return m.streamOne(w, x, t, seen[t.Name], false)
 	}
 	return m.streamAll(w, x, seen)
 }
@@ -82,7 +84,7 @@ func (m *Mux) streamOne(w http.ResponseWriter, x *Request, t *snapshot.Target, l
 	defer m.streams.remove(open)
 	stop := context.AfterFunc(ctx, func() { _ = resp.Body.Close() })
 	defer stop()
-	if !x.wraps(t) && !x.watches(t) {
+	if x.alone() != nil && !x.watches(t) {
 		_ = out.copy(resp.Body) // its client opens another, however it ends
 		return nil
 	}

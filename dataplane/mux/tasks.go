@@ -105,8 +105,11 @@ func (x *Request) clientTask(t *snapshot.Target, own, made string) string {
 // rewrites is what becomes of a target's response to the request at hand.
 func (x *Request) rewrites(t *snapshot.Target) mcp.Rewrites {
 	r := mcp.Rewrites{URI: x.rewriteURI(t), Private: x.restricts(t)}
-	if x.alone() == nil && x.Message != nil && x.Message.Kind == mcp.Request {
-		r.ID = x.Message.RawID() // clients match by id alone, and a target must not answer what another was asked
+	if x.alone() == nil {
+		r.ID = x.requestID() // clients match by id alone, and a target must not answer what another was asked
+		if r.ID == nil && x.Message != nil {
+			r.ID = []byte("null") // the client's message was no request
+		}
 	}
 	if !x.translates(t) || !x.speaksOfTasks() {
 		return r

@@ -102,6 +102,15 @@ func TestGoldenFormat1(t *testing.T) {
 	}
 }
 
+// A position of before it said what was asked.
+func TestGoldenPosition(t *testing.T) {
+	const sealed = "AQECAwShimUAx5HOrSL5xaZtAAzd7Lqsh2Xk1soZ04IAGULLA50qcCb4pRpFBcqyDQAEby8BwKcUcTeSKRDtGIzXfPg"
+	got, err := codec(t, oldKey).OpenPosition(alice, Nonce{1}, sealed)
+	if diff := cmp.Diff(Position{Events: []Event{{"a", "e1"}}}, got); err != nil || diff != "" {
+		t.Errorf("OpenPosition: %v (-want +got):\n%s", err, diff)
+	}
+}
+
 func TestRotation(t *testing.T) {
 	before, _ := codec(t, oldKey).Encode(alice, state())
 	if _, err := codec(t, newKey, oldKey).Decode(alice, before); err != nil {
@@ -240,7 +249,7 @@ func TestTokens(t *testing.T) {
 			t.Errorf("request id as event id: %v", err)
 		}
 	}
-	for _, p := range []Position{{Merged: true}, {Events: []Event{{"a", "1"}}}, {Merged: true, Events: []Event{{"a", "1"}, {"b", ""}}}} {
+	for _, p := range []Position{{Merged: true}, {Events: []Event{{"a", "1"}}}, {Merged: true, Events: []Event{{"a", "1"}, {"b", ""}}}, {Events: []Event{{"a", "1"}}, Asked: `"\u0061"`}} {
 		sealed := c.SealPosition(alice, n, p)
 		got, err := c.OpenPosition(alice, n, sealed)
 		if diff := cmp.Diff(p, got); err != nil || diff != "" {

@@ -97,6 +97,8 @@ type Position struct {
 	// Merged is true for the GET stream. Else Events is the one whose stream a Last-Event-ID resumes.
 	Merged bool
 	Events []Event
+	// Asked is the raw id of the request whose stream it is; "" for a merged one, and where an earlier release sealed it.
+	Asked string
 }
 
 // SealPosition returns an event id for clients. It is good within one session.
@@ -108,6 +110,9 @@ func (c *Codec) SealPosition(scope Scope, n Nonce, p Position) string {
 	for _, e := range p.Events {
 		plain = appendString(plain, e.Target)
 		plain = appendString(plain, e.ID)
+	}
+	if p.Asked != "" {
+		plain = appendString(plain, p.Asked)
 	}
 	return c.seal(kindEvent, scope, plain)
 }
@@ -121,6 +126,9 @@ func (c *Codec) OpenPosition(scope Scope, n Nonce, id string) (Position, error) 
 	p := Position{Merged: r.bytes(1) == "\x01"}
 	for range r.count(2) {
 		p.Events = append(p.Events, Event{Target: r.string(), ID: r.string()})
+	}
+	if r.rest != "" {
+		p.Asked = r.string()
 	}
 	if !r.done() {
 		return Position{}, ErrInvalid
