@@ -36,7 +36,7 @@ type ToolParams struct {
 }
 
 // maxToolParams bounds what is kept of one list.
-const maxToolParams = 2 << 20
+const maxToolParams = 1 << 20
 
 // ErrLongList says that more would have to be kept of a list than is.
 var ErrLongList = fmt.Errorf("the tools have headers for their arguments that take more than %d bytes", maxToolParams)

@@ -71,7 +71,7 @@ func New(cfg Config) *Bridge {
 // What is kept, in bytes: of all tenants, and for each, see docs/limits.md.
 const (
 	maxServers = 32 << 20 // what targets say of themselves
-	maxParams  = 64 << 20 // and of their tools' headers
+	maxParams  = 32 << 20 // and of their tools' headers
 	maxPast    = 8 << 20  // questions that need no answer any more
 	maxSoft    = 64 << 20 // of each tenant: log levels and subscriptions
 )
