@@ -370,7 +370,7 @@ func (x *exchange) session(v mcp.Verdict, codec *session.Codec) (*session.State,
 		for _, b := range x.route.Backends {
 			scope.Backend = b.Resource
 			state, err := x.proxy.sessions.Decode(codec, scope, v.Session)
-			if err != nil || x.proxy.mux.Deleted(state) {
+			if err != nil || x.proxy.mux.Deleted(x.route.Tenant.Name, state) {
 				continue
 			}
 			x.backend = b

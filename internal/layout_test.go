@@ -20,6 +20,7 @@ var allowed = map[string][]string{
 	"internal/telemetry":  {},
 	"internal/credential": {},
 	"internal/guard":      {},
+	"internal/hold":       {},
 	"internal/policy":     {"internal/credential", "internal/guard"},
 	"internal/resource":   {"internal/policy"},
 
@@ -37,11 +38,11 @@ var allowed = map[string][]string{
 	"dataplane/xds":              {"internal/telemetry", "dataplane/snapshot"},
 	"dataplane/peers":            {},
 	"dataplane/listener":         {"internal/policy", "internal/telemetry", "dataplane/snapshot"},
-	"dataplane/upstream":         {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp"},
-	"dataplane/bridge/oldclient": {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
-	"dataplane/mux":              {"internal/guard", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream", "dataplane/bridge/oldclient", "dataplane/bridge/newclient"},
+	"dataplane/upstream":         {"internal/hold", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp"},
+	"dataplane/bridge/oldclient": {"internal/hold", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
+	"dataplane/mux":              {"internal/guard", "internal/hold", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream", "dataplane/bridge/oldclient", "dataplane/bridge/newclient"},
 	"dataplane/agent":            {"internal/guard", "internal/policy", "dataplane/snapshot", "dataplane/mcp", "dataplane/upstream", "dataplane/mux"},
-	"dataplane/bridge/newclient": {"internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
+	"dataplane/bridge/newclient": {"internal/hold", "internal/policy", "internal/telemetry", "dataplane/snapshot", "dataplane/mcp", "dataplane/session", "dataplane/upstream"},
 	"dataplane":                  {"internal/policy", "internal/telemetry", "dataplane/*"},
 
 	"cli/demo":       {},

@@ -18,6 +18,55 @@ type paramHeader struct {
 	header string   // with the prefix, canonical
 }
 
+// Size is about how many bytes they take: more than the schema that they stand in, where they stand deep.
+func (p ParamHeaders) Size() (n int) {
+	for _, h := range p {
+		n += 40 + len(h.header)
+		for _, name := range h.path {
+			n += 16 + len(name)
+		}
+	}
+	return n
+}
+
+// ToolParams are the ParamHeaders of the tools of a list that have any. The zero value is of none.
+type ToolParams struct {
+	byName map[string]ParamHeaders
+	size   int
+}
+
+// maxToolParams bounds what is kept of one list.
+const maxToolParams = 1 << 20
+
+// ErrLongList says that more would have to be kept of a list than is.
+var ErrLongList = fmt.Errorf("the tools have headers for their arguments that take more than %d bytes", maxToolParams)
+
+// Add reads a page of the list, the raw result of tools/list. Bad annotations are passed over: they make clients hide the tool. An
+// error is that of [ReadList], or [ErrLongList].
+func (t *ToolParams) Add(result []byte, lim Limits) (Page, error) {
+	return ReadList(Tools, result, lim, func(it *Item) error {
+		p, err := ParseParamHeaders(it.InputSchema.Of(it.Raw))
+		if err != nil || len(p) == 0 {
+			return nil
+		}
+		name := it.Name.String()
+		if t.size += 128 + len(name) + p.Size(); t.size > maxToolParams {
+			return ErrLongList
+		}
+		if t.byName == nil {
+			t.byName = map[string]ParamHeaders{}
+		}
+		t.byName[name] = p
+		return nil
+	})
+}
+
+// Of returns the headers of a tool.
+func (t *ToolParams) Of(tool string) ParamHeaders { return t.byName[tool] }
+
+// Size is about how many bytes t takes.
+func (t *ToolParams) Size() int { return 64 + t.size }
+
 // ParseParamHeaders reads x-mcp-header in a tool's inputSchema. An error says why the annotation is invalid, and
 // with it the tool: a client over HTTP has to leave it out of tools/list.
 func ParseParamHeaders(inputSchema []byte) (ParamHeaders, error) {
@@ -33,6 +82,7 @@ func ParseParamHeaders(inputSchema []byte) (ParamHeaders, error) {
 
 type paramParser struct {
 	found ParamHeaders
+	on    map[string]int // by header: its place in found
 }
 
 const annotation = "x-mcp-header"
@@ -72,11 +122,13 @@ func (p *paramParser) schema(raw []byte, path []string, reachable bool) error {
 		return fmt.Errorf("property %q: %s needs type string, integer or boolean", where, annotation)
 	}
 	full := http.CanonicalHeaderKey(HeaderParam + string(name))
-	for _, f := range p.found {
-		if strings.EqualFold(f.header, full) {
-			return fmt.Errorf("property %q: %s %q stands on property %q too", where, annotation, name, strings.Join(f.path, "."))
-		}
+	if i, twice := p.on[full]; twice {
+		return fmt.Errorf("property %q: %s %q stands on property %q too", where, annotation, name, strings.Join(p.found[i].path, "."))
 	}
+	if p.on == nil {
+		p.on = map[string]int{}
+	}
+	p.on[full] = len(p.found)
 	p.found = append(p.found, paramHeader{path, full})
 	return nil
 }

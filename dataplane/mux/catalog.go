@@ -72,7 +72,7 @@ func (x *Request) lookUpItem(ctx context.Context, t *snapshot.Target, kind polic
 		list = mcp.Prompts
 	}
 	key := x.catalogKey(t, list)
-	c, ok := x.mux.catalogs.get(key)
+	c, ok := x.mux.catalogs.Get(t.Tenant.Name, key)
 	if ok {
 		it, found = c.items[name]
 		age := time.Since(c.seen)
@@ -94,7 +94,7 @@ func (x *Request) lookUpItem(ctx context.Context, t *snapshot.Target, kind polic
 // fetchCatalog reads a whole list. Requests that need it at the same time share it.
 func (x *Request) fetchCatalog(ctx context.Context, t *snapshot.Target, list mcp.List) (*catalog, error) {
 	key := x.catalogKey(t, list)
-	flight := strings.Join([]string{"catalog", key.digest, key.principal, key.vary, list.Method(), key.era.String(), strconv.FormatUint(key.caps, 16)}, "\x00")
+	flight := strings.Join([]string{"catalog", t.Tenant.Name, key.digest, key.principal, key.vary, list.Method(), key.era.String(), strconv.FormatUint(key.caps, 16)}, "\x00")
 	v, err, _ := x.mux.flights.Do(flight, func() (any, error) {
 		ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
 		defer cancel()
@@ -128,14 +128,15 @@ func (x *Request) learn(t *snapshot.Target, list mcp.List, pages []*page) *catal
 			own := listed{annotations: annotations}
 			if tools {
 				own.tool = declaresOf(it.InputSchema.Of(it.Raw), t.Policy.Filled())
-				cost += 64 + 32*(len(own.tool.declared)+2*len(own.tool.params))
+				cost += own.tool.size()
 			}
 			c.items[name] = own
-			cost += 64 + len(name) + len(annotations)
+			cost += 128 + len(name) + len(annotations)
 			return nil
 		})
 	}
-	x.mux.catalogs.put(x.catalogKey(t, list), c, cost, c.seen.Add(catalogAge))
+	key := x.catalogKey(t, list)
+	x.mux.catalogs.Put(t.Tenant.Name, key, c, cost+len(key.digest)+len(key.principal)+len(key.vary), c.seen.Add(catalogAge))
 	return c
 }
 
@@ -153,7 +154,7 @@ func (x *Request) noteChange(t *snapshot.Target, msg *mcp.Message) {
 		return
 	}
 	for _, list := range lists {
-		x.mux.catalogs.drop(x.catalogKey(t, list))
+		x.mux.catalogs.Drop(t.Tenant.Name, x.catalogKey(t, list))
 		x.mux.forgetPages(t, list)
 	}
 }

@@ -69,10 +69,10 @@ func (x *Request) erasOf(ctx context.Context, t *snapshot.Target) (eras, error) 
 		return e, nil
 	}
 	key := x.eraKey(t)
-	if e, ok := x.mux.eras.get(key); ok && e.asked {
+	if e, ok := x.mux.eras.Get(t.Tenant.Name, key); ok && e.asked {
 		return e, nil
 	}
-	v, err, _ := x.mux.flights.Do("era\x00"+key.digest+"\x00"+key.principal, func() (any, error) {
+	v, err, _ := x.mux.flights.Do("era\x00"+t.Tenant.Name+"\x00"+key.digest+"\x00"+key.principal, func() (any, error) {
 		ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
 		defer cancel()
 		e, err := x.probe(ctx, t)
@@ -91,7 +91,7 @@ func (x *Request) erasOf(ctx context.Context, t *snapshot.Target) (eras, error) 
 func (x *Request) found(t *snapshot.Target, e eras, asked bool) eras {
 	key := x.eraKey(t)
 	e.probed, e.asked = time.Now(), asked
-	if old, ok := x.mux.eras.get(key); ok {
+	if old, ok := x.mux.eras.Get(t.Tenant.Name, key); ok {
 		e.asked, e.sessionless = e.asked || old.asked, old.sessionless
 		for _, era := range []mcp.Era{mcp.Sessions, mcp.Stateless} {
 			if !e.have(era) {
@@ -102,7 +102,7 @@ func (x *Request) found(t *snapshot.Target, e eras, asked bool) eras {
 	slices.Sort(e.versions)
 	e.versions = slices.Compact(e.versions)
 	slices.Reverse(e.versions)
-	x.mux.eras.put(key, e, 1, e.probed.Add(probeAge))
+	x.believe(t, e)
 	names := make([]string, len(e.versions))
 	for i, v := range e.versions {
 		names[i] = string(v)
@@ -111,12 +111,17 @@ func (x *Request) found(t *snapshot.Target, e eras, asked bool) eras {
 	return e
 }
 
+func (x *Request) believe(t *snapshot.Target, e eras) {
+	key := x.eraKey(t)
+	x.mux.eras.Put(t.Tenant.Name, key, e, len(key.digest)+len(key.principal)+32*len(e.versions), e.probed.Add(probeAge))
+}
+
 // foundSessions notes that a target has begun a session in a version. Who speaks one has, as a rule, those before.
 func (x *Request) foundSessions(t *snapshot.Target, version mcp.Revision) {
 	if len(t.Config.GetProtocolVersions()) > 0 {
 		return
 	}
-	if e, ok := x.mux.eras.get(x.eraKey(t)); ok && slices.Contains(e.versions, version) {
+	if e, ok := x.mux.eras.Get(t.Tenant.Name, x.eraKey(t)); ok && slices.Contains(e.versions, version) {
 		return
 	}
 	x.found(t, eras{versions: upTo(version)}, false)
@@ -146,7 +151,7 @@ func (x *Request) onlyStateless(t *snapshot.Target) bool {
 	if own := t.Config.GetProtocolVersions(); len(own) > 0 {
 		return !slices.ContainsFunc(own, func(v string) bool { return mcp.Revision(v).HasSessions() })
 	}
-	e, ok := x.mux.eras.get(x.eraKey(t))
+	e, ok := x.mux.eras.Get(t.Tenant.Name, x.eraKey(t))
 	return ok && e.sessionless
 }
 
@@ -154,11 +159,11 @@ func (x *Request) onlyStateless(t *snapshot.Target) bool {
 // believed all the same, for now or because it is configured.
 func (x *Request) contradicted(t *snapshot.Target) bool {
 	key := x.eraKey(t)
-	e, ok := x.mux.eras.get(key)
+	e, ok := x.mux.eras.Get(t.Tenant.Name, key)
 	if !ok || time.Since(e.probed) <= reprobe {
 		return false
 	}
-	x.mux.eras.drop(key)
+	x.mux.eras.Drop(t.Tenant.Name, key)
 	return true
 }
 

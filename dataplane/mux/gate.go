@@ -217,10 +217,10 @@ func (g *gate) join(h *heldEvent) error {
 func (g *gate) tell() {
 	x, t := g.x, g.t
 	key := t.Resource + "\x00" + x.Record.Rule
-	if _, told := x.mux.reported.get(key); told {
+	if _, told := x.mux.reported.Get(t.Tenant.Name, key); told {
 		return
 	}
-	x.mux.reported.put(key, struct{}{}, 1, time.Time{})
+	x.mux.reported.Put(t.Tenant.Name, key, struct{}{}, len(key), time.Time{})
 	x.mux.log.Warn("message of a stream is refused", "tenant", t.Tenant.Name, "backend", x.Backend.Name, "target", t.Name, "rule", x.Record.Rule, "err", x.Record.Err)
 }
 

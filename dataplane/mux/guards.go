@@ -238,6 +238,15 @@ type tool struct {
 func (d *tool) accepts(name string) bool { return d.open || slices.Contains(d.declared, name) }
 
 // declaresOf reads a tool's inputSchema.
+// size is about how many bytes d takes.
+func (d *tool) size() int {
+	n := 64 + d.params.Size()
+	for _, name := range d.declared {
+		n += 16 + len(name)
+	}
+	return n
+}
+
 func declaresOf(schema []byte, filled []string) *tool {
 	d := &tool{open: true}
 	d.params, _ = mcp.ParseParamHeaders(schema)

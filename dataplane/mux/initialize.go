@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -204,7 +205,8 @@ func (x *Request) handshake(ctx context.Context, t *snapshot.Target, body []byte
 		return session.Target{Name: t.Name, Version: at.Version, Place: place(t)}, hs, nil
 	}
 	x.foundSessions(t, version)
-	return session.Target{Name: t.Name, ID: resp.Header.Get(mcp.HeaderSession), Version: string(version), Place: place(t)}, hs, nil
+	id := strings.Clone(resp.Header.Get(mcp.HeaderSession)) // which is part of the whole head
+	return session.Target{Name: t.Name, ID: id, Version: string(version), Place: place(t)}, hs, nil
 }
 
 // greet is handshake for a client: with a target that has no sessions, through a bridge. A list of versions does not count for
@@ -243,7 +245,7 @@ func (x *Request) greet(ctx context.Context, t *snapshot.Target, body []byte) (s
 			return false
 		}
 		e.sessionless, e.probed = true, time.Now()
-		x.mux.eras.put(x.eraKey(t), e, 1, e.probed.Add(probeAge))
+		x.believe(t, e)
 		return true
 	}
 	late, ok := errors.AsType[*mcp.Error](err)
@@ -277,9 +279,10 @@ func (x *Request) quit(t *snapshot.Target, leg session.Target) {
 
 // end serves DELETE: the targets' sessions end too, and the client's id is good no more.
 func (m *Mux) end(w http.ResponseWriter, x *Request) error {
-	m.graves.Add(x.Session)
+	tenant := x.Route.Tenant.Name
+	m.graves.Put(tenant, x.Session.Nonce, struct{}{}, 0, x.Session.Expires)
 	m.streams.end(x.Session.Nonce)
-	m.levels.drop(x.Session.Nonce)
+	m.levels.Drop(tenant, x.Session.Nonce)
 	x.each(x.HTTP.Context(), func(_ context.Context, x *Request, t *snapshot.Target) error {
 		if t.Refused != nil {
 			return nil
@@ -287,8 +290,8 @@ func (m *Mux) end(w http.ResponseWriter, x *Request) error {
 		if s, ok := x.Session.Target(t.Name); ok && s.Place == place(t) {
 			x.quit(t, s)
 		}
-		if s, ok := m.soft.get(softKey{x.Session.Nonce, t.Name}); ok {
-			m.soft.drop(softKey{x.Session.Nonce, t.Name})
+		if s, ok := m.soft.Get(tenant, softKey{x.Session.Nonce, t.Name}); ok {
+			m.soft.Drop(tenant, softKey{x.Session.Nonce, t.Name})
 			x.quit(t, s)
 		}
 		return nil

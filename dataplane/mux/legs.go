@@ -22,8 +22,8 @@ type softKey struct {
 // leg returns the session at a target, and begins one if there is none.
 func (x *Request) leg(ctx context.Context, t *snapshot.Target) (session.Target, error) {
 	at := place(t)
-	if !x.mux.soft.empty() {
-		if s, ok := x.mux.soft.get(softKey{x.Session.Nonce, t.Name}); ok && s.Place == at {
+	if !x.mux.soft.Empty() {
+		if s, ok := x.mux.soft.Get(t.Tenant.Name, softKey{x.Session.Nonce, t.Name}); ok && s.Place == at {
 			return s, nil
 		}
 	}
@@ -37,9 +37,9 @@ func (x *Request) leg(ctx context.Context, t *snapshot.Target) (session.Target, 
 // target's request names.
 func (x *Request) lost(ctx context.Context, t *snapshot.Target, leg session.Target, own bool) (session.Target, error) {
 	key := softKey{x.Session.Nonce, t.Name}
-	soft, isSoft := x.mux.soft.get(key)
+	soft, isSoft := x.mux.soft.Get(t.Tenant.Name, key)
 	if isSoft && soft.ID == leg.ID {
-		x.mux.soft.drop(key)
+		x.mux.soft.Drop(t.Tenant.Name, key)
 	}
 	if own && (isSoft || t.Config.GetReinitialize()) {
 		return x.begin(ctx, t)
@@ -73,7 +73,7 @@ func (x *Request) begin(ctx context.Context, t *snapshot.Target) (session.Target
 			return nil, err
 		}
 		_ = resp.Body.Close()
-		x.mux.soft.put(key, leg, 1, x.Session.Expires)
+		x.mux.soft.Put(t.Tenant.Name, key, leg, 2*len(t.Name)+len(leg.ID)+len(leg.Version), x.Session.Expires)
 		x.sayLevel(ctx, t, leg)
 		return leg, nil
 	})

@@ -49,17 +49,17 @@ func (m *Mux) setLevel(w http.ResponseWriter, x *Request) error {
 
 func (x *Request) rememberLevel() {
 	if level := x.Message.Level.String(); x.Session != nil && slices.Contains(mcp.LogLevels, level) {
-		x.mux.levels.put(x.Session.Nonce, level, 1, x.Session.Expires)
+		x.mux.levels.Put(x.Route.Tenant.Name, x.Session.Nonce, level, len(level), x.Session.Expires)
 	}
 }
 
 // sayLevel tells a session that was begun later what the client has said to those before. A target that has no logs is right to
 // refuse it; of one that fails the client cannot be told.
 func (x *Request) sayLevel(ctx context.Context, t *snapshot.Target, leg session.Target) {
-	if x.mux.levels.empty() {
+	if x.mux.levels.Empty() {
 		return
 	}
-	level, ok := x.mux.levels.get(x.Session.Nonce)
+	level, ok := x.mux.levels.Get(x.Route.Tenant.Name, x.Session.Nonce)
 	if !ok {
 		return
 	}

@@ -248,9 +248,10 @@ func (x *Request) claim(t *snapshot.Target, list mcp.List, pages []*page, owned 
 			if owner == t.Name {
 				return nil
 			}
+			name = name[:min(len(name), 200)]
 			key := t.Resource + "\x00" + list.Method() + "\x00" + name
-			if _, told := x.mux.reported.get(key); !told {
-				x.mux.reported.put(key, struct{}{}, 1, time.Time{})
+			if _, told := x.mux.reported.Get(t.Tenant.Name, key); !told {
+				x.mux.reported.Put(t.Tenant.Name, key, struct{}{}, len(key), time.Time{})
 				x.mux.log.Warn("name is hidden: an earlier target has it", "tenant", t.Tenant.Name, "backend", x.Backend.Name,
 					"target", t.Name, "owner", owner, "list", list.Method(), "name", name)
 			}

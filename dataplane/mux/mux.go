@@ -17,6 +17,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/hold"
 	"github.com/sluicegate/sluice/internal/policy"
 )
 
@@ -55,18 +56,18 @@ type Mux struct {
 	log *slog.Logger
 
 	oldclients *oldclient.Bridge
-	graves     session.Tombstones
-	soft       *lru[softKey, session.Target]
-	levels     *lru[session.Nonce, string] // what clients have said by logging/setLevel
-	eras       *lru[eraKey, eras]
-	pages      *lru[pageKey, *page]
-	catalogs   *lru[catalogKey, *catalog]
-	changed    *lru[changeKey, *atomic.Uint64]
-	taken      *lru[takenKey, struct{}]
-	named      *lru[string, string]
-	documents  *lru[string, []byte]
-	reported   *lru[string, struct{}]
-	tasks      *lru[taskKey, string] // the tool that made it
+	graves     *hold.Cache[session.Nonce, struct{}] // sessions that were deleted
+	soft       *hold.Cache[softKey, session.Target]
+	levels     *hold.Cache[session.Nonce, string] // what clients have said by logging/setLevel
+	eras       *hold.Cache[eraKey, eras]
+	pages      *hold.Cache[pageKey, *page]
+	catalogs   *hold.Cache[catalogKey, *catalog]
+	changed    *hold.Cache[changeKey, *atomic.Uint64]
+	taken      *hold.Cache[takenKey, struct{}]
+	named      *hold.Cache[string, string]
+	documents  *hold.Cache[string, []byte]
+	reported   *hold.Cache[string, struct{}]
+	tasks      *hold.Cache[taskKey, string] // the tool that made it
 	flights    singleflight.Group
 	streams    streams
 	ids        atomic.Uint64 // of the last request of our own, from a random one on: other proxies ask in the same sessions
@@ -77,17 +78,18 @@ func New(cfg Config) *Mux {
 	m := &Mux{
 		cfg:       cfg,
 		log:       cfg.Log,
-		soft:      newLRU[softKey, session.Target](1 << 18),
-		levels:    newLRU[session.Nonce, string](1 << 18),
-		eras:      newLRU[eraKey, eras](1 << 16),
-		pages:     newLRU[pageKey, *page](128 << 20),
-		catalogs:  newLRU[catalogKey, *catalog](64 << 20),
-		changed:   newLRU[changeKey, *atomic.Uint64](1 << 14),
-		taken:     newLRU[takenKey, struct{}](1 << 16),
-		named:     newLRU[string, string](1 << 14),
-		documents: newLRU[string, []byte](16 << 20),
-		reported:  newLRU[string, struct{}](1 << 14),
-		tasks:     newLRU[taskKey, string](1 << 16),
+		graves:    hold.NewCache[session.Nonce, struct{}](32 << 20), // bytes; see docs/limits.md
+		soft:      hold.NewCache[softKey, session.Target](32 << 20),
+		levels:    hold.NewCache[session.Nonce, string](16 << 20),
+		eras:      hold.NewCache[eraKey, eras](16 << 20),
+		pages:     hold.NewCache[pageKey, *page](128 << 20),
+		catalogs:  hold.NewCache[catalogKey, *catalog](64 << 20),
+		changed:   hold.NewCache[changeKey, *atomic.Uint64](8 << 20),
+		taken:     hold.NewCache[takenKey, struct{}](16 << 20),
+		named:     hold.NewCache[string, string](8 << 20),
+		documents: hold.NewCache[string, []byte](16 << 20),
+		reported:  hold.NewCache[string, struct{}](4 << 20),
+		tasks:     hold.NewCache[taskKey, string](32 << 20),
 	}
 	m.ids.Store(rand.Uint64())
 	if m.log == nil {
@@ -203,8 +205,14 @@ func (m *Mux) serve(w http.ResponseWriter, x *Request) error {
 	return m.message(w, x)
 }
 
-// Deleted reports whether a session was ended by its client, as far as this proxy knows.
-func (m *Mux) Deleted(s *session.State) bool { return m.graves.Has(s.Nonce) }
+// Deleted reports whether a session of a tenant was ended by its client, as far as this proxy knows.
+func (m *Mux) Deleted(tenant string, s *session.State) bool {
+	if m.graves.Empty() { // the usual case costs no lock
+		return false
+	}
+	_, deleted := m.graves.Get(tenant, s.Nonce)
+	return deleted
+}
 
 // message serves one message of a POST.
 func (m *Mux) message(w http.ResponseWriter, x *Request) error {

@@ -15,42 +15,6 @@ import (
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
-func TestLRU(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newLRU[int, string](16 * 4)
-		if !c.empty() {
-			t.Error("a new cache is not empty")
-		}
-		c.put(1, "one", 1, time.Now().Add(time.Minute))
-		c.put(1, "uno", 1, time.Now().Add(time.Minute))
-		c.put(2, "huge", 5, time.Time{})
-		if v, ok := c.get(1); !ok || v != "uno" {
-			t.Errorf("1 = %q, %v", v, ok)
-		}
-		if _, ok := c.get(2); ok {
-			t.Error("what is larger than there is room was kept")
-		}
-		time.Sleep(time.Minute)
-		if _, ok := c.get(1); ok || !c.empty() {
-			t.Error("1 outlived its time")
-		}
-		for i := range 1000 {
-			c.put(i, "", 1, time.Time{})
-			c.get(0) // used all the time
-		}
-		if n := c.held.Load(); n > 64 {
-			t.Errorf("%d items are held, want at most 64", n)
-		}
-		if _, ok := c.get(0); !ok {
-			t.Error("what was used last is gone")
-		}
-		c.drop(0)
-		if _, ok := c.get(0); ok {
-			t.Error("dropped, and still there")
-		}
-	})
-}
-
 // What the proxy itself says never lands inside an event that passes through, however that is cut.
 func TestSinkKeepsEventsWhole(t *testing.T) {
 	for _, end := range []string{"\n", "\r\n", "\r"} {

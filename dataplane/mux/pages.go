@@ -20,8 +20,11 @@ import (
 type page struct {
 	result []byte
 	part   *mcp.Part // what was made of it for one client's list as it was read; nil: make it of result
-	body   []byte    // beside part: where result stands
+	body   []byte    // where result stands
 }
+
+// size is about how many bytes a page takes that is kept, which has no part: all that its target has said around it.
+func (p *page) size() int { return 128 + max(cap(p.body), len(p.result)) }
 
 // pagesRoom is memory for pages that end with their request. Lists are long, and each would have to be cleared first.
 var pagesRoom sync.Pool
@@ -49,15 +52,22 @@ func (p *page) free() {
 // keeper says what of a list a client sees, and changes it on the way.
 type keeper func(*mcp.Item) bool
 
+// maxWhole bounds what a whole list may take while it is read, in bytes.
+const maxWhole = 64 << 20
+
 // allPages reads a whole list.
 func (x *Request) allPages(ctx context.Context, t *snapshot.Target, list mcp.List) ([]*page, error) {
 	var pages []*page
+	size := 0
 	for cursor := (*string)(nil); len(pages) < maxPages; {
 		p, err := x.page(ctx, t, list, cursor, nil)
 		if err != nil {
 			return nil, err
 		}
 		pages = append(pages, p)
+		if size += len(p.result); size > maxWhole {
+			return nil, x.fail(http.StatusBadGateway, mcp.CodeInternal, "target %q lists more than %d bytes by %s", t.Name, maxWhole, list.Method())
+		}
 		read, err := x.read(t, list, p)
 		if err != nil {
 			return nil, err
@@ -104,7 +114,7 @@ func (x *Request) listThrough(w http.ResponseWriter, t *snapshot.Target, list mc
 	if x.restricts(t) {
 		hinted = func(p *page) []byte { return mcp.MakePrivate(p.result) }
 	}
-	if p := x.cached(key); p != nil {
+	if p := x.cached(t, key); p != nil {
 		return x.answerFor(w, t, hinted(p))
 	}
 	f, own, err := x.fetchShared(x.HTTP.Context(), t, list, cursor, key)
@@ -144,6 +154,8 @@ func (x *Request) pageKey(t *snapshot.Target, list mcp.List, cursor *string) pag
 	return key
 }
 
+func (k pageKey) size() int { return len(k.digest) + len(k.principal) + len(k.vary) + len(k.cursor) }
+
 // public is the key of a page that all callers share.
 func (k pageKey) public() pageKey {
 	k.principal = ""
@@ -151,14 +163,14 @@ func (k pageKey) public() pageKey {
 }
 
 // cached is a page that is still good, nil if there is none.
-func (x *Request) cached(key pageKey) *page {
-	if x.mux.pages.empty() {
+func (x *Request) cached(t *snapshot.Target, key pageKey) *page {
+	if x.mux.pages.Empty() {
 		return nil
 	}
-	if p, ok := x.mux.pages.get(key); ok {
+	if p, ok := x.mux.pages.Get(t.Tenant.Name, key); ok {
 		return p
 	}
-	p, _ := x.mux.pages.get(key.public())
+	p, _ := x.mux.pages.Get(t.Tenant.Name, key.public())
 	return p
 }
 
@@ -171,7 +183,7 @@ func (x *Request) page(ctx context.Context, t *snapshot.Target, list mcp.List, c
 		f, err = x.fetch(ctx, t, list, cursor, keep)
 	} else {
 		key := x.pageKey(t, list, cursor)
-		if p := x.cached(key); p != nil {
+		if p := x.cached(t, key); p != nil {
 			return p, nil
 		}
 		f, _, err = x.fetchShared(ctx, t, list, cursor, key)
@@ -189,7 +201,7 @@ func (x *Request) page(ctx context.Context, t *snapshot.Target, list mcp.List, c
 // target says. Until the answer is there nobody knows whether other callers may share it. own is true for the request
 // that was sent.
 func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.List, cursor *string, key pageKey) (f *fetched, own bool, err error) {
-	v, err, _ := x.mux.flights.Do("page\x00"+key.flight(), func() (any, error) {
+	v, err, _ := x.mux.flights.Do("page\x00"+t.Tenant.Name+"\x00"+key.flight(), func() (any, error) {
 		own = true
 		ctx, cancel := x.mux.fanOut(context.WithoutCancel(ctx), t)
 		defer cancel()
@@ -208,7 +220,7 @@ func (x *Request) fetchShared(ctx context.Context, t *snapshot.Target, list mcp.
 			k = key.public()
 		}
 		if ttl = min(ttl, maxTTL); ttl > 0 {
-			x.mux.pages.put(k, f.page, 512+len(f.page.result), time.Now().Add(ttl))
+			x.mux.pages.Put(t.Tenant.Name, k, f.page, k.size()+f.page.size(), time.Now().Add(ttl))
 		}
 		return f, nil
 	})
@@ -363,10 +375,10 @@ func (x *Request) ownMeta() []byte {
 
 // changes counts how often a target has said that a list changed: pages of before are not found any more.
 func (m *Mux) changes(t *snapshot.Target, list mcp.List) uint64 {
-	if m.changed.empty() {
+	if m.changed.Empty() {
 		return 0
 	}
-	n, ok := m.changed.get(changeKey{t.Digest, list})
+	n, ok := m.changed.Get(t.Tenant.Name, changeKey{t.Digest, list})
 	if !ok {
 		return 0
 	}
@@ -380,11 +392,11 @@ type changeKey struct {
 
 func (m *Mux) forgetPages(t *snapshot.Target, list mcp.List) {
 	key := changeKey{t.Digest, list}
-	n, ok := m.changed.get(key)
+	n, ok := m.changed.Get(t.Tenant.Name, key)
 	if !ok {
 		n = &atomic.Uint64{}
 		n.Store(uint64(time.Now().UnixNano())) // never a number that was used before it was evicted
-		m.changed.put(key, n, 1, time.Time{})
+		m.changed.Put(t.Tenant.Name, key, n, len(t.Digest), time.Time{})
 	}
 	n.Add(1)
 }

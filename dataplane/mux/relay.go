@@ -399,7 +399,7 @@ func (x *Request) sealRequest(t *snapshot.Target, id []byte) string {
 
 // known is the session at a target, without making one.
 func (x *Request) known(t *snapshot.Target) session.Target {
-	if s, ok := x.mux.soft.get(softKey{x.Session.Nonce, t.Name}); ok {
+	if s, ok := x.mux.soft.Get(t.Tenant.Name, softKey{x.Session.Nonce, t.Name}); ok {
 		return s
 	}
 	s, _ := x.Session.Target(t.Name)

@@ -33,14 +33,14 @@ func (m *Mux) ResourceMetadata(x *Request, t *snapshot.Target, path string) ([]b
 	if t.Refused != nil {
 		return nil, x.refusedConfig(t)
 	}
-	document, ok := m.documents.get(t.Digest)
+	document, ok := m.documents.Get(t.Tenant.Name, t.Digest)
 	if !ok {
-		v, err, _ := m.flights.Do("resource\x00"+t.Digest, func() (any, error) {
+		v, err, _ := m.flights.Do("resource\x00"+t.Tenant.Name+"\x00"+t.Digest, func() (any, error) {
 			ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(x.HTTP.Context()), documentTime, upstream.ErrTimeout)
 			defer cancel()
 			document, err := x.findDocument(ctx, t)
 			if err == nil {
-				m.documents.put(t.Digest, document, len(document), time.Now().Add(documentAge))
+				m.documents.Put(t.Tenant.Name, t.Digest, document, len(t.Digest)+cap(document), time.Now().Add(documentAge))
 			}
 			return document, err
 		})
@@ -55,7 +55,7 @@ func (m *Mux) ResourceMetadata(x *Request, t *snapshot.Target, path string) ([]b
 // findDocument asks the target: where its last challenge named, and where the RFC has it. A target that has challenged nobody
 // yet is made to, by what a client without a token would send.
 func (x *Request) findDocument(ctx context.Context, t *snapshot.Target) ([]byte, error) {
-	named, ok := x.mux.named.get(t.Digest)
+	named, ok := x.mux.named.Get(t.Tenant.Name, t.Digest)
 	if !ok {
 		resp, err := x.askDiscover(ctx, t)
 		if err != nil {

@@ -71,7 +71,8 @@ const taskAge = 24 * time.Hour
 // remember notes which tool made a task, for what is said of it elsewhere.
 func (x *Request) remember(t *snapshot.Target, own, tool string) {
 	if tool != "" {
-		x.mux.tasks.put(taskKey{x.Scope, t.Name, own}, tool, 1, time.Now().Add(taskAge))
+		size := len(x.Scope.Tenant) + len(x.Scope.Backend) + len(x.Scope.Principal) + len(t.Name) + len(own) + len(tool)
+		x.mux.tasks.Put(t.Tenant.Name, taskKey{x.Scope, t.Name, own}, tool, size, time.Now().Add(taskAge))
 	}
 }
 
@@ -80,7 +81,7 @@ func (x *Request) toolOf(t *snapshot.Target, own string) string {
 	if !t.Policy.Authorizes() {
 		return ""
 	}
-	tool, _ := x.mux.tasks.get(taskKey{x.Scope, t.Name, own})
+	tool, _ := x.mux.tasks.Get(t.Tenant.Name, taskKey{x.Scope, t.Name, own})
 	return tool
 }
 
@@ -203,7 +204,7 @@ func (x *Request) admitListedTask(t *snapshot.Target, own string) bool {
 	call := x.call(t, policy.Task, own)
 	call.Tool, call.Work = x.toolOf(t, own), x.work
 	if call.Tool != "" {
-		if c, ok := x.mux.catalogs.get(x.catalogKey(t, mcp.Tools)); ok {
+		if c, ok := x.mux.catalogs.Get(t.Tenant.Name, x.catalogKey(t, mcp.Tools)); ok {
 			call.Annotations = c.items[call.Tool].annotations
 		}
 	}

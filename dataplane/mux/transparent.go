@@ -51,7 +51,7 @@ func (m *Mux) serveTransparent(w http.ResponseWriter, x *Request, t *snapshot.Ta
 // too: it is asked, for some of what follows is answered here. A token that is about somebody else is none of the session's even so.
 func (x *Request) goOn(t *snapshot.Target) error {
 	key := takenKey{x.Session.Nonce, x.caller()}
-	if _, ok := x.mux.taken.get(key); ok {
+	if _, ok := x.mux.taken.Get(t.Tenant.Name, key); ok {
 		return nil
 	}
 	_, err, _ := x.mux.flights.Do("go on\x00"+string(key.nonce[:])+key.caller, func() (any, error) {
@@ -65,7 +65,7 @@ func (x *Request) goOn(t *snapshot.Target) error {
 	if x.Session.Subject != "" && x.Session.Subject != x.Principal.Subject() {
 		return x.sessionGone()
 	}
-	x.mux.taken.put(key, struct{}{}, 1, time.Now().Add(takenAge))
+	x.mux.taken.Put(t.Tenant.Name, key, struct{}{}, len(key.caller), time.Now().Add(takenAge))
 	return nil
 }
 
@@ -135,12 +135,12 @@ func (x *Request) hearChallenge(t *snapshot.Target, challenges []string) (path s
 		if where == "" || err != nil || !sameOrigin(to, origin) {
 			continue
 		}
-		path, named = to.RequestURI(), true
+		path, named = strings.Clone(to.RequestURI()), true // which may be part of the whole head
 	}
 	if named {
-		x.mux.named.put(t.Digest, path, 1, time.Now().Add(24*time.Hour))
+		x.mux.named.Put(t.Tenant.Name, t.Digest, path, len(t.Digest)+len(path), time.Now().Add(24*time.Hour))
 	}
-	x.mux.documents.drop(t.Digest)
+	x.mux.documents.Drop(t.Tenant.Name, t.Digest)
 	return path, named
 }
 

@@ -19,7 +19,7 @@ type Cache struct {
 
 const (
 	cacheSlots = 1 << 13
-	maxCached  = 1 << 10 // the longest id that is held: an entry takes about twice its id, so all take at most some 20 MB
+	maxCached  = 1280 // the longest id that is held, with its scope: an entry takes about twice that, so all take at most some 20 MB
 )
 
 // opened is what one id opens to. The codec stands in it by number, lest keys outlive their codec.
@@ -37,7 +37,7 @@ func (c *Cache) Encode(codec *Codec, scope Scope, s State) (string, error) {
 		return "", err
 	}
 	id := codec.seal(kindSession, scope, plain)
-	if len(id) > maxCached {
+	if tooLong(scope, id) {
 		return id, nil
 	}
 	if state, err := stateOf(scope, plain); err == nil { // not s: it may share memory with much that is no longer needed
@@ -48,7 +48,7 @@ func (c *Cache) Encode(codec *Codec, scope Scope, s State) (string, error) {
 
 // Decode is [Codec.Decode]. Requests share the State that it returns: it must not be changed.
 func (c *Cache) Decode(codec *Codec, scope Scope, id string) (*State, error) {
-	if len(id) > maxCached {
+	if tooLong(scope, id) {
 		return codec.Decode(scope, id)
 	}
 	slot := c.slot(id)
@@ -63,6 +63,10 @@ func (c *Cache) Decode(codec *Codec, scope Scope, id string) (*State, error) {
 		slot.Store(&opened{codec: codec.serial, scope: scope, id: strings.Clone(id), state: state})
 	}
 	return state, err
+}
+
+func tooLong(s Scope, id string) bool {
+	return len(s.Tenant)+len(s.Backend)+len(s.Principal)+len(id) > maxCached
 }
 
 func (c *Cache) slot(id string) *atomic.Pointer[opened] {

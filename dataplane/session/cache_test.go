@@ -56,21 +56,22 @@ func TestCacheHolds(t *testing.T) {
 	c := codec(t, newKey)
 	var cache Cache
 	for _, tt := range []struct {
-		name  string
-		extra int
-		held  bool
-	}{{"usual", 0, true}, {"long", 1 << 10, false}} {
-		s := state()
+		name             string
+		extra, principal int
+		held             bool
+	}{{"usual", 0, 0, true}, {"long", 1 << 10, 0, false}, {"long principal", 0, 1 << 10, false}} {
+		s, scope := state(), alice
 		s.ClientInfo += strings.Repeat(" ", tt.extra)
-		id, err := c.Encode(alice, s)
+		scope.Principal += strings.Repeat("x", tt.principal)
+		id, err := c.Encode(scope, s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		first, err := cache.Decode(c, alice, id)
+		first, err := cache.Decode(c, scope, id)
 		if err != nil {
 			t.Fatal(err)
 		}
-		second, err := cache.Decode(c, alice, id)
+		second, err := cache.Decode(c, scope, id)
 		if err != nil || (first == second) != tt.held {
 			t.Errorf("%s: held %v (%v), want %v", tt.name, first == second, err, tt.held)
 		}

@@ -261,37 +261,6 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-func TestTombstones(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var graves Tombstones
-		s := state()
-		s.Expires = time.Now().Add(time.Hour)
-		if graves.Has(s.Nonce) {
-			t.Error("a living session is buried")
-		}
-		graves.Add(&s)
-		graves.Add(&s)
-		if !graves.Has(s.Nonce) {
-			t.Error("a deleted session is not remembered")
-		}
-		if n := graves.held.Load(); n != 1 {
-			t.Errorf("held %d, want 1", n)
-		}
-		for i := range 2 * maxGraves { // all in one shard
-			graves.Add(&State{Nonce: Nonce{32, byte(i), byte(i >> 8), 1}, Expires: s.Expires})
-		}
-		if n := graves.held.Load(); n > maxGraves+1 {
-			t.Errorf("held %d after a flood, want at most %d", n, maxGraves+1)
-		}
-		time.Sleep(2 * time.Hour)
-		late := State{Nonce: Nonce{32, 255, 255, 255}, Expires: time.Now().Add(time.Hour)}
-		graves.Add(&late)
-		if n := graves.held.Load(); n != 2 { // the other shard's one waits for its next burial
-			t.Errorf("held %d after all expired, want 2", n)
-		}
-	})
-}
-
 func FuzzDecode(f *testing.F) {
 	c := codec(f, oldKey)
 	f.Add(goldenID)

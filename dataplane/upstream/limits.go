@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/sluicegate/sluice/internal/hold"
 )
 
 // slots bounds the processes of a target of a tenant, whatever snapshots and policies they are from.
@@ -79,20 +81,11 @@ func (s *slots) count() int {
 // maxShared bounds the sessions of a shared process.
 const maxShared = 10_000
 
-// Share is how much of what a target has one caller may have, lest nobody else is served. Anonymous callers, "", cannot be told apart:
-// theirs is all.
-func Share(most int, whose string) int {
-	if whose == "" {
-		return most
-	}
-	return (most + 1) / 2
-}
-
 // full tells why a caller can have no more sessions, in words for him; "": he can.
 func (s *sessions) full(whose string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	most := Share(s.most, whose)
+	most := hold.Share(s.most, whose)
 	if s.most == 0 || len(s.byID) < most {
 		return ""
 	}

@@ -11,6 +11,8 @@ type ask struct {
 	entry []byte // what the client is asked: method and params
 }
 
+func (a *ask) size() int { return 128 + len(a.id) + len(a.entry) }
+
 // refusal is the answer to a request that the client cannot be asked; ok if it can.
 func (c *client) refusal(m *mcp.Message) (code int, text string, ok bool) {
 	return c.refuses(m.Method, m.Params.Of(m.Body))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -95,7 +96,7 @@ func (s *peer) initialize(ctx context.Context) *failure {
 	}
 	defer resp.Body.Close()
 	if s.tr.Owned() { // it lives here, and is to end whatever becomes of the answer
-		s.id = resp.Header.Get(mcp.HeaderSession)
+		s.id = strings.Clone(resp.Header.Get(mcp.HeaderSession)) // which is part of the whole head
 	}
 	if unauthorized(resp) { // for the caller to judge, whatever its body says
 		return &failure{status: resp.Status, header: resp.Header}
@@ -116,7 +117,7 @@ func (s *peer) initialize(ctx context.Context) *failure {
 		// An id that comes with an error is no session's: some servers hand one out with every answer.
 		return &failure{err: &RefusedError{Reason: msg.ErrorLine()}}
 	}
-	s.id = resp.Header.Get(mcp.HeaderSession)
+	s.id = strings.Clone(resp.Header.Get(mcp.HeaderSession))
 	if len(msg.Body) > maxServer {
 		return &failure{err: &RefusedError{Reason: fmt.Sprintf("its answer to initialize has more than %d bytes", maxServer)}}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/hold"
 )
 
 // Config of a [Bridge].
@@ -41,7 +42,9 @@ type Bridge struct {
 	cfg Config
 	log *slog.Logger
 
-	tools tools // what targets say of their tools' headers
+	tools   *hold.Cache[toolsKey, *mcp.ToolParams] // what targets say of their tools' headers
+	asked   *hold.Budget                           // for what calls that wait keep
+	watched *hold.Budget                           // for the resources that are listened for
 
 	mu     sync.Mutex
 	pools  map[string]*pool         // guarded by mu; by resource name of the target
@@ -53,7 +56,8 @@ type Bridge struct {
 
 // New returns a bridge without sessions.
 func New(cfg Config) *Bridge {
-	b := &Bridge{cfg: cfg, log: cfg.Log, pools: map[string]*pool{}, parked: map[session.CallID]*call{}}
+	b := &Bridge{cfg: cfg, log: cfg.Log, pools: map[string]*pool{}, parked: map[session.CallID]*call{},
+		tools: hold.NewCache[toolsKey, *mcp.ToolParams](maxTools), asked: hold.NewBudget(maxAsked), watched: hold.NewBudget(maxWatchedAll)}
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)
 	}
@@ -115,7 +119,7 @@ func (b *Bridge) Retain(live []*snapshot.Target) {
 		}
 	}
 	b.mu.Unlock()
-	b.tools.retain(used)
+	b.tools.DropAll(func(k toolsKey) bool { return !used[k.digest] })
 	for _, s := range gone {
 		s.retire()
 	}

@@ -121,7 +121,7 @@ func bridged(t *testing.T, s *target, f func(t *testing.T, b *Bridge, face upstr
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }, ProxyID: "p"})
-		f(t, b, b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Digest: "1", Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: "ada"}}))
+		f(t, b, b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Digest: "1", Tenant: &snapshot.Owner{Name: "acme"}, Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: "ada"}}))
 		if err := b.Close(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -391,7 +391,7 @@ func TestUselessSessionsEnd(t *testing.T) {
 					}
 					return s
 				}})
-				face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: "ada"}})
+				face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Tenant: &snapshot.Owner{Name: "acme"}, Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: "ada"}})
 				if _, err := do(t.Context(), face, "tools/list", `"x":1`); err == nil {
 					t.Error("it was used")
 				}
@@ -490,7 +490,7 @@ func TestCloseWhileWaitingForTurn(t *testing.T) {
 	s := owned{&target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": standing}}}
 	synctest.Test(t, func(t *testing.T) {
 		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
-		face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: "ada"}})
+		face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Tenant: &snapshot.Owner{Name: "acme"}, Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: "ada"}})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		resp, err := able(ctx, face, "")

@@ -1,6 +1,7 @@
 package newclient
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"sync"
@@ -36,6 +37,7 @@ type call struct {
 	last  time.Time // when the newest came
 	named int       // asks so far, to name the next
 	turn  bool      // it holds the session's turn
+	held  int       // guarded by b.mu; of b.asked, while it is parked
 
 	mu    sync.Mutex
 	state state          // guarded by mu
@@ -56,7 +58,7 @@ const (
 // start sends a client's request in a session and serves its first round. The session is left when the call is over.
 func (f *stateless) start(ctx context.Context, p *peer, r *upstream.Request, m *mcp.Message, again *session.Call) (*upstream.Response, error) {
 	k := &call{
-		p: p, whose: f.caller.Scope, method: m.Method, token: m.Meta.ProgressToken.Of(m.Body),
+		p: p, whose: f.caller.Scope, method: m.Method, token: bytes.Clone(m.Meta.ProgressToken.Of(m.Body)),
 		in: make(chan *item, 64), room: semaphore.NewWeighted(maxWaiting), head: make(chan struct{}), round: 1,
 	}
 	k.whole = m.Method == "tools/list" && !m.Cursor.Present()
@@ -81,7 +83,7 @@ func (k *call) register(id []byte) (ownID, ownToken []byte) {
 	s := k.p
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k.id = id
+	k.id = bytes.Clone(id) // a call may wait for long, and the message that it came with be large
 	if !s.alone {
 		s.seq++
 		ownID = fmt.Appendf(nil, `"sluice-%d"`, s.seq)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
@@ -52,15 +51,16 @@ func (d *direct) Do(ctx context.Context, r *upstream.Request) (*upstream.Respons
 // check reads the tools anew before it refuses anything: the target may have changed them.
 func (d *direct) check(ctx context.Context, r *upstream.Request, m *mcp.Message) *mcp.Error {
 	key := toolsKey{d.t.Digest, d.principal, sha256.Sum256(m.Meta.ClientCapabilities.Of(m.Body))}
-	verdict := func(known *toolHeaders) error {
-		return known.byName[m.Name.String()].Check(r.Header, m.Arguments.Of(m.Body))
+	tenant := d.t.Tenant.Name
+	verdict := func(known *mcp.ToolParams) error {
+		return known.Of(m.Name.String()).Check(r.Header, m.Arguments.Of(m.Body))
 	}
-	if known := d.b.tools.get(key); known != nil && verdict(known) == nil {
+	if known := d.b.knownTools(tenant, key); known != nil && verdict(known) == nil {
 		return nil
 	}
 	known, err := d.list(ctx, r, m)
 	if err == nil {
-		d.b.tools.put(key, known)
+		d.b.learn(tenant, key, known)
 		err = verdict(known)
 	} else if !sendsParams(r.Header) {
 		return nil // nothing was sent that could be wrong; the call itself will tell what is
@@ -76,8 +76,8 @@ func (d *direct) check(ctx context.Context, r *upstream.Request, m *mcp.Message)
 }
 
 // list reads all tools, in the name of who calls one.
-func (d *direct) list(ctx context.Context, r *upstream.Request, m *mcp.Message) (*toolHeaders, error) {
-	found := &toolHeaders{byName: map[string]mcp.ParamHeaders{}, seen: time.Now()}
+func (d *direct) list(ctx context.Context, r *upstream.Request, m *mcp.Message) (*mcp.ToolParams, error) {
+	found := &mcp.ToolParams{}
 	cursor := ""
 	for range maxPages {
 		params := append([]byte(`{"_meta":`), m.Meta.Span.Of(m.Body)...)
@@ -96,8 +96,8 @@ func (d *direct) list(ctx context.Context, r *upstream.Request, m *mcp.Message) 
 		if msg.Error.Present() {
 			break
 		}
-		page, err := found.add(msg.Result.Of(msg.Body), d.b.cfg.Limits)
-		if errors.Is(err, errLongList) {
+		page, err := found.Add(msg.Result.Of(msg.Body), d.b.cfg.Limits)
+		if errors.Is(err, mcp.ErrLongList) {
 			return nil, unchecked(d.t.Name)
 		}
 		if err != nil || !page.NextCursor.IsString() {

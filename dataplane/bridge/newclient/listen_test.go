@@ -16,8 +16,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
+	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/hold"
+	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
 // A target hears in order what is wanted of a resource: the end of one listen does not undo the beginning of the next.
@@ -223,6 +226,58 @@ func TestManyResources(t *testing.T) {
 			p.mu.Unlock()
 		}
 		_ = other.Close()
+	})
+}
+
+// So have all the sessions of a tenant together, of which a caller can have many; what ends a session gives its part back.
+func TestResourcesOfManySessions(t *testing.T) {
+	const room = 1 << 20
+	s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"GET": standing}}
+	var all []string
+	for n := range 8 {
+		all = append(all, fmt.Sprintf(`"test://%d%s"`, n, strings.Repeat("x", 8<<10)))
+	}
+	uris := `{"resourceSubscriptions":[` + strings.Join(all, ",") + `]}`
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }, ProxyID: "p"})
+		b.watched = hold.NewBudget(room)
+		listens := func(tenant, caller string, n int) (honoured int, body io.ReadCloser) {
+			only := &snapshot.Target{Name: "only", Resource: fmt.Sprint(tenant, "/only", n), Digest: "1", Tenant: &snapshot.Owner{Name: tenant}, Config: &xdsv1.Target{}}
+			raw, body := listen(t, b.Stateless(only, Caller{Scope: session.Scope{Tenant: tenant, Principal: caller}}), uris)
+			var got filter
+			if err := json.Unmarshal([]byte(raw), &got); err != nil {
+				t.Fatal(err)
+			}
+			return len(got.URIs), body
+		}
+		var bodies []io.Closer
+		total := 0
+		for n := range 20 {
+			honoured, body := listens("greedy", "ada", n)
+			bodies = append(bodies, body)
+			total += honoured
+		}
+		if total < 50 || total > 64 {
+			t.Errorf("%d resources of 8 KiB are honoured, want some 60 in half of 1 MiB", total)
+		}
+		honoured, body := listens("modest", "ada", 0)
+		if bodies = append(bodies, body); honoured != 8 {
+			t.Errorf("%d resources of another tenant are honoured, want 8", honoured)
+		}
+		for _, body := range bodies[:10] {
+			_ = body.Close() // the last of a session's unsubscribes
+		}
+		b.Retain(nil) // ends the others' sessions
+		for _, body := range bodies[10:] {
+			_ = body.Close()
+		}
+		time.Sleep(time.Minute)
+		if held := b.watched.Held("greedy") + b.watched.Held("modest"); held != 0 {
+			t.Errorf("%d bytes are held when nobody listens", held)
+		}
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

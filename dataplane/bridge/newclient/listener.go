@@ -115,7 +115,7 @@ func news(method string) bool {
 // changed brings news to those that listen.
 func (s *peer) changed(m *mcp.Message) {
 	if m.Method == "notifications/tools/list_changed" {
-		s.b.tools.forget(s.key.digest)
+		s.b.forgetTools(s.key.digest)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -207,10 +207,12 @@ type watch struct {
 	on   bool          // guarded by turn; the target has accepted
 }
 
-// maxWatched bounds the resources that are listened for in a session, in bytes of their URIs and what is kept beside each.
+// maxWatched bounds the resources that are listened for in a session, in bytes of their URIs and what is kept beside each, and
+// maxWatchedAll those of each tenant.
 const (
-	maxWatched = 1 << 20
-	watchSize  = 256
+	maxWatched    = 1 << 20
+	maxWatchedAll = 64 << 20
+	watchSize     = 256
 )
 
 // want notes a resource for one listener more, if there is room.
@@ -219,10 +221,11 @@ func (s *peer) want(uri string) bool {
 	defer s.mu.Unlock()
 	w := s.watched[uri]
 	if w == nil {
-		if s.watching+len(uri)+watchSize > maxWatched {
+		size := len(uri) + watchSize
+		if s.dropped || s.watching+size > maxWatched || !s.b.watched.Take(s.t.Tenant.Name, s.whose, size) {
 			return false
 		}
-		s.watching += len(uri) + watchSize
+		s.watching += size
 		w = &watch{turn: make(chan struct{}, 1)}
 		s.watched[uri] = w
 	}
@@ -306,7 +309,10 @@ func (s *peer) unsubscribe(ctx context.Context, uri string) {
 	defer s.mu.Unlock()
 	if w.n == 0 && s.watched[uri] == w {
 		delete(s.watched, uri)
-		s.watching -= len(uri) + watchSize
+		if !s.dropped {
+			s.watching -= len(uri) + watchSize
+			s.b.watched.Give(s.t.Tenant.Name, s.whose, len(uri)+watchSize)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/hold"
 )
 
 // patience is how long a client may take to come back with what it was asked.
@@ -40,7 +41,7 @@ func (k *call) ask(rd *round) event {
 		k.mu.Unlock()
 		return k.refuse(rd, why)
 	}
-	b.parked[k.park] = k
+	b.parked[k.park], k.held = k, k.asking()
 	b.mu.Unlock()
 	k.state = parked
 	k.round = rd.n + 1
@@ -56,7 +57,19 @@ func (k *call) ask(rd *round) event {
 	return rd.inputRequired(k.p, entries, call)
 }
 
-// fullOf tells why a call cannot wait, in words for its client; "": it can. b.mu is held.
+// maxAsked bounds what the calls of each tenant keep while they wait for their clients, in bytes.
+const maxAsked = 64 << 20
+
+// asking is about how many bytes a call keeps while it waits.
+func (k *call) asking() int {
+	n := 4 << 10 // with its context and goroutine
+	for _, a := range k.asks {
+		n += a.size()
+	}
+	return n
+}
+
+// fullOf tells why a call cannot wait, in words for its client; "": it can, and has taken room for what it keeps. b.mu is held.
 func (b *Bridge) fullOf(k *call) string {
 	all, own := 0, 0
 	for _, other := range b.parked {
@@ -71,8 +84,8 @@ func (b *Bridge) fullOf(k *call) string {
 	switch {
 	case b.closed || all >= b.cfg.MaxParked:
 		return "too many calls of the target wait for their clients on this proxy"
-	case own >= upstream.Share(b.cfg.MaxParked, k.whose.Principal):
-		return "as many calls of the target wait for you on this proxy as may for one caller; answer what they ask, or let them end"
+	case own >= hold.Share(b.cfg.MaxParked, k.whose.Principal) || !b.asked.Take(k.p.t.Tenant.Name, k.whose.Principal, k.asking()):
+		return "as many calls of the target wait for you on this proxy as may for one caller, or ask as much; answer what they ask, or let them end"
 	}
 	return ""
 }
@@ -124,6 +137,8 @@ func (k *call) unpark() {
 	k.p.b.mu.Lock()
 	defer k.p.b.mu.Unlock()
 	delete(k.p.b.parked, k.park)
+	k.p.b.asked.Give(k.p.t.Tenant.Name, k.whose.Principal, k.held)
+	k.held = 0
 }
 
 // resume goes on with a parked call: the client's answers go to the target, and this request gets what the target says

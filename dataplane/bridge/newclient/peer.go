@@ -72,6 +72,7 @@ type peer struct {
 	listeners map[*listener]bool // guarded by mu
 	watched   map[string]*watch  // guarded by mu; by URI
 	watching  int                // guarded by mu; what watched takes, as maxWatched counts it
+	dropped   bool               // guarded by mu; the session is off the books
 }
 
 // voice is what requests go with that are the proxy's own: as who joined the session last was heard, for the credential that

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/hold"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -147,7 +148,7 @@ func (p *pool) addLocked(s *peer) {
 
 // roomLocked makes room for one more session of a caller, at the expense of his own where he has his share.
 func (p *pool) roomLocked(whose string, most int) error {
-	if whose != "" && p.of[whose] >= upstream.Share(most, whose) && p.evictLocked(func(s *peer) bool { return s.whose == whose }) == nil {
+	if whose != "" && p.of[whose] >= hold.Share(most, whose) && p.evictLocked(func(s *peer) bool { return s.whose == whose }) == nil {
 		return errShare
 	}
 	if len(p.all) >= most && p.evictLocked(func(*peer) bool { return true }) == nil {
@@ -297,6 +298,10 @@ func (s *peer) dropLocked() {
 		return
 	}
 	delete(p.all, s)
+	s.mu.Lock()
+	s.b.watched.Give(s.t.Tenant.Name, s.whose, s.watching)
+	s.watching, s.dropped = 0, true
+	s.mu.Unlock()
 	if p.of[s.whose]--; p.of[s.whose] <= 0 {
 		delete(p.of, s.whose)
 	}

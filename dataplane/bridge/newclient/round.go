@@ -168,9 +168,9 @@ func (k *call) add(m *mcp.Message) {
 		k.p.tellLater(mcp.AppendError(nil, m.RawID(), mcp.CodeInvalidParams, "the request cannot be read", nil))
 		return
 	}
-	size := len(entry)
+	size := len(m.RawID()) + len(entry)
 	for _, a := range k.asks {
-		size += len(a.entry)
+		size += len(a.id) + len(a.entry)
 	}
 	if len(k.asks) == maxAsks || size > k.p.b.cfg.Limits.MaxBytes() {
 		k.p.tellLater(mcp.AppendError(nil, m.RawID(), mcp.CodeInternal, "the client is being asked as much as it can be at once", nil))
@@ -181,7 +181,7 @@ func (k *call) add(m *mcp.Message) {
 	if len(k.asks) == 0 {
 		k.first = k.last
 	}
-	k.asks = append(k.asks, &ask{id: m.RawID(), key: keyOf(m.Method, k.named), entry: entry})
+	k.asks = append(k.asks, &ask{id: bytes.Clone(m.RawID()), key: keyOf(m.Method, k.named), entry: entry})
 }
 
 func keyOf(method string, n int) string {

@@ -15,6 +15,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/session"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/hold"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -28,7 +29,7 @@ func callers(t *testing.T, s *target, cfg Config, f func(t *testing.T, face func
 	synctest.Test(t, func(t *testing.T) {
 		cfg.Transport, cfg.ProxyID = func(*snapshot.Target) upstream.Transport { return s }, "p"
 		b := New(cfg)
-		only := &snapshot.Target{Name: "only", Resource: "only", Digest: "1", Config: &xdsv1.Target{SessionScope: &xdsv1.SessionScope{Share: xdsv1.SessionScope_SHARE_NONE}}}
+		only := &snapshot.Target{Name: "only", Resource: "only", Digest: "1", Tenant: &snapshot.Owner{Name: "acme"}, Config: &xdsv1.Target{SessionScope: &xdsv1.SessionScope{Share: xdsv1.SessionScope_SHARE_NONE}}}
 		f(t, func(principal string) upstream.Transport {
 			return b.Stateless(only, Caller{Codec: codec, Scope: session.Scope{Principal: principal}})
 		})
@@ -136,12 +137,66 @@ func TestShareOfParkedCalls(t *testing.T) {
 	})
 }
 
+// What calls keep while they wait is bounded in bytes, for each tenant and of it each caller, and counted with all that they keep: the
+// target's ids, too. Whatever ends the wait gives it back.
+func TestParkedCallsAreBounded(t *testing.T) {
+	const room = 1 << 20
+	pad := strings.Repeat("x", 32<<10)
+	s := &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){
+		"tools/call": func(ctx context.Context, _ *message) (*upstream.Response, error) {
+			r, w := io.Pipe()
+			go func() {
+				_, _ = io.WriteString(w, `data: {"jsonrpc":"2.0","id":"`+pad+`","method":"elicitation/create","params":{"message":"`+pad+`"}}`+"\n\n")
+			}()
+			return events(ctx, r), nil
+		},
+	}}
+	codec, err := session.New([]session.Key{{ID: [4]byte{1}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }, ProxyID: "p"})
+		b.asked = hold.NewBudget(room)
+		call := func(tenant, caller string, n int) string {
+			only := &snapshot.Target{Name: "only", Resource: fmt.Sprint(tenant, "/only", n), Digest: tenant, Tenant: &snapshot.Owner{Name: tenant}, Config: &xdsv1.Target{}}
+			resp, err := able(t.Context(), b.Stateless(only, Caller{Codec: codec, Scope: session.Scope{Tenant: tenant, Principal: caller}}), "")
+			return said(t, resp, err)
+		}
+		fill := func(caller string) (n int) {
+			for n < 100 && strings.Contains(call("greedy", caller, n), "input_required") { // at another target each
+				n++
+			}
+			return n
+		}
+		if n := fill("ada"); n != 7 {
+			t.Errorf("%d calls of one caller wait, each with 68 KiB, want 7 in half of 1 MiB", n)
+		}
+		if n := fill(""); n < 7 || n > 9 {
+			t.Errorf("%d calls of others wait in what is left, want 7 to 9", n)
+		}
+		if held := b.asked.Held("greedy"); held > room || held < room*7/8 {
+			t.Errorf("a tenant holds %d bytes, want at most %d and most of them", held, room)
+		}
+		if got := call("modest", "ada", 0); !strings.Contains(got, "input_required") {
+			t.Errorf("another tenant is told %.200s", got)
+		}
+		time.Sleep(5*time.Minute + time.Second)
+		if held := b.asked.Held("greedy") + b.asked.Held("modest"); held != 0 {
+			t.Errorf("%d bytes are held of calls that nobody came back to", held)
+		}
+		if err := b.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Where a caller has his share, his own unused sessions make room, and nobody else's.
 func TestShareMakesOwnRoom(t *testing.T) {
 	s := &target{}
 	synctest.Test(t, func(t *testing.T) {
 		b := New(Config{MaxSessions: 4, Transport: func(*snapshot.Target) upstream.Transport { return s }})
-		only := &snapshot.Target{Name: "only", Resource: "only", Digest: "1", Config: &xdsv1.Target{}}
+		only := &snapshot.Target{Name: "only", Resource: "only", Digest: "1", Tenant: &snapshot.Owner{Name: "acme"}, Config: &xdsv1.Target{}}
 		for n, principal := range []string{"bob", "ada", "ada", "ada", "ada", "bob"} {
 			body := `{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"x":` + strconv.Itoa(n%5) + `}}}}`
 			resp, err := b.Stateless(only, Caller{Scope: session.Scope{Principal: principal}}).Do(t.Context(), &upstream.Request{Method: http.MethodPost, Body: []byte(body)})
@@ -203,7 +258,7 @@ func TestUnusedSessionsMakeRoom(t *testing.T) {
 	s := &children{target: &target{on: map[string]func(context.Context, *message) (*upstream.Response, error){"tools/call": standing}}, most: 3, open: map[string]bool{}}
 	synctest.Test(t, func(t *testing.T) {
 		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
-		only := &snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}
+		only := &snapshot.Target{Name: "only", Resource: "only", Tenant: &snapshot.Owner{Name: "acme"}, Config: &xdsv1.Target{}}
 		ask := func(principal, method string, caps int) *upstream.Response {
 			t.Helper()
 			body := `{"jsonrpc":"2.0","id":7,"method":"` + method + `","params":{"name":"x","_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{"x":` + strconv.Itoa(caps) + `}}}}`
@@ -262,7 +317,7 @@ func TestSessionsOfThoseWhoLeave(t *testing.T) {
 		most = 0
 		synctest.Test(t, func(t *testing.T) {
 			b := New(Config{MaxSessions: 4, Transport: func(*snapshot.Target) upstream.Transport { return s }})
-			face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: principal}})
+			face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Tenant: &snapshot.Owner{Name: "acme"}, Config: &xdsv1.Target{}}, Caller{Scope: session.Scope{Principal: principal}})
 			ask := func(n int) error {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 				defer cancel()
@@ -274,7 +329,7 @@ func TestSessionsOfThoseWhoLeave(t *testing.T) {
 				_ = ask(n)
 			}
 			mu.Lock()
-			if want := upstream.Share(4, principal); most != want {
+			if want := hold.Share(4, principal); most != want {
 				t.Errorf("caller %q: %d sessions were being begun at once, want %d", principal, most, want)
 			}
 			mu.Unlock()
@@ -310,7 +365,7 @@ func TestRetryWithoutTurn(t *testing.T) {
 	}}}
 	synctest.Test(t, func(t *testing.T) {
 		b := New(Config{Transport: func(*snapshot.Target) upstream.Transport { return s }})
-		face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Config: &xdsv1.Target{}}, Caller{Codec: codec, Scope: session.Scope{Principal: "ada"}})
+		face := b.Stateless(&snapshot.Target{Name: "only", Resource: "only", Tenant: &snapshot.Owner{Name: "acme"}, Config: &xdsv1.Target{}}, Caller{Codec: codec, Scope: session.Scope{Principal: "ada"}})
 		resp, err := able(t.Context(), face, "")
 		got := said(t, resp, err)
 		_, state, _ := strings.Cut(got, `"requestState":"`)

@@ -14,6 +14,7 @@ import (
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/snapshot"
 	"github.com/sluicegate/sluice/dataplane/upstream"
+	"github.com/sluicegate/sluice/internal/hold"
 )
 
 // Config of a [Bridge].
@@ -32,8 +33,8 @@ type Bridge struct {
 	log *slog.Logger
 
 	soft    softStates
-	servers *recent[serverKey, *server]
-	params  *recent[paramsKey, map[string]mcp.ParamHeaders]
+	servers *hold.Cache[serverKey, *server]
+	params  *hold.Cache[paramsKey, *mcp.ToolParams]
 	flights singleflight.Group
 }
 
@@ -60,6 +61,17 @@ func New(cfg Config) *Bridge {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Bridge{cfg: cfg, log: cfg.Log, soft: softStates{states: map[softKey]*softState{}, past: newRecent[pastKey, struct{}](1 << 14)},
-		servers: newRecent[serverKey, *server](1 << 14), params: newRecent[paramsKey, map[string]mcp.ParamHeaders](1 << 14)}
+	return &Bridge{
+		cfg: cfg, log: cfg.Log,
+		soft:    softStates{states: map[softKey]*softState{}, past: hold.NewCache[pastKey, struct{}](maxPast), room: hold.NewBudget(maxSoft)},
+		servers: hold.NewCache[serverKey, *server](maxServers), params: hold.NewCache[paramsKey, *mcp.ToolParams](maxParams),
+	}
 }
+
+// What is kept, in bytes: of all tenants, and for each, see docs/limits.md.
+const (
+	maxServers = 32 << 20 // what targets say of themselves
+	maxParams  = 32 << 20 // and of their tools' headers
+	maxPast    = 8 << 20  // questions that need no answer any more
+	maxSoft    = 64 << 20 // of each tenant: log levels and subscriptions
+)

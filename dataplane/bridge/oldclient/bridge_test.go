@@ -238,7 +238,7 @@ func TestAnswersThatComeLate(t *testing.T) {
 		if got := answer(`"sluice-made-up"`, `"result":{}`); got != http.StatusBadRequest {
 			t.Errorf("an answer to what nobody asked: %d", got)
 		}
-		stranger := client{t, c.b, c.b.Sessions(&snapshot.Target{Name: "only", Config: &xdsv1.Target{}}, Client{Session: &session.State{Nonce: session.Nonce{2}}})}
+		stranger := client{t, c.b, c.b.Sessions(&snapshot.Target{Name: "only", Config: &xdsv1.Target{}, Tenant: &snapshot.Owner{Name: "acme"}}, Client{Session: &session.State{Nonce: session.Nonce{2}}})}
 		if got := stranger.must(`{"jsonrpc":"2.0","id":` + b + `,"result":{}}`).Status; got != http.StatusBadRequest {
 			t.Errorf("an answer by another session: %d", got)
 		}

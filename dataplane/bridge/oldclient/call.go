@@ -321,7 +321,7 @@ func (c *call) answers(ctx context.Context, in *input, w *eventPipe) (answers, r
 	}()
 	room := c.f.b.cfg.Limits.MaxBytes()
 	for i, q := range in.requests {
-		waiting[i] = c.f.b.soft.ask(c.f.key(), &room, c.f.c.Session.Expires)
+		waiting[i] = c.f.b.soft.ask(c.f.key(), &room, c.f.whose())
 		if err := w.message(mcp.AppendRequest(nil, waiting[i].id, string(q.method), sessionParams(q))); err != nil {
 			return nil, nil, err
 		}

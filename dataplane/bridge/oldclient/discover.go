@@ -26,6 +26,10 @@ type server struct {
 // serverKey: "" as principal is what all callers share.
 type serverKey struct{ digest, principal, vary, capabilities string }
 
+func (k serverKey) size() int {
+	return len(k.digest) + len(k.principal) + len(k.vary) + len(k.capabilities)
+}
+
 // refusal is a target's own error.
 type refusal struct {
 	Code    int
@@ -40,17 +44,18 @@ func (f *sessionsFace) discover(ctx context.Context, r *upstream.Request) (*serv
 	key := serverKey{f.t.Digest, "=" + f.c.Principal, f.c.Vary, f.c.Session.Capabilities}
 	public := key
 	public.principal = ""
-	if s, ok := f.b.servers.get(key); ok {
+	tenant := f.t.Tenant.Name
+	if s, ok := f.b.servers.Get(tenant, key); ok {
 		return s, nil, nil
 	}
-	if s, ok := f.b.servers.get(public); ok {
+	if s, ok := f.b.servers.Get(tenant, public); ok {
 		return s, nil, nil
 	}
 	type outcome struct {
 		server  *server
 		refused *refusal
 	}
-	v, err := f.b.once(ctx, strings.Join([]string{"discover", key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func(ctx context.Context) (any, error) {
+	v, err := f.b.once(ctx, strings.Join([]string{"discover", tenant, key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func(ctx context.Context) (any, error) {
 		msg, err := f.ownRequest(ctx, r, "server/discover", object(append([]byte(`"_meta":`), object(f.meta(&mcp.Message{}), nil)...), nil))
 		if err != nil {
 			return nil, err
@@ -68,7 +73,7 @@ func (f *sessionsFace) discover(ctx context.Context, r *upstream.Request) (*serv
 			if s.Scope == "public" && !f.t.Policy.PerCaller() {
 				key = public
 			}
-			f.b.servers.put(key, s, age)
+			f.b.servers.Put(tenant, key, s, key.size()+s.size(), time.Now().Add(age))
 		}
 		return outcome{server: s}, nil
 	})
@@ -77,6 +82,15 @@ func (f *sessionsFace) discover(ctx context.Context, r *upstream.Request) (*serv
 	}
 	o := v.(outcome)
 	return o.server, o.refused, nil
+}
+
+// size is about how many bytes s takes.
+func (s *server) size() int {
+	n := 256 + len(s.Instructions) + len(s.Meta.Info) + len(s.Scope)
+	for name, value := range s.Capabilities {
+		n += 128 + len(name) + len(value)
+	}
+	return n
 }
 
 func (s *server) has(capability string) bool { return s.Capabilities[capability] != nil }

@@ -140,17 +140,21 @@ func firstMember(members []byte) (name string, rest []byte) {
 // paramsKey: servers list by who asks, with which headers, and what the client can do.
 type paramsKey struct{ digest, principal, vary, capabilities string }
 
+func (k paramsKey) size() int {
+	return len(k.digest) + len(k.principal) + len(k.vary) + len(k.capabilities)
+}
+
 // paramsAge is how long a list of tools is believed for its Mcp-Param-* headers; -32020 makes it be read anew.
 const paramsAge = 5 * time.Minute
 
 // params are the headers that a call of a tool carries. A tool that the target does not list has none.
 func (f *sessionsFace) params(ctx context.Context, r *upstream.Request, tool string, fresh bool) (mcp.ParamHeaders, error) {
-	key := paramsKey{f.t.Digest, f.c.Principal, f.c.Vary, f.c.Session.Capabilities}
-	if all, ok := f.b.params.get(key); ok && !fresh {
-		return all[tool], nil
+	tenant, key := f.t.Tenant.Name, paramsKey{f.t.Digest, f.c.Principal, f.c.Vary, f.c.Session.Capabilities}
+	if all, ok := f.b.params.Get(tenant, key); ok && !fresh {
+		return all.Of(tool), nil
 	}
-	v, err := f.b.once(ctx, strings.Join([]string{"params", key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func(ctx context.Context) (any, error) {
-		all := map[string]mcp.ParamHeaders{}
+	v, err := f.b.once(ctx, strings.Join([]string{"params", tenant, key.digest, key.principal, key.vary, key.capabilities}, "\x00"), func(ctx context.Context) (any, error) {
+		all := &mcp.ToolParams{}
 		for cursor, pages := "", 0; pages < maxPages; pages++ {
 			next, more, err := f.listParams(ctx, r, cursor, all)
 			if err != nil {
@@ -161,16 +165,19 @@ func (f *sessionsFace) params(ctx context.Context, r *upstream.Request, tool str
 			}
 			cursor = next
 		}
-		f.b.params.put(key, all, paramsAge)
+		f.b.params.Put(tenant, key, all, key.size()+all.Size(), time.Now().Add(paramsAge))
 		return all, nil
 	})
 	if errors.Is(err, errNoTools) {
 		return nil, nil
 	}
+	if errors.Is(err, mcp.ErrLongList) {
+		return nil, &mcp.Error{Status: http.StatusBadGateway, Code: mcp.CodeInternal, Message: fmt.Sprintf("target %q cannot be called: %v", f.t.Name, err)}
+	}
 	if err != nil {
 		return nil, err
 	}
-	return v.(map[string]mcp.ParamHeaders)[tool], nil
+	return v.(*mcp.ToolParams).Of(tool), nil
 }
 
 // errNoTools: the target refuses to list its tools, which may be for now. A call tells whether it wanted headers.
@@ -178,7 +185,7 @@ var errNoTools = errors.New("the target lists no tools")
 
 const maxPages = 64
 
-func (f *sessionsFace) listParams(ctx context.Context, r *upstream.Request, cursor string, into map[string]mcp.ParamHeaders) (next string, more bool, err error) {
+func (f *sessionsFace) listParams(ctx context.Context, r *upstream.Request, cursor string, into *mcp.ToolParams) (next string, more bool, err error) {
 	params := []byte(`"_meta":`)
 	params = append(params, object(f.meta(&mcp.Message{}), nil)...)
 	if cursor != "" {
@@ -191,12 +198,7 @@ func (f *sessionsFace) listParams(ctx context.Context, r *upstream.Request, curs
 	if msg == nil || msg.Error.Present() {
 		return "", false, errNoTools
 	}
-	page, err := mcp.ReadList(mcp.Tools, msg.Result.Of(msg.Body), f.b.cfg.Limits, func(it *mcp.Item) error {
-		if headers, err := mcp.ParseParamHeaders(it.InputSchema.Of(it.Raw)); err == nil && headers != nil {
-			into[it.Name.String()] = headers
-		}
-		return nil
-	})
+	page, err := into.Add(msg.Result.Of(msg.Body), f.b.cfg.Limits)
 	return page.NextCursor.String(), page.NextCursor.IsString(), err
 }
 

@@ -72,12 +72,17 @@ func (f *sessionsFace) Do(ctx context.Context, r *upstream.Request) (*upstream.R
 		if refused, ok := errors.AsType[*unauthorizedError](err); ok {
 			return refused.answer(), nil
 		}
+		if wrong, ok := errors.AsType[*mcp.Error](err); ok {
+			return refuse(wrong.HTTPStatus(), m.RawID(), wrong.Code, wrong.Message), nil
+		}
 		return resp, err
 	}
 	return refuse(http.StatusBadRequest, nil, mcp.CodeInvalidRequest, "the body is not one message"), nil
 }
 
-func (f *sessionsFace) key() softKey { return softKey{f.c.Session.Nonce, f.t.Name} }
+func (f *sessionsFace) key() softKey { return softKey{f.t.Tenant.Name, f.c.Session.Nonce, f.t.Name} }
+
+func (f *sessionsFace) whose() whose { return whose{f.c.Principal, f.c.Session.Expires} }
 
 // notification: those of the session era mean something to the session alone. What no revision has goes on.
 func (f *sessionsFace) notification(ctx context.Context, r *upstream.Request, m *mcp.Message) (*upstream.Response, error) {
@@ -135,7 +140,9 @@ func (f *sessionsFace) setLevel(ctx context.Context, r *upstream.Request, m *mcp
 	case refused == nil && !server.has("logging"):
 		return refuse(http.StatusOK, m.RawID(), mcp.CodeMethodNotFound, "the target does not log"), nil
 	}
-	f.b.soft.setLevel(f.key(), m.Level.String(), f.c.Session.Expires)
+	if !f.b.soft.setLevel(f.key(), m.Level.String(), f.whose()) {
+		return refuse(http.StatusOK, m.RawID(), mcp.CodeInternal, tooMuch), nil
+	}
 	return result(m.RawID(), nil), nil
 }
 
@@ -159,12 +166,15 @@ func (f *sessionsFace) subscribe(ctx context.Context, r *upstream.Request, m *mc
 			return refuse(http.StatusOK, m.RawID(), no.Code, no.Message), nil
 		}
 	}
-	if !f.b.soft.subscribe(f.key(), m.URI.String(), m.Method == "resources/subscribe", f.c.Session.Expires) {
-		return refuse(http.StatusOK, m.RawID(), mcp.CodeInvalidRequest, "the session has too many subscriptions, or too long ones: unsubscribe from some"), nil
+	if !f.b.soft.subscribe(f.key(), m.URI.String(), m.Method == "resources/subscribe", f.whose()) {
+		return refuse(http.StatusOK, m.RawID(), mcp.CodeInvalidRequest, tooMuch), nil
 	}
 	f.b.soft.awaitHeard(ctx, f.key()) // what changes after the answer is told
 	return result(m.RawID(), nil), nil
 }
+
+// tooMuch refuses what would have to be kept for as long as the session lives.
+const tooMuch = "this session, or all of yours together, has as many subscriptions on this proxy as may be, or too long ones: unsubscribe from some, or end a session"
 
 // maxRounds bounds how often one call may ask its client, and maxIdleRounds how often a target may ask for patience alone.
 const (
@@ -177,7 +187,7 @@ const (
 // client, the answer becomes an event stream, on which it is asked.
 func (f *sessionsFace) call(ctx context.Context, r *upstream.Request, m *mcp.Message) (*upstream.Response, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	done := f.b.soft.begin(f.key(), m.RawID(), cancel, f.c.Session.Expires)
+	done := f.b.soft.begin(f.key(), m.RawID(), cancel, f.whose())
 	c := &call{f: f, r: *r, m: m, name: m.Name.String()}
 	end := func() {
 		done()

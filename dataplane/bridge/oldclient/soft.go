@@ -11,12 +11,20 @@ import (
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
+	"github.com/sluicegate/sluice/internal/hold"
 )
 
 // A client of the session era and its session at one stateless target: what lives nowhere but here.
 type softKey struct {
+	tenant string
 	nonce  session.Nonce
 	target string
+}
+
+// whose is the caller that a session is of, and until when it can be.
+type whose struct {
+	caller  string // "": anonymous
+	expires time.Time
 }
 
 type softState struct {
@@ -30,7 +38,8 @@ type softState struct {
 	open     map[string]context.CancelCauseFunc
 	asking   map[string]*question
 	standing []*standing // open, the newest last
-	expires  time.Time
+	whose    whose
+	taken    int // of softStates.room
 }
 
 // idle reports whether nothing of it would be missed.
@@ -43,13 +52,16 @@ type softStates struct {
 	mu     sync.Mutex // guards what is below
 	states map[softKey]*softState
 	swept  time.Time
-	past   *recent[pastKey, struct{}] // questions that need no answer any more
+	past   *hold.Cache[pastKey, struct{}] // questions that need no answer any more
+	room   *hold.Budget                   // for what outlives requests
 }
 
 type pastKey struct {
 	softKey
 	id string
 }
+
+func (k pastKey) size() int { return len(k.tenant) + len(k.target) + len(k.id) }
 
 // A question is a request to the client that waits for its response.
 type question struct {
@@ -61,23 +73,26 @@ type question struct {
 const (
 	maxSubscriptions = 1000    // of a session at one target
 	maxSubscribed    = 1 << 20 // bytes of their URIs
+	softSize         = 512     // bytes of what is kept of a session beside them
+	subscriptionSize = 128     // and of each, beside its URI
 	sweepEvery       = time.Minute
 	maxAsked         = 100              // questions of one call at a time
 	pastAge          = 10 * time.Minute // how long a late answer is known for one
 )
 
-func (s *softStates) stateLocked(key softKey, expires time.Time) *softState {
+func (s *softStates) stateLocked(key softKey, of whose) *softState {
 	if now := time.Now(); now.Sub(s.swept) > sweepEvery {
 		s.swept = now
 		for k, st := range s.states {
-			if now.After(st.expires) && len(st.open) == 0 && len(st.standing) == 0 {
+			if now.After(st.whose.expires) && len(st.open) == 0 && len(st.standing) == 0 {
+				s.room.Give(k.tenant, st.whose.caller, st.taken)
 				delete(s.states, k)
 			}
 		}
 	}
 	st := s.states[key]
 	if st == nil {
-		st = &softState{expires: expires}
+		st = &softState{whose: of}
 		s.states[key] = st
 	}
 	return st
@@ -89,6 +104,22 @@ func (s *softStates) settleLocked(key softKey) {
 	}
 }
 
+// weighLocked takes the room that a state's level and subscriptions need, or gives back what they need no more; false if there is none.
+func (s *softStates) weighLocked(key softKey, st *softState) bool {
+	need := 0
+	if st.level != "" || len(st.uris) > 0 {
+		need = softSize + st.size + subscriptionSize*len(st.uris)
+	}
+	if need > st.taken && !s.room.Take(key.tenant, st.whose.caller, need-st.taken) {
+		return false
+	}
+	if need < st.taken {
+		s.room.Give(key.tenant, st.whose.caller, st.taken-need)
+	}
+	st.taken = need
+	return true
+}
+
 func (s *softStates) level(key softKey) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,17 +129,25 @@ func (s *softStates) level(key softKey) string {
 	return ""
 }
 
-func (s *softStates) setLevel(key softKey, level string, expires time.Time) {
+// setLevel reports whether there is room to keep the level.
+func (s *softStates) setLevel(key softKey, level string, of whose) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stateLocked(key, expires).level = level
+	st := s.stateLocked(key, of)
+	defer s.settleLocked(key)
+	before := st.level
+	if st.level = level; !s.weighLocked(key, st) {
+		st.level = before
+		return false
+	}
+	return true
 }
 
 // subscribe adds or removes a resource; false if there are too many.
-func (s *softStates) subscribe(key softKey, uri string, on bool, expires time.Time) bool {
+func (s *softStates) subscribe(key softKey, uri string, on bool, of whose) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := s.stateLocked(key, expires)
+	st := s.stateLocked(key, of)
 	defer s.settleLocked(key)
 	if on == st.uris[uri] {
 		return true
@@ -119,12 +158,19 @@ func (s *softStates) subscribe(key softKey, uri string, on bool, expires time.Ti
 	if st.uris == nil {
 		st.uris = map[string]bool{}
 	}
+	drop := func() {
+		delete(st.uris, uri)
+		st.size -= len(uri)
+	}
 	if on {
 		st.uris[uri] = true
 		st.size += len(uri)
 	} else {
-		delete(st.uris, uri)
-		st.size -= len(uri)
+		drop()
+	}
+	if !s.weighLocked(key, st) {
+		drop()
+		return false
 	}
 	st.version++
 	st.changeLocked()
@@ -213,10 +259,10 @@ func (s *softState) versionNow() int {
 
 // stand notes that a standing stream is open, until the function that it returns is called. others reports whether it takes over
 // from one that may have been told something that this one was not.
-func (s *softStates) stand(key softKey, of *standing, expires time.Time) (leave func(), others bool) {
+func (s *softStates) stand(key softKey, of *standing, owner whose) (leave func(), others bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := s.stateLocked(key, expires)
+	st := s.stateLocked(key, owner)
 	others = len(st.standing) > 0
 	st.standing = append(st.standing, of)
 	st.changeLocked()
@@ -235,10 +281,10 @@ func (s *softStates) stand(key softKey, of *standing, expires time.Time) (leave 
 }
 
 // begin notes that a request is open, so that it can be cancelled, until the function that it returns is called.
-func (s *softStates) begin(key softKey, id []byte, cancel context.CancelCauseFunc, expires time.Time) (done func()) {
+func (s *softStates) begin(key softKey, id []byte, cancel context.CancelCauseFunc, of whose) (done func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := s.stateLocked(key, expires)
+	st := s.stateLocked(key, of)
 	if st.open == nil {
 		st.open = map[string]context.CancelCauseFunc{}
 	}
@@ -265,16 +311,20 @@ func (s *softStates) cancel(key softKey, id []byte) {
 }
 
 // ask makes a question with an id that no other of the session has. Those of a call share room for their answers.
-func (s *softStates) ask(key softKey, room *int, expires time.Time) *question {
+func (s *softStates) ask(key softKey, room *int, of whose) *question {
 	q := &question{id: strconv.AppendQuote(nil, newID()), answer: make(chan *mcp.Message, 1), room: room}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := s.stateLocked(key, expires)
+	st := s.stateLocked(key, of)
 	if st.asking == nil {
 		st.asking = map[string]*question{}
 	}
 	st.asking[string(q.id)] = q
 	return q
+}
+
+func (s *softStates) rememberLocked(k pastKey) {
+	s.past.Put(k.tenant, k, struct{}{}, k.size(), time.Now().Add(pastAge))
 }
 
 func (s *softStates) withdraw(key softKey, q *question) {
@@ -283,7 +333,7 @@ func (s *softStates) withdraw(key softKey, q *question) {
 	if st := s.states[key]; st != nil {
 		delete(st.asking, string(q.id))
 	}
-	s.past.put(pastKey{key, string(q.id)}, struct{}{}, pastAge)
+	s.rememberLocked(pastKey{key, string(q.id)})
 	s.settleLocked(key)
 }
 
@@ -298,10 +348,10 @@ func (s *softStates) answer(key softKey, m *mcp.Message) bool {
 		delete(st.asking, string(m.RawID()))
 	}
 	if q == nil {
-		_, past := s.past.get(pastKey{key, string(m.RawID())})
+		_, past := s.past.Get(key.tenant, pastKey{key, string(m.RawID())})
 		return past
 	}
-	s.past.put(pastKey{key, string(q.id)}, struct{}{}, pastAge)
+	s.rememberLocked(pastKey{key, string(q.id)})
 	if *q.room -= len(m.Body); *q.room < 0 {
 		q.answer <- nil
 		return true
@@ -324,6 +374,7 @@ func (s *softStates) end(key softKey) {
 		cancel(errCancelled)
 	}
 	st.level, st.uris, st.size = "", nil, 0
+	s.weighLocked(key, st)
 	st.version++
 	st.changeLocked()
 	s.settleLocked(key)

@@ -33,7 +33,7 @@ func (f *sessionsFace) standing(ctx context.Context, r *upstream.Request) (*upst
 		s.subscribes = server.subscribes()
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	leave, others := f.b.soft.stand(f.key(), s, f.c.Session.Expires)
+	leave, others := f.b.soft.stand(f.key(), s, f.whose())
 	s.missed = others
 	body, w := f.b.pipe(ctx)
 	go func() {
