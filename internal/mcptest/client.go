@@ -48,8 +48,11 @@ type Client struct {
 	wake chan struct{} // closed and replaced at each notification
 }
 
-// Notification is one that a [Client] got. Detail is the log line, the progress as "n/total", or the URI.
-type Notification struct{ Method, Detail string }
+// Notification is one that a [Client] got. Detail is the log line (empty if it is no string), the progress as "n/total", or the URI.
+type Notification struct {
+	Method, Detail string
+	Level          string // of a log line
+}
 
 // Connect connects to a URL until the test ends, and fails the test if it cannot.
 func Connect(t testing.TB, url string, o ClientOptions) *Client {
@@ -106,20 +109,22 @@ func (c *Client) options(o ClientOptions) *mcp.ClientOptions {
 	opts := &mcp.ClientOptions{
 		LoggingMessageHandler: func(_ context.Context, r *mcp.LoggingMessageRequest) {
 			s, _ := r.Params.Data.(string)
-			c.note("notifications/message", s)
+			c.note(Notification{Method: "notifications/message", Detail: s, Level: string(r.Params.Level)})
 		},
 		ProgressNotificationHandler: func(_ context.Context, r *mcp.ProgressNotificationClientRequest) {
-			c.note("notifications/progress", format(r.Params.Progress)+"/"+format(r.Params.Total))
+			c.note(Notification{Method: "notifications/progress", Detail: format(r.Params.Progress) + "/" + format(r.Params.Total)})
 		},
-		ToolListChangedHandler: func(context.Context, *mcp.ToolListChangedRequest) { c.note("notifications/tools/list_changed", "") },
+		ToolListChangedHandler: func(context.Context, *mcp.ToolListChangedRequest) {
+			c.note(Notification{Method: "notifications/tools/list_changed"})
+		},
 		PromptListChangedHandler: func(context.Context, *mcp.PromptListChangedRequest) {
-			c.note("notifications/prompts/list_changed", "")
+			c.note(Notification{Method: "notifications/prompts/list_changed"})
 		},
 		ResourceListChangedHandler: func(context.Context, *mcp.ResourceListChangedRequest) {
-			c.note("notifications/resources/list_changed", "")
+			c.note(Notification{Method: "notifications/resources/list_changed"})
 		},
 		ResourceUpdatedHandler: func(_ context.Context, r *mcp.ResourceUpdatedNotificationRequest) {
-			c.note("notifications/resources/updated", r.Params.URI)
+			c.note(Notification{Method: "notifications/resources/updated", Detail: r.Params.URI})
 		},
 	}
 	if o.Passive {
@@ -141,10 +146,10 @@ func (c *Client) options(o ClientOptions) *mcp.ClientOptions {
 	return opts
 }
 
-func (c *Client) note(method, detail string) {
+func (c *Client) note(n Notification) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.seen = append(c.seen, Notification{method, detail})
+	c.seen = append(c.seen, n)
 	close(c.wake)
 	c.wake = make(chan struct{})
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,7 +39,11 @@ type cellProbe struct {
 	What string `json:"what"` // the column
 	// Kind is list (Tool is among the tools), call (Tool's answer holds Want), stream (the same, but the answer is a stream that
 	// has begun before it: progress is asked for), update (subscribes to URI, calls Tool if there is
-	// one, and hears of an update), or cancel (calls Tool and leaves the call at its first progress).
+	// one, and hears of an update), unsubscribe (from URI, then as call), or cancel (calls Tool and leaves the call at its first progress).
+	//
+	// What these see must be Want: pages (how many names of each list have Tool in them, e.g. "3 tools, 1 resources, 0 templates, 2 prompts"),
+	// read (URI's text), prompt (the text of the one that Tool names), progress (calls Tool: "3 times"), and level (asks for log messages
+	// of level warning and calls Tool: the levels that came). Changes calls Tool and hears that tools, prompts and resources have changed.
 	Kind      string         `json:"kind"`
 	Tool      string         `json:"tool"`
 	Arguments map[string]any `json:"arguments"`
@@ -135,23 +140,53 @@ func goProbe(ctx context.Context, cli *mcptest.Client, p cellProbe) (string, err
 			return "", err
 		}
 		if p.Tool != "" {
-			if _, err := cli.TryCall(ctx, p.Tool, map[string]any{}); err != nil {
+			arguments := p.Arguments
+			if arguments == nil {
+				arguments = none // some servers refuse null
+			}
+			if _, err := cli.TryCall(ctx, p.Tool, arguments); err != nil {
 				return "", err
 			}
 		}
-		_, err := cli.Hear(ctx, "notifications/resources/updated", 1)
+		got, err := cli.Hear(ctx, "notifications/resources/updated", 1)
+		if err == nil && got[0].Detail != p.URI {
+			err = fmt.Errorf("of %s", got[0].Detail)
+		}
 		return p.URI, err
+	case "unsubscribe":
+		if err := cli.Unsubscribe(ctx, &mcp.UnsubscribeParams{URI: p.URI}); err != nil {
+			return "", err
+		}
+		p.Kind = "call"
+		return goProbe(ctx, cli, p)
+	case "pages", "read", "prompt", "progress", "level":
+		saw, err := goSees(ctx, cli, p)
+		if err == nil && saw != p.Want {
+			err = fmt.Errorf("%s, not %s", saw, p.Want)
+		}
+		return saw, err
+	case "changes": // in the stateless era go-sdk's client listens from the beginning
+		if _, err := cli.TryCall(ctx, p.Tool, map[string]any{}); err != nil {
+			return "", err
+		}
+		for _, list := range []string{"tools", "prompts", "resources"} {
+			if _, err := cli.Hear(ctx, "notifications/"+list+"/list_changed", 1); err != nil {
+				return "", fmt.Errorf("%s: %w", list, err)
+			}
+		}
+		return "all", nil
 	case "cancel":
 		ctx, leave := context.WithCancel(ctx)
 		defer leave()
 		over := make(chan error, 1)
+		before := heard(cli, "notifications/progress")
 		go func() {
 			params := &mcp.CallToolParams{Name: p.Tool, Arguments: p.Arguments}
 			params.SetProgressToken("held")
 			_, err := cli.CallTool(ctx, params)
 			over <- err
 		}()
-		if _, err := cli.Hear(ctx, "notifications/progress", 1); err != nil {
+		if _, err := cli.Hear(ctx, "notifications/progress", before+1); err != nil {
 			return "", err
 		}
 		leave()
@@ -161,6 +196,94 @@ func goProbe(ctx context.Context, cli *mcptest.Client, p cellProbe) (string, err
 		return "cancelled", nil
 	}
 	return "", fmt.Errorf("no probe %s", p.Kind)
+}
+
+// goSees is what there is to be compared with a probe's Want.
+func goSees(ctx context.Context, cli *mcptest.Client, p cellProbe) (string, error) {
+	switch p.Kind {
+	case "pages":
+		return goPages(ctx, cli, p.Tool)
+	case "read":
+		r, err := cli.ReadResource(ctx, &mcp.ReadResourceParams{URI: p.URI})
+		if err != nil {
+			return "", err
+		}
+		return r.Contents[0].Text, nil
+	case "prompt":
+		r, err := cli.GetPrompt(ctx, &mcp.GetPromptParams{Name: p.Tool})
+		if err != nil {
+			return "", err
+		}
+		return r.Messages[0].Content.(*mcp.TextContent).Text, nil
+	}
+	params := &mcp.CallToolParams{Name: p.Tool, Arguments: map[string]any{}}
+	if p.Kind == "progress" {
+		params.SetProgressToken("counted")
+		before := heard(cli, "notifications/progress")
+		if _, err := cli.TryCallParams(ctx, params); err != nil {
+			return "", err
+		}
+		got, err := cli.Hear(ctx, "notifications/progress", before+3)
+		return fmt.Sprint(len(got)-before, " times"), err
+	}
+	if cli.InitializeResult().ProtocolVersion == "2026-07-28" {
+		params.Meta = mcp.Meta{mcp.MetaKeyLogLevel: "warning"}
+	} else if err := cli.SetLoggingLevel(ctx, &mcp.SetLoggingLevelParams{Level: "warning"}); err != nil {
+		return "", err
+	}
+	before := heard(cli, "notifications/message") // some servers log before they are told how much
+	if _, err := cli.TryCallParams(ctx, params); err != nil {
+		return "", err
+	}
+	var levels []string
+	got, err := cli.Hear(ctx, "notifications/message", before+len(strings.Fields(p.Want)))
+	for _, message := range got[min(before, len(got)):] {
+		levels = append(levels, message.Level)
+	}
+	return strings.Join(levels, " "), err
+}
+
+// heard is how many notifications of a method have come so far.
+func heard(cli *mcptest.Client, method string) int {
+	n := 0
+	for _, x := range cli.Notifications() {
+		if x.Method == method {
+			n++
+		}
+	}
+	return n
+}
+
+// goPages counts the names of each list that have a part in them.
+func goPages(ctx context.Context, cli *mcptest.Client, part string) (string, error) {
+	var counts []string
+	var failed error
+	count := func(what string, names []string, err error) {
+		failed = cmp.Or(failed, err)
+		names = slices.DeleteFunc(names, func(name string) bool { return !strings.Contains(name, part) })
+		counts = append(counts, fmt.Sprint(len(names), " ", what))
+	}
+	tools, err := names(cli.Tools(ctx, nil), func(t *mcp.Tool) string { return t.Name })
+	count("tools", tools, err)
+	resources, err := names(cli.Resources(ctx, nil), func(r *mcp.Resource) string { return r.URI })
+	count("resources", resources, err)
+	templates, err := names(cli.ResourceTemplates(ctx, nil), func(t *mcp.ResourceTemplate) string { return t.URITemplate })
+	count("templates", templates, err)
+	prompts, err := names(cli.Prompts(ctx, nil), func(p *mcp.Prompt) string { return p.Name })
+	count("prompts", prompts, err)
+	return strings.Join(counts, ", "), failed
+}
+
+// names are those of a list, over all its pages.
+func names[T any](list iter.Seq2[*T, error], name func(*T) string) ([]string, error) {
+	var all []string
+	for item, err := range list {
+		if err != nil {
+			return all, err
+		}
+		all = append(all, name(item))
+	}
+	return all, nil
 }
 
 // commandCells is a client that is a command; see interop/matrix/cells.mjs.

@@ -15,13 +15,13 @@ need_node() {
   export PATH NODE
 }
 
-# npm_package NAME@VERSION: installs it once and prints its folder.
+# npm_package NAME@VERSION [NAME@VERSION…]: installs it once, with others beside it, and prints its folder.
 npm_package() {
   local name="${1%@*}" dir
   dir="$CACHE/npm/$(echo "$1" | tr '/@' '__')"
   if [ ! -d "$dir/node_modules/$name" ]; then
     mkdir -p "$dir"
-    npm install --prefix "$dir" --no-audit --no-fund --silent "$1" >&2 || die "$1 does not install from npm"
+    npm install --prefix "$dir" --no-audit --no-fund --silent "$@" >&2 || die "$1 does not install from npm"
   fi
   echo "$dir/node_modules/$name"
 }

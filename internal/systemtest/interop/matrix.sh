@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The matrix: every client, at every revision or era that it can be pinned to, with every target; through one proxy, then through two
-# of which each request takes the other one; then what becomes of calls when one proxy is killed. A row for each cell; a cell that
-# is not as testdata/matrix.golden has it fails. The tests are ../matrix_test.go and ../killed_test.go; this script installs and starts the peers.
+# of which each request takes the other one; the same with servers whose lists have pages; then what becomes of calls when one proxy is killed.
+# A row for each cell; a cell that is not as testdata/matrix.golden (pages.golden, inflight.golden) has it fails. The tests are ../matrix_test.go,
+# ../pages_test.go and ../killed_test.go; this script installs and starts the peers.
 #
 #   matrix.sh              all
 #   matrix.sh -update      rewrite the golden files
@@ -33,17 +34,16 @@ everything_npm="$(npm_package "@modelcontextprotocol/server-everything@$npm_serv
 memory_npm="$(npm_package "@modelcontextprotocol/server-memory@$npm_servers_version")/dist/index.js"
 INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_version")"
 export INSPECTOR
-script_v1="$(node_script "$ts_v1" "$here"/matrix/ts_v1.mjs "$here"/matrix/cells.mjs "$here"/checks.mjs)"
-script_v2="$(node_script "$ts_v2" "$here"/matrix/ts_v2.mjs "$here"/matrix/cells.mjs "$here"/checks.mjs)"
 script_inspector="$(node_script "@modelcontextprotocol/inspector@$inspector_version" "$here"/matrix/inspector.mjs "$here"/matrix/cells.mjs "$here"/checks.mjs)"
 
-stateful="$(free_port)" stateless="$(free_port)" fast="$(free_port)" streamable="$(free_port)" sse="$(free_port)"
+stateful="$(free_port)" stateless="$(free_port)" fast="$(free_port)" streamable="$(free_port)" sse="$(free_port)" strict="$(free_port)" pages="$(free_port)"
 start go-stateful "$everything_go" -http="localhost:$stateful" -stateless=false
 start go-stateless "$everything_go" -http="localhost:$stateless" -stateless=true
 start fastmcp-server "$PYTHON" "$here/fastmcp_server.py" "$fast"
 start everything-http env PORT="$streamable" "$NODE" "$everything_npm" streamableHttp
 start everything-sse env PORT="$sse" "$NODE" "$everything_npm" sse
-for port in "$stateful" "$stateless" "$fast" "$streamable" "$sse"; do listening "$port"; done
+start_pages "$strict" "$pages"
+for port in "$stateful" "$stateless" "$fast" "$streamable" "$sse" "$strict" "$pages"; do listening "$port"; done
 
 # What runs where, for the tests; see peersOf in ../matrix_test.go.
 cat >"$OUT/peers.json" <<JSON
@@ -54,16 +54,15 @@ cat >"$OUT/peers.json" <<JSON
   "everything sse": "sse: {host: \"http://localhost:$sse/sse\"}",
   "everything stdio": "stdio: {cmd: \"$NODE\", args: [\"$everything_npm\", stdio]}",
   "memory stdio": "stdio: {cmd: \"$NODE\", args: [\"$memory_npm\"], env: {MEMORY_FILE_PATH: \"$OUT/memory.jsonl\"}}",
-  "fastmcp": "mcp: {host: \"http://localhost:$fast/mcp\"}"
+  "fastmcp": "mcp: {host: \"http://localhost:$fast/mcp\"}",
+$(pages_targets "$strict" "$pages")
  },
  "clients": {
-  "fastmcp": ["$PYTHON", "$here/matrix/fastmcp_client.py"],
-  "ts-v1": ["$NODE", "$script_v1"],
-  "ts-v2": ["$NODE", "$script_v2"],
+$(matrix_clients),
   "inspector": ["$NODE", "$script_inspector"]
  }}
 JSON
-args=(-run '^(TestMatrix|TestProxyKilled)$')
+args=(-run '^(TestMatrix|TestPages|TestProxyKilled)$')
 for a in "$@"; do [ "$a" = -run ] && args=(); done
 cd "$repo"
 SLUICE_MATRIX="$OUT/peers.json" go test -count=1 -timeout 20m -v "${args[@]}" ./internal/systemtest/ "$@" || { echo "matrix: logs in $OUT" >&2; exit 1; }

@@ -3,10 +3,11 @@
 # server-everything, over stdio) for clients of the session era; `go` and `fast` (FastMCP) for those of the stateless era.
 #
 #   run.sh            all clients
-#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page tasks seeds credentials
+#   run.sh NAME…      some: go fastmcp ts-v1 ts-v2 inspector page pages tasks seeds credentials
 #
 # `credentials` has what backendAuth sends checked by verifiers that are not ours: signatures by an S3 server (versitygw), clients
 # by oidc-provider, token exchange by zitadel/oidc. It is internal/systemtest/issuers_test.go.
+# `pages` has every client meet servers whose lists have pages, one of them of the stateless era alone. It is internal/systemtest/pages_test.go.
 # `tasks` has tasks of both eras: two FastMCP servers with the extension, and two of the reference server-everything.
 # `seeds` runs the examples of internal/systemtest/seeds_test.go with the reference servers from npm, through npx.
 #
@@ -90,6 +91,18 @@ client_page() {
   INSPECTOR="$(npm_package "@modelcontextprotocol/inspector@$inspector_page_version")" PORT="$(free_port)" node_client page.mjs playwright-core@1.64.1
 }
 
+client_pages() {
+  local strict pages streamable port
+  strict="$(free_port)" pages="$(free_port)" streamable="$(free_port)"
+  start_pages "$strict" "$pages"
+  start everything-http env PORT="$streamable" "$NODE" "$everything_npm" streamableHttp
+  for port in "$strict" "$pages" "$streamable"; do listening "$port"; done
+  cat >"$OUT/peers.json" <<JSON
+{"targets": {"everything http": "mcp: {host: \"http://localhost:$streamable/mcp\"}", $(pages_targets "$strict" "$pages")}, "clients": {$(matrix_clients)}}
+JSON
+  (cd "$repo" && SLUICE_MATRIX="$OUT/peers.json" go test -count=1 -v -run TestPages/one-proxy ./internal/systemtest/ | sed 's/^ *--- PASS/ok&/'; exit "${PIPESTATUS[0]}")
+}
+
 client_tasks() {
   local venv="$CACHE/fastmcp-tasks-$fastmcp_version" i
   if [ ! -d "$venv/lib" ] || ! "$venv/bin/python" -c 'import fastmcp_tasks' 2>/dev/null; then
@@ -138,7 +151,7 @@ client_credentials() {
     go test -count=1 -v -run 'TestSignaturesAtS3|TestClientsAtOidcProvider|TestExchangeAtIssuer' ./internal/systemtest/ | sed 's/^ *--- PASS/ok&/; s/^ *--- SKIP/FAIL&/'; exit "${PIPESTATUS[0]}")
 }
 
-[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page tasks seeds credentials
+[ $# -gt 0 ] || set -- go fastmcp ts-v1 ts-v2 inspector page pages tasks seeds credentials
 passed=0 failed=0
 for client in "$@"; do
   if "client_$client" >"$OUT/$client.log" 2>&1; then

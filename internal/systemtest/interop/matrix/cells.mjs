@@ -14,6 +14,11 @@ function within(ms, promise) {
   return Promise.race([promise, new Promise((_, reject) => { timer = setTimeout(reject, ms, new Error(`nothing within ${ms} ms`)); })]).finally(() => clearTimeout(timer));
 }
 
+function wanted(p, saw) {
+  if (saw !== p.want) throw new Error(`${saw}, not ${p.want}`);
+  return saw;
+}
+
 // probe returns what it saw; an error is an outcome too.
 async function probe(client, p, timeout) {
   switch (p.kind) {
@@ -31,8 +36,39 @@ async function probe(client, p, timeout) {
     case 'update': {
       const heard = client.updated(p.uri);
       await client.subscribe(p.uri);
-      if (p.tool) await client.call(p.tool, {}, { timeout });
+      if (p.tool) await client.call(p.tool, p.arguments ?? {}, { timeout });
       return heard;
+    }
+    case 'unsubscribe':
+      await client.unsubscribe(p.uri);
+      return probe(client, { ...p, kind: 'call' }, timeout);
+    case 'pages': {
+      const counts = [];
+      for (const [what, names] of Object.entries(await client.all())) counts.push(`${names.filter((n) => n.includes(p.tool)).length} ${what}`);
+      return wanted(p, counts.join(', '));
+    }
+    case 'read':
+      return wanted(p, (await client.read(p.uri)).contents[0].text);
+    case 'prompt':
+      return wanted(p, (await client.prompt(p.tool)).messages[0].content.text);
+    case 'changes': {
+      const lists = ['tools', 'prompts', 'resources'];
+      const all = Promise.all(lists.map((list) => client.changed(list)));
+      await client.listenForLists();
+      await client.call(p.tool, {}, { timeout });
+      await all;
+      return lists.join(' ');
+    }
+    case 'progress': {
+      let heard = 0;
+      await client.call(p.tool, p.arguments, { timeout, onprogress: () => { heard++; } });
+      return wanted(p, `${heard} times`);
+    }
+    case 'level': {
+      await client.setLevel('warning');
+      const levels = client.logged(p.want.split(' ').length); // after it: some servers log before they are told how much
+      await client.call(p.tool, {}, { timeout, level: 'warning' });
+      return wanted(p, (await levels).join(' '));
     }
     case 'cancel': {
       const leave = new AbortController();
@@ -46,17 +82,21 @@ async function probe(client, p, timeout) {
   }
 }
 
-// run does all cells, some at a time. connect(cell, updated) gives {list, call, subscribe, close}; it calls updated(uri) for each update.
+// run does all cells, some at a time. connect(cell, hears) gives {list, call, close} and, for cells whose probes need them, {all, read, prompt,
+// subscribe, unsubscribe, listenForLists, setLevel}; it calls hears.updated(uri), hears.changed(list) and hears.logged(level) as it is told so.
 export async function run(connect) {
   const waiting = [...cells];
   const worker = async () => {
     for (let cell = waiting.shift(); cell; cell = waiting.shift()) {
       const timeout = cell.timeoutMs;
-      const heard = [];
+      const waiting = [];
+      const levels = [];
+      const hear = (what) => waiting.filter((w) => w.what === what).forEach((w) => w.resolve(what));
       let client;
       try {
-        client = await within(timeout, connect(cell, (uri) => heard.splice(0).forEach((h) => h(uri))));
-        client.updated = () => new Promise((resolve) => { heard.push(resolve); });
+        client = await within(timeout, connect(cell, { updated: hear, changed: hear, logged: (level) => { levels.push(level); hear(`${levels.length} logged`); } }));
+        client.updated = client.changed = (what) => new Promise((resolve) => { waiting.push({ what, resolve }); });
+        client.logged = (n) => { levels.length = 0; return client.changed(`${n} logged`).then(() => levels); };
       } catch (err) {
         report(cell, 'connects', false, err.message);
         continue;
