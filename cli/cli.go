@@ -96,6 +96,14 @@ func misused(cmd *cobra.Command, err error) error {
 	if found {
 		return fmt.Errorf("sluice: %s; did you mean `%s %s`?", text, cmd.CommandPath(), strings.Join(strings.Fields(suggestions), "` or `"))
 	}
+	var word string // cobra takes it for a command
+	if _, err := fmt.Sscanf(text, "unknown command %q", &word); err == nil && cmd.Flags().Lookup("file") != nil {
+		way := "files are given with -f"
+		if _, err := parseWait(word); err == nil && cmd.Flags().Lookup("wait") != nil {
+			way = "a share is given as --wait=" + word
+		}
+		text = fmt.Sprintf("unexpected %q: %s", word, way)
+	}
 	return fmt.Errorf("sluice: %s; see `%s --help`", text, cmd.CommandPath())
 }
 
