@@ -5,6 +5,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -51,6 +53,8 @@ func Run(ctx context.Context, env Env) Code {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	stdout := &results{w: env.Stdout}
+	env.Stdout = stdout
 	root := rootCommand(env)
 	began := false
 	onRun(root, func() { began = true })
@@ -60,7 +64,9 @@ func Run(ctx context.Context, env Env) Code {
 	root.SetErr(env.Stderr)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
-		return Done
+		if err, began = stdout.failure(), true; err == nil {
+			return Done
+		}
 	}
 	var coded *codedError
 	if errors.As(err, &coded) {
@@ -75,6 +81,31 @@ func Run(ctx context.Context, env Env) Code {
 	}
 	fmt.Fprintln(env.Stderr, "sluice:", message(err))
 	return codeOf(err)
+}
+
+// results is stdout. What could not be written there was not told, and a command that was to tell it has failed: tables are
+// printed line by line without a look at each.
+type results struct {
+	w io.Writer
+
+	mu  sync.Mutex // guards err
+	err error      // the first
+}
+
+func (r *results) Write(p []byte) (int, error) {
+	n, err := r.w.Write(p)
+	if err != nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.err = cmp.Or(r.err, err)
+	}
+	return n, err
+}
+
+func (r *results) failure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
 }
 
 // onRun calls f when a command's own work begins: an error before is cobra's, about the command line.
@@ -95,6 +126,14 @@ func misused(cmd *cobra.Command, err error) error {
 	text, suggestions, found := strings.Cut(err.Error(), "\n\nDid you mean this?\n")
 	if found {
 		return fmt.Errorf("sluice: %s; did you mean `%s %s`?", text, cmd.CommandPath(), strings.Join(strings.Fields(suggestions), "` or `"))
+	}
+	var word string // cobra takes it for a command
+	if _, err := fmt.Sscanf(text, "unknown command %q", &word); err == nil && cmd.Flags().Lookup("file") != nil {
+		way := "files are given with -f"
+		if _, err := parseWait(word); err == nil && cmd.Flags().Lookup("wait") != nil {
+			way = "a share is given as --wait=" + word
+		}
+		text = fmt.Sprintf("unexpected %q: %s", word, way)
 	}
 	return fmt.Errorf("sluice: %s; see `%s --help`", text, cmd.CommandPath())
 }

@@ -60,7 +60,7 @@ func explainDecision(env Env) *cobra.Command {
 	opt.connection.flags(cmd)
 	opt.output.flag(cmd)
 	f := cmd.Flags()
-	f.StringSliceVarP(&opt.files, "file", "f", nil, "configuration to ask instead of the stored one")
+	f.VarP(&opt.files, "file", "f", "configuration to ask instead of the stored one")
 	f.StringVar(&opt.tool, "tool", "", "tool that is called, as clients see it; with --target its own name")
 	f.StringVar(&opt.prompt, "prompt", "", "prompt that is asked for")
 	f.StringVar(&opt.resource, "resource", "", "URI of a resource that is read")

@@ -44,7 +44,7 @@ func explainTarget(env Env) *cobra.Command {
 	}
 	opt.connection.flags(cmd)
 	opt.output.flag(cmd)
-	cmd.Flags().StringSliceVarP(&opt.files, "file", "f", nil, "configuration to explain instead of the stored one")
+	cmd.Flags().VarP(&opt.files, "file", "f", "configuration to explain instead of the stored one")
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -37,15 +38,18 @@ func getCommand(env Env) *cobra.Command {
 }
 
 func get(ctx context.Context, env Env, opt getOptions, args []string) error {
+	args = parted(args)
+	one := len(args) == 2
+	if opt.revision != 0 && !one { // what is shown otherwise is the present
+		return &codedError{Invalid, errors.New("sluice: --revision is for one object: say KIND and NAME")}
+	}
 	client, closeConn, err := opt.dial(env)
 	if err != nil {
 		return err
 	}
 	defer closeConn()
-	args = parted(args)
 	var objects []*adminv1.Object
 	speaks := map[string][]string{} // by target
-	one := len(args) == 2
 	if one {
 		object, err := client.Get(ctx, &adminv1.GetRequest{Tenant: opt.tenant, Kind: singular(args[0]), Name: args[1], Revision: opt.revision})
 		if err != nil {

@@ -3,6 +3,8 @@ package cli
 import (
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -132,6 +134,28 @@ func TestExitCodes(t *testing.T) {
 		}
 	}
 }
+
+// What could not be written was not done: `sluice diff > report` on a full disk is no report.
+func TestOutputThatIsLost(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "f.yaml")
+	if err := os.WriteFile(file, []byte("mcp: {targets: [{name: a, mcp: {host: \"https://a.example.com/mcp\"}}]}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"validate", "-f", file}, {"explain", "target", "a", "-f", file}, {"explain", "target", "a", "-f", file, "-o", "json"},
+		{"explain", "decision", "--tool", "x", "-f", file}, {"schema"}, {"version"}, {"help"},
+	} {
+		var stderr strings.Builder
+		code := Run(t.Context(), Env{Args: args, Stdin: strings.NewReader(""), Stdout: fullDisk{}, Stderr: &stderr, Getenv: os.LookupEnv})
+		if code != Failed || stderr.String() != "sluice: the disk is full\n" {
+			t.Errorf("%s: exit %d, %q", args, code, stderr.String())
+		}
+	}
+}
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
 
 func TestAgo(t *testing.T) {
 	for _, tt := range []struct {

@@ -19,10 +19,27 @@ import (
 )
 
 // source is the -f flag: the files that a command reads, as one configuration.
-type source struct{ files []string }
+type source struct{ files fileNames }
+
+// fileNames is a flag's list of files, with commas between them or given several times.
+type fileNames []string
+
+// Set implements pflag.Value. No name is no file: an empty variable of a script must not become an empty configuration,
+// which would remove all that there is.
+func (f *fileNames) Set(s string) error {
+	names := strings.Split(s, ",")
+	if slices.Contains(names, "") {
+		return errors.New("names no file")
+	}
+	*f = append(*f, names...)
+	return nil
+}
+
+func (f *fileNames) String() string { return strings.Join(*f, ",") }
+func (f *fileNames) Type() string   { return "strings" }
 
 func (s *source) flags(cmd *cobra.Command) {
-	cmd.Flags().StringSliceVarP(&s.files, "file", "f", nil, "configuration file or folder of .yaml files (hidden folders in it are left out); - for standard input")
+	cmd.Flags().VarP(&s.files, "file", "f", "configuration file or folder of .yaml files (hidden folders in it are left out); - for standard input")
 	_ = cmd.MarkFlagRequired("file")
 	_ = cmd.MarkFlagFilename("file", "yaml", "yml", "json")
 }
@@ -106,17 +123,27 @@ func (s *source) read(env Env) ([]resource.File, error) {
 }
 
 // yamlFiles lists a folder's files, without those of hidden folders: .git is no configuration, and Kubernetes mounts a ConfigMap as
-// links to files that lie in one.
+// links to files that lie in one. The folder may itself be a link; one within it is refused, since what is not read is removed.
 func yamlFiles(dir string) ([]string, error) {
+	root := dir + string(filepath.Separator) // what a link leads to, not the link
 	var names []string
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && path != dir && strings.HasPrefix(d.Name(), ".") {
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		hidden := path != root && err == nil && strings.HasPrefix(d.Name(), ".")
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && hidden:
 			return fs.SkipDir
-		}
-		if err == nil && !d.IsDir() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)) {
+		case d.IsDir():
+			return nil
+		case slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)):
 			names = append(names, path)
+		case d.Type()&fs.ModeSymlink != 0 && !hidden:
+			if info, err := os.Stat(path); err == nil && info.IsDir() {
+				return fmt.Errorf("%s is a link to a folder, which is not followed: give that folder a -f of its own", path)
+			}
 		}
-		return err
+		return nil
 	})
 	if err == nil && len(names) == 0 {
 		err = fmt.Errorf("%s holds no .yaml, .yml or .json file", dir)

@@ -16,7 +16,7 @@ func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
 	for name, data := range map[string]string{
-		"one.yaml": "1", "conf/b.yml": "b", "conf/a.yaml": "a", "conf/deep/c.json": "c", "conf/readme.md": "no", "conf/.a.yaml.swp": "no", "conf/.git/x.yaml": "no", ".hidden/x.yaml": "x", "mount/..2026/a.yaml": "a", "bare/x.txt": "no",
+		"one.yaml": "1", "conf/b.yml": "b", "conf/a.yaml": "a", "conf/deep/c.json": "c", "conf/readme.md": "no", "conf/.a.yaml.swp": "no", "conf/.git/x.yaml": "no", ".hidden/x.yaml": "x", "mount/..2026/a.yaml": "a", "bare/x.txt": "no", "links/a.yaml": "a",
 	} {
 		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 			t.Fatal(err)
@@ -25,7 +25,11 @@ func TestRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for link, to := range map[string]string{"mount/..data": "..2026", "mount/a.yaml": "..data/a.yaml"} { // as Kubernetes mounts a ConfigMap
+	for link, to := range map[string]string{
+		"mount/..data": "..2026", "mount/a.yaml": "..data/a.yaml", // as Kubernetes mounts a ConfigMap
+		"current":    "conf", // as releases are switched
+		"links/more": "../conf",
+	} {
 		if err := os.Symlink(to, link); err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +47,10 @@ func TestRead(t *testing.T) {
 		{"a mounted folder", []string{"mount"}, []resource.File{{Name: "mount/a.yaml", Data: []byte("a")}}, ""},
 		{"a hidden folder that is named", []string{".hidden"}, []resource.File{{Name: ".hidden/x.yaml", Data: []byte("x")}}, ""},
 		{"a folder without any", []string{"bare"}, nil, "bare holds no .yaml, .yml or .json file"},
+		{"a link to a folder", []string{"current"}, []resource.File{
+			{Name: "current/a.yaml", Data: []byte("a")}, {Name: "current/b.yml", Data: []byte("b")}, {Name: "current/deep/c.json", Data: []byte("c")}}, ""},
 		{"nothing there", []string{"nowhere"}, nil, "nowhere: no such file"},
+		{"a folder with a link to one", []string{"links"}, nil, "links/more is a link to a folder"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := source{files: tt.files}

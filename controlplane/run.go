@@ -220,8 +220,13 @@ func (p *plane) closeListeners() {
 	}
 }
 
-// bootstrap makes what every installation has: the tenant `default` and a first admin token.
+// bootstrap makes what every installation has: the tenant `default` and a first admin token. It ends what a deletion of a tenant
+// that was cut short left behind.
 func (p *plane) bootstrap(ctx context.Context, c Config) error {
+	gone := func(name string) bool { _, ok := p.publisher.View(name); return !ok }
+	if err := p.registry.RevokeTenants(ctx, gone); err != nil {
+		return err
+	}
 	view, ok := p.publisher.View(tenant.Default)
 	if !ok || c.Allow != nil && !slices.Equal(view.Grants, c.Allow) {
 		grants := slices.Clone(c.Allow)

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/sluicegate/sluice/controlplane/store"
+	"github.com/sluicegate/sluice/controlplane/tenant"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 )
 
@@ -471,5 +473,38 @@ func TestKeysOfTheStoreAreBounded(t *testing.T) {
 	req = applyRequest(t, "binds: [{port: 3000, listeners: [{routes: [{matches: [{path: {pathPrefix: /"+strings.Repeat("x", 40_000)+"}}], backends: [{mcp: {targets: [{name: x, mcp: {host: https://x.example.com}}]}}]}]}]}]")
 	if _, err := r.Apply(t.Context(), req); status.Code(err) != codes.InvalidArgument || !strings.Contains(diagnosticsOf(err), "path") {
 		t.Errorf("a long path: %.200v", err)
+	}
+}
+
+// A control plane that was killed while it deleted a tenant leaves no token for the next one of that name.
+func TestTokensOfNoTenant(t *testing.T) {
+	dir := t.TempDir()
+	start(t, dir).stop()
+	s, err := store.OpenBolt(filepath.Join(dir, "store.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry, err := tenant.OpenRegistry(t.Context(), s, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := func(of string) string {
+		_, text, err := registry.CreateAdminToken(t.Context(), tenant.TenantAdmin, of, "", 0, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	gone, there := token("acme"), token(tenant.Default)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, dir)
+	r.createTenant("acme")
+	if _, err := r.client(gone).List(t.Context(), &adminv1.ListRequest{}); status.Code(err) != codes.Unauthenticated {
+		t.Errorf("the token of an earlier tenant: %v", err)
+	}
+	if _, err := r.client(there).List(t.Context(), &adminv1.ListRequest{}); err != nil {
+		t.Errorf("the token of another tenant: %v", err)
 	}
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -54,7 +55,7 @@ func TestEveryMethodHasItsRole(t *testing.T) {
 		if role == tenant.PlatformAdmin {
 			of = ""
 		}
-		_, text, err := s.Registry.CreateAdminToken(t.Context(), role, of, "", 0)
+		_, text, err := s.Registry.CreateAdminToken(t.Context(), role, of, "", 0, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +97,7 @@ func TestEveryMethodHasItsRole(t *testing.T) {
 // A tenant's token is refused for another tenant in the same words, whether that is there or not.
 func TestNoTokenNamesAnotherTenant(t *testing.T) {
 	s, p := newServer(t, newConnections())
-	_, token, err := s.Registry.CreateAdminToken(t.Context(), tenant.TenantAdmin, "acme", "", 0)
+	_, token, err := s.Registry.CreateAdminToken(t.Context(), tenant.TenantAdmin, "acme", "", 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,5 +165,38 @@ func TestBearer(t *testing.T) {
 	twice := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer a", "authorization", "Bearer b"))
 	if got := bearer(twice); got != "" {
 		t.Errorf("two headers gave %q", got)
+	}
+}
+
+// A token of a tenant ends with it, also one that is made while it is deleted: the next tenant of that name is another's.
+func TestTokensEndWithTheirTenant(t *testing.T) {
+	s, p := newServer(t, newConnections())
+	a := admin{Server: s}
+	var tokens []string
+	create := func() error {
+		r, err := a.CreateToken(t.Context(), &adminv1.CreateTokenRequest{Type: adminv1.CreateTokenRequest_TYPE_ADMIN, Role: "tenant-admin", Tenant: "acme"})
+		if err == nil {
+			tokens = append(tokens, r.GetToken())
+		}
+		return err
+	}
+	if err := create(); err != nil {
+		t.Fatal(err)
+	}
+	p.before = func() {
+		if err := create(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := a.DeleteTenant(t.Context(), &adminv1.DeleteTenantRequest{Name: "acme"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := create(); err == nil {
+		t.Error("a token was made for a tenant that is gone")
+	}
+	for i, token := range tokens {
+		if _, err := s.Registry.Authenticate(token); !errors.Is(err, tenant.ErrToken) {
+			t.Errorf("token %d outlived its tenant: %v", i, err)
+		}
 	}
 }

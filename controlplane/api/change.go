@@ -186,7 +186,7 @@ func (a admin) ListTenants(context.Context, *adminv1.ListTenantsRequest) (*admin
 }
 
 // DeleteTenant removes a tenant with all it has. Its tokens go first: one that outlived it would be good for the next
-// tenant of that name.
+// tenant of that name. One that was made meanwhile goes afterwards, when no more are made.
 func (a admin) DeleteTenant(ctx context.Context, r *adminv1.DeleteTenantRequest) (*adminv1.DeleteTenantResponse, error) {
 	name := r.GetName()
 	if _, ok := a.Publisher.View(name); !ok || name == tenant.Platform {
@@ -195,7 +195,8 @@ func (a admin) DeleteTenant(ctx context.Context, r *adminv1.DeleteTenantRequest)
 	if name == tenant.Default {
 		return nil, status.Errorf(codes.FailedPrecondition, "tenant %q cannot be deleted: calls that name no tenant mean it", name)
 	}
-	if err := a.Registry.RevokeTenant(ctx, name); err != nil {
+	this := func(tenant string) bool { return tenant == name }
+	if err := a.Registry.RevokeTenants(ctx, this); err != nil {
 		return nil, err
 	}
 	_, err := a.Publisher.Submit(ctx, Edit{Tenant: name, Actor: callerOf(ctx).Name, Comment: "tenant delete",
@@ -205,7 +206,10 @@ func (a admin) DeleteTenant(ctx context.Context, r *adminv1.DeleteTenantRequest)
 			}
 			return []Change{{Tenant: name, Drop: true}}, nil
 		}})
-	return &adminv1.DeleteTenantResponse{}, err
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.DeleteTenantResponse{}, a.Registry.RevokeTenants(context.WithoutCancel(ctx), this)
 }
 
 // PutGroup makes or replaces a group.

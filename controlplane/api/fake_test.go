@@ -23,6 +23,7 @@ import (
 type published struct {
 	views  map[string]*View
 	groups map[string][]string
+	before func() // if not nil: runs before an edit is done
 }
 
 func (p *published) View(name string) (*View, bool) { v, ok := p.views[name]; return v, ok }
@@ -38,7 +39,15 @@ func (p *published) Views() []*View {
 }
 
 func (p *published) Submit(ctx context.Context, e Edit) (*Outcome, error) {
-	_, err := e.Plan(ctx, p)
+	changes, err := e.Plan(ctx, p)
+	if p.before != nil {
+		p.before()
+	}
+	for _, c := range changes {
+		if c.Drop {
+			delete(p.views, c.Tenant)
+		}
+	}
 	return &Outcome{Revision: 1}, err
 }
 

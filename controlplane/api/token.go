@@ -71,12 +71,12 @@ func (a admin) createAdminToken(ctx context.Context, r *adminv1.CreateTokenReque
 	if (role == tenant.PlatformAdmin) != (name == "") {
 		return tenant.Token{}, "", invalidArgument("role %s and tenant %q do not go together: tenant roles need a tenant, platform-admin has none", role, name)
 	}
-	if name != "" {
-		if _, ok := a.Publisher.View(name); !ok || name == tenant.Platform {
-			return tenant.Token{}, "", noTenant(name)
+	return a.Registry.CreateAdminToken(ctx, role, name, r.GetName(), ttl, func() error {
+		if _, ok := a.Publisher.View(name); name != "" && !ok || name == tenant.Platform {
+			return noTenant(name)
 		}
-	}
-	return a.Registry.CreateAdminToken(ctx, role, name, r.GetName(), ttl)
+		return nil
+	})
 }
 
 // ListTokens returns what is known of the tokens, which is not their text.

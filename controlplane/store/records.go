@@ -220,16 +220,19 @@ func (t Tenant) At(ctx context.Context, revision int64) (Objects, error) {
 	if revision < 1 || revision > head {
 		return Objects{}, ErrNoRevision
 	}
-	hashes := map[string]string{}
-	for _, o := range objects {
-		hashes[o.Key()] = o.Hash
-	}
 	entries, err := t.Log(ctx, int(head-revision)+1)
 	if err != nil {
 		return Objects{}, err
 	}
+	if len(entries) > 0 && entries[0].Revision > head { // a commit came between the two
+		return t.At(ctx, revision)
+	}
 	if len(entries) == 0 || entries[len(entries)-1].Revision != revision {
 		return Objects{}, ErrNoRevision
+	}
+	hashes := map[string]string{}
+	for _, o := range objects {
+		hashes[o.Key()] = o.Hash
 	}
 	for _, entry := range entries[:len(entries)-1] {
 		for _, op := range slices.Backward(entry.Ops) {

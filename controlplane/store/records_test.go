@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -113,6 +114,50 @@ func TestAtUndoesTheLog(t *testing.T) {
 	}
 	if _, err := Of(b, "other").At(t.Context(), 1); !errors.Is(err, ErrNoRevision) {
 		t.Errorf("At of a tenant that is not there: %v", err)
+	}
+}
+
+// interrupted is a real store in which something happens before the log is read.
+type interrupted struct {
+	Store
+	before func()
+}
+
+func (s *interrupted) Range(ctx context.Context, space string, q Query) ([]Pair, error) {
+	if before := s.before; q.Prefix == logPrefix && before != nil {
+		s.before = nil
+		before()
+	}
+	return s.Store.Range(ctx, space, q)
+}
+
+// What is committed while an old revision is read does not make it one that never was, nor another.
+func TestAtDuringACommit(t *testing.T) {
+	b := open(t, filepath.Join(t.TempDir(), "store.db"))
+	held := history(t, b, 10)
+	s := &interrupted{Store: b}
+	for revision, want := range held {
+		s.before = func() {
+			head, objects, err := Of(b, "t").Objects(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := Revision{Tenant: "t", If: head, Old: ObjectsOf(objects), Entry: Entry{Revision: head + 1}, Remove: objects[:1], Put: []*Object{object(t, listener("other", uint32(head)), head+1)}}
+			edit, err := r.Edit()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Commit(t.Context(), Txn{edit}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		then, err := Of(s, "t").At(t.Context(), revision)
+		if err != nil {
+			t.Fatalf("At(%d): %v", revision, err)
+		}
+		if diff := cmp.Diff(want, ports(then)); diff != "" {
+			t.Errorf("At(%d) (-want +got):\n%s", revision, diff)
+		}
 	}
 }
 

@@ -98,7 +98,7 @@ func (r *Registry) update(ctx context.Context, decide func() (change, error)) er
 	defer r.mu.Unlock()
 	for {
 		c, err := decide()
-		if err != nil {
+		if err != nil || len(c.tokens)+len(c.proxies) == 0 {
 			return err
 		}
 		edit, err := c.edit(r.revision)

@@ -172,7 +172,7 @@ func TestAdminTokens(t *testing.T) {
 	if got, err := r.Authenticate(strings.TrimSpace(string(first))); err != nil || got != admin {
 		t.Errorf("Authenticate(first) = %+v, %v", got, err)
 	}
-	token, text, err := r.CreateAdminToken(t.Context(), TenantViewer, "acme", "", time.Hour)
+	token, text, err := r.CreateAdminToken(t.Context(), TenantViewer, "acme", "", time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,11 +201,11 @@ func TestAdminTokens(t *testing.T) {
 	if _, err := r.Authenticate(text); !errors.Is(err, ErrToken) {
 		t.Errorf("an expired token: %v", err)
 	}
-	_, text, err = r.CreateAdminToken(t.Context(), TenantAdmin, "acme", "ci", 0)
+	_, text, err = r.CreateAdminToken(t.Context(), TenantAdmin, "acme", "ci", 0, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.RevokeTenant(t.Context(), "acme"); err != nil {
+	if err := r.RevokeTenants(t.Context(), func(name string) bool { return name == "acme" }); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.Authenticate(text); !errors.Is(err, ErrToken) {
@@ -225,10 +225,10 @@ func TestAdminTokens(t *testing.T) {
 
 func TestRolesNeedTheirTenant(t *testing.T) {
 	r, _ := openRegistry(t, openStore(t, t.TempDir()))
-	if _, _, err := r.CreateAdminToken(t.Context(), PlatformAdmin, "acme", "", 0); err == nil {
+	if _, _, err := r.CreateAdminToken(t.Context(), PlatformAdmin, "acme", "", 0, nil); err == nil {
 		t.Error("a platform-admin of one tenant")
 	}
-	if _, _, err := r.CreateAdminToken(t.Context(), TenantAdmin, "", "", 0); err == nil {
+	if _, _, err := r.CreateAdminToken(t.Context(), TenantAdmin, "", "", 0, nil); err == nil {
 		t.Error("a tenant-admin of none")
 	}
 	for _, role := range []Role{TenantViewer, TenantAdmin, PlatformAdmin} {

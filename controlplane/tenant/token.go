@@ -102,8 +102,9 @@ func (r *Registry) Authenticate(text string) (Actor, error) {
 	return Actor{Name: t.Name, Role: t.Role, Tenant: t.Tenant}, nil
 }
 
-// CreateAdminToken makes a token for role. ttl 0: it never expires. An empty name is made from role and tenant.
-func (r *Registry) CreateAdminToken(ctx context.Context, role Role, tenant, name string, ttl time.Duration) (Token, string, error) {
+// CreateAdminToken makes a token for role. ttl 0: it never expires. An empty name is made from role and tenant. If good is not
+// nil, its error refuses the token: it is asked while no token can be revoked.
+func (r *Registry) CreateAdminToken(ctx context.Context, role Role, tenant, name string, ttl time.Duration, good func() error) (Token, string, error) {
 	if (role == PlatformAdmin) != (tenant == "") {
 		return Token{}, "", fmt.Errorf("role %s and tenant %q do not go together: tenant roles need a tenant, platform-admin has none", role, tenant)
 	}
@@ -116,7 +117,7 @@ func (r *Registry) CreateAdminToken(ctx context.Context, role Role, tenant, name
 	if ttl != 0 {
 		t.Expires = r.now().Add(ttl)
 	}
-	return t, adminPrefix + text, r.addToken(ctx, t)
+	return t, adminPrefix + text, r.addToken(ctx, t, good)
 }
 
 // CreateJoinToken makes a token that lets proxies into group, pinned to the CA. uses 0: once. ttl 0: an hour.
@@ -133,11 +134,16 @@ func (r *Registry) CreateJoinToken(ctx context.Context, pin [32]byte, group, nam
 	join := mtls.NewJoinToken(pin)
 	t := Token{ID: join.ID(), Type: JoinToken, Hash: hashText(join.Hash()), Name: name, Group: group,
 		Uses: max(uses, 1), Expires: r.now().Add(ttl)}
-	return t, join.Encode(), r.addToken(ctx, t)
+	return t, join.Encode(), r.addToken(ctx, t, nil)
 }
 
-func (r *Registry) addToken(ctx context.Context, t Token) error {
+func (r *Registry) addToken(ctx context.Context, t Token, good func() error) error {
 	return r.update(ctx, func() (change, error) {
+		if good != nil {
+			if err := good(); err != nil {
+				return change{}, err
+			}
+		}
 		c := change{tokens: map[string]*Token{t.ID: &t}}
 		for id, old := range r.tokens { // the list holds what can still be used
 			if old.expired(r.now()) {
@@ -158,12 +164,12 @@ func (r *Registry) RevokeToken(ctx context.Context, id string) error {
 	})
 }
 
-// RevokeTenant ends all tokens of a tenant: one made later under the same name is another.
-func (r *Registry) RevokeTenant(ctx context.Context, tenant string) error {
+// RevokeTenants ends all tokens of tenants that are gone: one made later under the same name is another.
+func (r *Registry) RevokeTenants(ctx context.Context, gone func(tenant string) bool) error {
 	return r.update(ctx, func() (change, error) {
 		c := change{tokens: map[string]*Token{}}
 		for id, t := range r.tokens {
-			if t.Type == AdminToken && t.Tenant == tenant {
+			if t.Type == AdminToken && t.Role != PlatformAdmin && gone(t.Tenant) {
 				c.tokens[id] = nil
 			}
 		}
@@ -198,7 +204,7 @@ func (r *Registry) Bootstrap(ctx context.Context, dir string) error {
 		return err
 	}
 	hash := hashText(sha256.Sum256([]byte(text)))
-	return r.addToken(ctx, Token{ID: hash[:12], Type: AdminToken, Hash: hash, Name: "admin", Role: PlatformAdmin})
+	return r.addToken(ctx, Token{ID: hash[:12], Type: AdminToken, Hash: hash, Name: "admin", Role: PlatformAdmin}, nil)
 }
 
 func newSecret() string {
