@@ -235,7 +235,8 @@ func trapLongTargetSession(t *testing.T) {
 	}
 }
 
-// Mcp-Name is compared decoded: Base64, raw UTF-8 and what only looks like Base64. Targets get a form that all of them read.
+// Mcp-Name is compared decoded: Base64, raw UTF-8 and what only looks like Base64. Targets get the client's form: there are servers
+// that decode none, as go-sdk's, and those that take no other.
 func trapName(t *testing.T) {
 	names := []string{"naïve", "日本", "=?base64?x", "=?base64?YQ==?=", "a b", "\ttab", "end "}
 	list := func(c *mcptest.Conn, req rawCall) {
@@ -273,9 +274,24 @@ func trapName(t *testing.T) {
 					continue
 				}
 				h := target.header(t, `"tools/call"`)
-				if sent := h.Get("Mcp-Name"); stateless && sent != name && sent != encodeHeader(name) || !stateless && client == "2026-07-28" && sent != "" {
-					t.Errorf("%q: the target got Mcp-Name %q", name, sent)
+				if sent := h.Get("Mcp-Name"); stateless && client == "2026-07-28" && sent != header || stateless && sent != name && sent != encodeHeader(name) || !stateless && client == "2026-07-28" && sent != "" {
+					t.Errorf("%q as %q: the target got Mcp-Name %q", name, header, sent)
 				}
+			}
+		}
+		if client != "2026-07-28" || !stateless {
+			return
+		}
+		// So they do where it is not the client's name, unless it cannot be said so.
+		other := newRaw(t, stateless, nil)
+		p = behind("a="+target.URL, "b="+other.URL).start(t)
+		for _, tt := range []struct{ name, header, want string }{
+			{"naïve", "a_naïve", "naïve"}, {"naïve", encodeHeader("a_naïve"), encodeHeader("naïve")}, {"日本", "a_日本", "日本"},
+			{"a b", encodeHeader("a_a b"), "a b"}, {"=?base64?YQ==?=", "a_=?base64?YQ==?=", encodeHeader("=?base64?YQ==?=")}, {" é", "a_ é", encodeHeader(" é")},
+		} {
+			got := p.ask(t, client, "", "tools/call", tt.header, `"name":`+mustJSON("a_"+tt.name))
+			if sent := target.header(t, `"tools/call"`).Get("Mcp-Name"); got.status != 200 || sent != tt.want {
+				t.Errorf("%q as %q: %d %s; the target got Mcp-Name %q, want %q", tt.name, tt.header, got.status, got.body, sent, tt.want)
 			}
 		}
 	})

@@ -142,3 +142,31 @@ func SetHeaders(h http.Header, r Revision, method, name string) {
 		h[HeaderName] = []string{EncodeHeader(name)}
 	}
 }
+
+// SpellName writes the Mcp-Name of h, a request to a target, as the client's own headers do: in their bytes where they say the same,
+// and raw where they are raw UTF-8. There are clients that do not encode, and servers that do not decode (go-sdk v1.8.0): who stands
+// between them must not part them. What cannot be said raw stays as it is.
+func SpellName(h, client http.Header) {
+	ours, theirs := h[HeaderName], client[HeaderName]
+	if len(ours) != 1 || len(theirs) != 1 {
+		return
+	}
+	name, _ := DecodeHeader(ours[0])
+	spelled := strings.Trim(theirs[0], " \t")
+	said, ok := DecodeHeader(spelled)
+	switch {
+	case !ok:
+	case said == name:
+		h[HeaderName] = []string{spelled}
+	case said == spelled && !needsBase64(strings.Map(asciiOf, name)):
+		h[HeaderName] = []string{name}
+	}
+}
+
+// asciiOf is a letter in place of what is beyond ASCII.
+func asciiOf(r rune) rune {
+	if r > 0x7f {
+		return 'x'
+	}
+	return r
+}

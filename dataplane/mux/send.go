@@ -257,6 +257,7 @@ func (x *Request) header(t *snapshot.Target, leg session.Target, method, name st
 		}
 	}
 	mcp.SetHeaders(h, x.Verdict.Revision, method, name)
+	mcp.SpellName(h, x.HTTP.Header)
 	return h
 }
 
