@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +46,58 @@ func TestBatchWithAnEndlessAnswer(t *testing.T) {
 		got := p.post(t, p.initialize(t, "2025-03-26"), `[{"jsonrpc":"2.0","id":"long","method":"tools/call","params":{"name":"t"}},{"jsonrpc":"2.0","id":"short","method":"ping"}]`)
 		if !strings.Contains(got.body, fmt.Sprintf("more than %d bytes", maxBody)) || !strings.Contains(got.body, `"id":"long"`) || !strings.Contains(got.body, `"id":"short","result":{}`) {
 			t.Errorf("%s: %d %.500s", name, got.status, got.body)
+		}
+	}
+}
+
+// Each request of a batch has one response, however its answer's stream ends: nobody can come back for it.
+func TestBatchWithAnswersThatEndEarly(t *testing.T) {
+	const (
+		progress = "data: " + `{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1,"progress":1}}` + "\n\n"
+		done     = "data: " + `{"jsonrpc":"2.0","id":7,"result":{"content":[]}}` + "\n\n"
+	)
+	for _, tt := range []struct {
+		name   string
+		answer func(c *mcptest.Conn)
+		want   string
+	}{
+		{"a stream that ends early", func(c *mcptest.Conn) { c.Send(eventsHead, chunk(progress), "0\r\n\r\n") }, `"id":7,"error"`},
+		{"a stream that its client shall come back to", func(c *mcptest.Conn) {
+			c.Send(eventsHead, chunk("id: e1\nretry: 10\ndata:\n\n"), "0\r\n\r\n")
+		}, `"id":7,"error"`},
+		{"a stream that breaks off", func(c *mcptest.Conn) {
+			c.Send(eventsHead, chunk(progress))
+			_ = c.Reset()
+		}, `"id":7,"error"`},
+		{"no content", func(c *mcptest.Conn) { c.Answer(http.StatusAccepted, "", "") }, `"id":7,"error"`},
+		{"a stream that breaks off later", func(c *mcptest.Conn) {
+			c.Send(eventsHead, chunk(done), chunk(progress))
+			_ = c.Reset()
+		}, `"id":7,"result"`},
+		{"a stream without its last line end", func(c *mcptest.Conn) {
+			c.Send(eventsHead, chunk(strings.TrimSuffix(done, "\n")), "0\r\n\r\n")
+		}, `"id":7,"result"`},
+		{"an array", func(c *mcptest.Conn) {
+			c.Send(eventsHead, chunk(strings.Replace(strings.Replace(done, "{", "[{", 1), "\n\n", "]\n\n", 1)), "0\r\n\r\n")
+		}, `"id":7,"result"`},
+	} {
+		for n := 1; n <= 2; n++ {
+			t.Run(fmt.Sprintf("%s, %d targets", tt.name, n), func(t *testing.T) {
+				target, other := newRaw(t, false, nil), newRaw(t, false, nil)
+				for _, old := range []*raw{target, other} {
+					old.on("initialize", func(c *mcptest.Conn, req rawCall) {
+						c.Answer(200, "application/json", req.result(`{"protocolVersion":"2025-03-26","capabilities":{},"serverInfo":{"name":"s","version":"1"}}`), "Mcp-Session-Id: s")
+					})
+				}
+				target.on("tools/call", func(c *mcptest.Conn, _ rawCall) { tt.answer(c) })
+				w := behind("a="+target.URL, "b="+other.URL)
+				w.targets = w.targets[:n]
+				p := w.start(t)
+				got := p.post(t, p.initialize(t, "2025-03-26"), `[{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"`+map[int]string{2: "a_"}[n]+`t"}},{"jsonrpc":"2.0","id":"short","method":"ping"}]`)
+				if strings.Count(got.body, `"id":7`) != 1 || !strings.Contains(got.body, tt.want) || !strings.Contains(got.body, `"id":"short","result":{}`) {
+					t.Errorf("%d %.500s", got.status, got.body)
+				}
+			})
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -162,5 +163,33 @@ func TestSessionThatHalfBegan(t *testing.T) {
 	}
 	if got := call(); got.status != http.StatusOK || late.counted("initialize") != 2 {
 		t.Errorf("afterwards: %d %s, and %d sessions were begun", got.status, got.body, late.counted("initialize"))
+	}
+}
+
+// A client that leaves as soon as it has sent a notification has sent it to all targets: also to one where its session is only begun.
+func TestNotificationOfAClientThatLeaves(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
+	there, late := newRaw(t, false, nil), newRaw(t, false, nil)
+	late.on("initialize", func(c *mcptest.Conn, req rawCall) {
+		leave()
+		c.Answer(200, "application/json", wellAnswered(req.method, req.id, false), "Mcp-Session-Id: s")
+	})
+	w := behind("there="+there.URL, "late="+late.URL)
+	both := w.targets
+	w.targets = both[:1]
+	p := w.start(t)
+	id := p.initialize(t, "2025-11-25")
+	w.targets = both
+	p.apply(t, w)
+	const changed = `{"jsonrpc":"2.0","method":"notifications/roots/list_changed"}`
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, p.URL, strings.NewReader(changed))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Accept", "application/json, text/event-stream")
+	r.Header.Set("Mcp-Session-Id", id)
+	p.handler(testPort).ServeHTTP(httptest.NewRecorder(), r)
+	for name, target := range map[string]*raw{"there": there, "late": late} {
+		if n := target.counted("notifications/roots/list_changed"); n != 1 {
+			t.Errorf("%s got it %d times", name, n)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 )
@@ -44,21 +45,20 @@ func (m *Mux) batch(w http.ResponseWriter, x *Request) error {
 		slots <- struct{}{}
 		all.run(func() {
 			defer func() { <-slots }()
-			part := &batchWriter{out: out, header: http.Header{}, limit: m.cfg.Limits.MaxBytes()}
+			part := &batchWriter{out: out, header: http.Header{}, limits: m.cfg.Limits}
+			var err error
 			defer func() {
 				// An answer that broke off is told as an error of its own, the others go on.
 				if r := recover(); r != nil && r != http.ErrAbortHandler {
 					panic(r)
 				} else if r != nil {
-					part.buf = one.fail(http.StatusBadGateway, mcp.CodeInternal, "the answer broke off").Append(nil)
+					err = one.fail(http.StatusBadGateway, mcp.CodeInternal, "the answer broke off")
 				}
 				if one.Message.Kind == mcp.Request {
-					part.finish(one)
+					part.finish(one, err)
 				}
 			}()
-			if err := m.message(part, one); err != nil {
-				part.buf = one.readdressed(err).Append(nil)
-			}
+			err = m.message(part, one)
 		})
 	}
 	all.wait()
@@ -86,11 +86,12 @@ func (x *Request) readdressed(err error) *mcp.Error {
 
 // batchWriter puts one message's answer on the batch's stream: a stream's events as they come, else the body at its end.
 type batchWriter struct {
-	out    *sink
-	header http.Header
-	limit  int // of one message
-	buf    []byte
-	over   bool // a message was longer: nothing more of the answer is taken
+	out      *sink
+	header   http.Header
+	limits   mcp.Limits // of one message
+	buf      []byte
+	over     bool // a message was longer: nothing more of the answer is taken
+	answered bool // the response was among the events
 }
 
 var errTooLong = errors.New("a message of the answer is too long for a batch")
@@ -100,7 +101,7 @@ func (b *batchWriter) WriteHeader(int)     {}
 func (b *batchWriter) Flush()              {}
 
 func (b *batchWriter) Write(p []byte) (int, error) {
-	if b.over = b.over || len(b.buf)+len(p) > b.limit; b.over {
+	if b.over = b.over || len(b.buf)+len(p) > b.limits.MaxBytes(); b.over {
 		b.buf = nil
 		return 0, errTooLong
 	}
@@ -114,17 +115,23 @@ func (b *batchWriter) Write(p []byte) (int, error) {
 			return len(p), nil
 		}
 		end += looked
-		events := mcp.NewEventReader(bytes.NewReader(b.buf[:end+size]), 0)
-		for {
-			ev, err := events.Next()
-			if err != nil {
-				break
-			}
-			if len(ev.Data) > 0 { // ids and retry hints are another stream's
-				b.out.message(bytes.Clone(ev.Data))
-			}
-		}
+		b.pass(b.buf[:end+size])
 		b.buf = b.buf[end+size:]
+	}
+}
+
+// pass puts the messages of events on the batch's stream. Ids and retry hints are another stream's.
+func (b *batchWriter) pass(stream []byte) {
+	events := mcp.NewEventReader(bytes.NewReader(stream), 0)
+	for {
+		ev, err := events.Next()
+		if err != nil {
+			return
+		}
+		if len(ev.Data) > 0 {
+			b.answered = b.answered || b.answers(ev.Data)
+			b.out.message(bytes.Clone(ev.Data))
+		}
 	}
 }
 
@@ -141,16 +148,33 @@ func eventEnd(b []byte) (at, size int) {
 	return at, size
 }
 
-func (b *batchWriter) finish(x *Request) {
-	if b.over {
-		b.buf = x.fail(http.StatusBadGateway, mcp.CodeInternal, "%v: it has more than %d bytes", errTooLong, b.limit).Append(nil)
+// answers reports whether an event holds the response.
+func (b *batchWriter) answers(event []byte) bool {
+	msg, err := mcp.Scan(event, b.limits)
+	if err != nil || msg.Kind != mcp.Batch {
+		return err == nil && msg.Kind == mcp.Response
 	}
-	if mcp.MediaType(b.header) == mcp.TypeStream && !bytes.HasPrefix(b.buf, []byte("{")) {
+	all, err := mcp.ScanBatch(event, b.limits)
+	return err == nil && slices.ContainsFunc(all, func(one mcp.Message) bool { return one.Kind == mcp.Response })
+}
+
+// finish puts the response, if it has not gone by: the body, or why there is none. Nobody can come back for it.
+func (b *batchWriter) finish(x *Request, err error) {
+	body, stream := bytes.TrimSpace(b.buf), mcp.MediaType(b.header) == mcp.TypeStream
+	if stream && err == nil {
+		b.pass(b.buf) // the last event may lack its empty line
+	}
+	switch {
+	case b.answered:
 		return
+	case b.over:
+		body = x.fail(http.StatusBadGateway, mcp.CodeInternal, "%v: it has more than %d bytes", errTooLong, b.limits.MaxBytes()).Append(nil)
+	case err != nil:
+		body = x.readdressed(err).Append(nil)
+	case stream || len(body) == 0:
+		body = x.fail(http.StatusBadGateway, mcp.CodeInternal, "the answer ended without a response; the call may have been processed").Append(nil)
 	}
-	if raw := bytes.TrimSpace(b.buf); len(raw) > 0 {
-		b.out.message(raw)
-	}
+	b.out.message(body)
 }
 
 // discard takes an answer that nobody waits for.

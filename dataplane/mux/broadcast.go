@@ -24,7 +24,8 @@ func (m *Mux) notification(w http.ResponseWriter, x *Request) error {
 	}
 	msg := x.Message
 	known := msg.Info().Name != ""
-	x.each(x.HTTP.Context(), func(ctx context.Context, x *Request, t *snapshot.Target) error {
+	// A client that leaves has sent it all the same, to each: the targets' own deadlines bound it.
+	x.each(context.WithoutCancel(x.HTTP.Context()), func(ctx context.Context, x *Request, t *snapshot.Target) error {
 		if msg.Method == "notifications/initialized" {
 			if _, sealed := x.Session.Target(t.Name); !sealed {
 				return nil // a session that is made later sends its own
