@@ -68,7 +68,7 @@ func (a *sseAnswer) WriteHeader(status int) {
 // event passes one of the answer's events on. The ids are those of streamable HTTP, and no business of this client.
 func (a *sseAnswer) event(ev mcp.Event) error {
 	if ev.HasID {
-		a.lastID = string(ev.ID)
+		a.lastID = string(ev.Place())
 	}
 	if ev.HasRetry {
 		a.retry = ev.Retry

@@ -241,13 +241,14 @@ func TestSSEClientsTakeTurns(t *testing.T) {
 	w := behind(newRaw(t, false, nil).URL)
 	w.ssePath = "/sse"
 	p := w.start(t)
-	route, err := p.store.Load().Route(testPort, httptest.NewRequest(http.MethodGet, p.URL, nil))
+	stream := httptest.NewRequest(http.MethodGet, p.URL, nil)
+	route, err := p.store.Load().Route(testPort, stream)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var others []func()
 	for {
-		release, err := p.mux.Hold(&mux.Request{Route: route})
+		release, err := p.mux.Hold(&mux.Request{HTTP: stream, Route: route})
 		if err != nil {
 			break
 		}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"slices"
 
 	"github.com/sluicegate/sluice/internal/guard"
@@ -17,7 +18,7 @@ type pieces struct {
 	filters []*guard.Filter // none: nothing is looked for
 	n       uint64          // messages so far
 	all     guard.Trail
-	voices  map[string]*guard.Trail // by artifact
+	voices  map[[sha256.Size]byte]*guard.Trail // by artifact, whose id can be of any length
 }
 
 func (c *call) pieces(d policy.Direction) *pieces {
@@ -30,7 +31,7 @@ func (p *pieces) add(message []byte) (splits []guard.Split, err error) {
 	p.n++
 	trails := []*guard.Trail{&p.all}
 	if artifact := guard.Artifact(message); artifact != nil {
-		trails = append(trails, p.voice(string(artifact)))
+		trails = append(trails, p.voice(artifact))
 	}
 	for _, trail := range trails {
 		found, err := trail.Add(p.filters, n, message, guard.AgentSaid)
@@ -49,15 +50,16 @@ func (p *pieces) add(message []byte) (splits []guard.Split, err error) {
 	return splits, nil
 }
 
-func (p *pieces) voice(artifact string) *guard.Trail {
-	if t := p.voices[artifact]; t != nil {
+func (p *pieces) voice(artifact []byte) *guard.Trail {
+	voice := sha256.Sum256(artifact)
+	if t := p.voices[voice]; t != nil {
 		return t
 	}
 	if p.voices == nil || len(p.voices) >= maxVoices {
-		p.voices = map[string]*guard.Trail{}
+		p.voices = map[[sha256.Size]byte]*guard.Trail{}
 	}
 	t := &guard.Trail{Pieces: true}
-	p.voices[artifact] = t
+	p.voices[voice] = t
 	return t
 }
 

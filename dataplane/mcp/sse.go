@@ -24,6 +24,18 @@ type Event struct {
 	IsNote   bool   // it is a comment
 }
 
+// maxPlace is the longest id of an event that is remembered to come back with.
+const maxPlace = 16 << 10
+
+// Place is the event's id as it is kept to come back with. One that is longer than a server needs, or could take in a header, is
+// kept as "": who comes back begins anew.
+func (e *Event) Place() []byte {
+	if len(e.ID) > maxPlace {
+		return nil
+	}
+	return e.ID
+}
+
 // IsMessage reports whether e carries a JSON-RPC message. Events of other types are none of MCP's, which readers ignore.
 func (e *Event) IsMessage() bool {
 	return len(e.Data) > 0 && (len(e.Type) == 0 || string(e.Type) == "message")

@@ -24,20 +24,28 @@ var (
 	errExpired = errors.New("the caller's credential or the session expired")
 )
 
-// maxStreams bounds the open streams of a tenant on this proxy, so that one tenant's clients leave room for others'.
-const maxStreams = 20_000
+// maxStreams bounds the open streams of a tenant on this proxy, and maxStreamSize what is kept of their requests, in bytes, so that
+// one tenant's clients leave room for others'.
+const (
+	maxStreams    = 20_000
+	maxStreamSize = 256 << 20
+)
 
 // streams are the open GET and listen streams: the only requests that outlive the configuration they began under.
 type streams struct {
 	mu     sync.Mutex
-	held   map[string]int           // guarded by mu; open streams by tenant
+	held   map[string]held          // guarded by mu; open streams by tenant
 	open   map[*openStream]struct{} // guarded by mu
 	latest *snapshot.Index          // guarded by mu; nil: no change yet
 	drains map[<-chan struct{}]bool // guarded by mu; sockets whose end a goroutine waits for
 }
 
+// held is how many streams a tenant has, and what is kept of their requests.
+type held struct{ n, size int }
+
 type openStream struct {
 	x      *Request
+	size   int
 	out    *sink
 	cancel context.CancelCauseFunc
 	// tag is the raw id of the listen request, nil on a GET.
@@ -69,14 +77,14 @@ func (s *streams) addResumed(x *Request, out *sink, cancel context.CancelCauseFu
 }
 
 func (s *streams) addListen(x *Request, out *sink, cancel context.CancelCauseFunc, tag []byte, wants func(mcp.List) bool) *openStream {
-	o := &openStream{x: x, out: out, cancel: cancel, tag: tag, wants: wants, sees: sees(x.Backend), reaches: reaches(x.Backend), drain: x.mux.cfg.Draining(x.HTTP.Context())}
+	o := &openStream{x: x, size: x.size(), out: out, cancel: cancel, tag: tag, wants: wants, sees: sees(x.Backend), reaches: reaches(x.Backend), drain: x.mux.cfg.Draining(x.HTTP.Context())}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
 		s.open, s.drains = map[*openStream]struct{}{}, map[<-chan struct{}]bool{}
 	}
 	s.open[o] = struct{}{}
-	s.holdLocked(x.Route.Tenant.Name)
+	s.holdLocked(x.Route.Tenant.Name, o.size)
 	o.expire = time.AfterFunc(x.lifetime(), func() { cancel(errExpired) })
 	if now := s.latest; now != nil && now.Tenant(x.Route.Tenant.Name) != x.Route.Tenant {
 		go o.changed(true) // it changed after the request looked
@@ -111,7 +119,7 @@ func (s *streams) remove(o *openStream) {
 	defer s.mu.Unlock()
 	o.expire.Stop()
 	delete(s.open, o)
-	s.releaseLocked(o.x.Route.Tenant.Name)
+	s.releaseLocked(o.x.Route.Tenant.Name, o.size)
 }
 
 // room refuses one stream too many.
@@ -122,7 +130,7 @@ func (s *streams) room(x *Request) error {
 }
 
 func (s *streams) roomLocked(x *Request) error {
-	if s.held[x.Route.Tenant.Name] < maxStreams {
+	if h := s.held[x.Route.Tenant.Name]; h.n < maxStreams && h.size+x.size() <= maxStreamSize {
 		return nil
 	}
 	return &Error{x.fail(http.StatusServiceUnavailable, mcp.CodeInternal, "too many open streams on this proxy"), retryAfter("10")}
@@ -130,33 +138,49 @@ func (s *streams) roomLocked(x *Request) error {
 
 // Hold counts a stream of x's tenant that another than the Mux serves, until it is released; the error refuses one too many.
 func (m *Mux) Hold(x *Request) (release func(), err error) {
-	s, tenant := &m.streams, x.Route.Tenant.Name
+	s, tenant, size := &m.streams, x.Route.Tenant.Name, x.size()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.roomLocked(x); err != nil {
 		return nil, err
 	}
-	s.holdLocked(tenant)
+	s.holdLocked(tenant, size)
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.releaseLocked(tenant)
+		s.releaseLocked(tenant, size)
 	}, nil
 }
 
-func (s *streams) holdLocked(tenant string) {
+func (s *streams) holdLocked(tenant string, size int) {
 	if s.held == nil {
-		s.held = map[string]int{}
+		s.held = map[string]held{}
 	}
-	s.held[tenant]++
+	h := s.held[tenant]
+	s.held[tenant] = held{h.n + 1, h.size + size}
 }
 
-func (s *streams) releaseLocked(tenant string) {
-	if s.held[tenant] > 1 {
-		s.held[tenant]--
+func (s *streams) releaseLocked(tenant string, size int) {
+	if h := s.held[tenant]; h.n > 1 {
+		s.held[tenant] = held{h.n - 1, h.size - size}
 	} else {
 		delete(s.held, tenant)
 	}
+}
+
+// size is about how many bytes are kept of a request while its stream is open.
+func (x *Request) size() int {
+	n := 4<<10 + len(x.HTTP.RequestURI)
+	for name, values := range x.HTTP.Header {
+		n += 64 + len(name)
+		for _, v := range values {
+			n += 16 + len(v)
+		}
+	}
+	if x.Message != nil {
+		n += len(x.Message.Body)
+	}
+	return n
 }
 
 // lifetime is how long a stream may be open: no longer than what the caller showed for it is good.

@@ -231,7 +231,12 @@ func (p *positions) forget(target string) {
 func (p *positions) after(x *Request, t *snapshot.Target, id string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.last[t.Name] = id
+	event := mcp.Event{ID: []byte(id)}
+	if kept := string(event.Place()); kept != "" {
+		p.last[t.Name] = kept
+	} else {
+		delete(p.last, t.Name)
+	}
 	switch bare := x.bare(); {
 	case bare == t:
 		return id

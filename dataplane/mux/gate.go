@@ -3,6 +3,7 @@ package mux
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"sync"
 	"time"
 
@@ -25,8 +26,8 @@ type gate struct {
 	put      func(mcp.Event)
 	filters  []*guard.Filter // of what is split; none: nothing is held
 
-	n      uint64                  // messages so far
-	trails map[string]*guard.Trail // by method and who speaks
+	n      uint64                             // messages so far
+	trails map[[sha256.Size]byte]*guard.Trail // by method and who speaks, which can be of any length
 
 	mu    sync.Mutex
 	held  []*heldEvent // guarded by mu; in order
@@ -240,12 +241,12 @@ func (g *gate) again(h *heldEvent) []byte {
 
 // trail is that of the voice that h belongs to: of several calls, or several loggers, each has its own.
 func (g *gate) trail(h *heldEvent) *guard.Trail {
-	voice := h.method + "\x00" + string(guard.Speaker(h.original))
+	voice := sha256.Sum256(append([]byte(h.method+"\x00"), guard.Speaker(h.original)...))
 	if t := g.trails[voice]; t != nil {
 		return t
 	}
 	if g.trails == nil || len(g.trails) >= maxTrails {
-		g.trails = map[string]*guard.Trail{}
+		g.trails = map[[sha256.Size]byte]*guard.Trail{}
 	}
 	t := &guard.Trail{}
 	g.trails[voice] = t

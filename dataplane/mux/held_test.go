@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
 	"github.com/sluicegate/sluice/dataplane/session"
@@ -137,5 +138,65 @@ func TestTasksAreBounded(t *testing.T) {
 	}
 	if tool, ok := m.tasks.Get("modest", taskKey{modest.Scope, target.Name, "1"}); !ok || tool != "tool" {
 		t.Error("another tenant's task was forgotten")
+	}
+}
+
+// What waits for the end of a target's event is bounded in bytes: it may never come.
+func TestSinkIsBounded(t *testing.T) {
+	w := httptest.NewRecorder()
+	s := newSink(w, time.Hour)
+	defer s.close()
+	s.raw([]byte("data: half"))
+	for range 100 {
+		s.pass(mcp.Event{Data: []byte(strings.Repeat("x", 100<<10)), HasData: true})
+	}
+	size := 0
+	for _, ev := range s.waiting {
+		size += len(ev.Data)
+	}
+	if size > maxWaitingSize || size < maxWaitingSize-(100<<10) || s.size != size {
+		t.Errorf("%d bytes wait, counted as %d, want at most %d", size, s.size, maxWaitingSize)
+	}
+	s.raw([]byte("\n\n"))
+	if len(s.waiting) != 0 || s.size != 0 || w.Body.Len() < size {
+		t.Errorf("%d events wait, counted as %d bytes, after the event's end", len(s.waiting), s.size)
+	}
+}
+
+// Ids of events that are too long to come back with are not kept.
+func TestLongEventIDs(t *testing.T) {
+	m := New(Config{})
+	x, target := asking(t, m, "acme", "ada")
+	p := &positions{last: map[string]string{}}
+	for _, tt := range []struct{ size, kept int }{{100, 100}, {1 << 20, 0}, {16 << 10, 16 << 10}} {
+		id := strings.Repeat("x", tt.size)
+		if got := p.after(x, target, id); got != id || len(p.last[target.Name]) != tt.kept {
+			t.Errorf("of an id of %d bytes %d are kept and %d passed on", tt.size, len(p.last[target.Name]), len(got))
+		}
+	}
+}
+
+// A tenant's open streams are bounded by what is kept of their requests, too.
+func TestStreamsAreBounded(t *testing.T) {
+	m := New(Config{})
+	x, _ := asking(t, m, "", "ada")
+	x.Message = &mcp.Message{Body: make([]byte, maxListen)}
+	open := func(tenant string) (func(), error) {
+		x.Route = &snapshot.Route{Tenant: &snapshot.Tenant{Name: tenant}}
+		return m.Hold(x)
+	}
+	var ends []func()
+	for end, err := open("greedy"); err == nil; end, err = open("greedy") {
+		ends = append(ends, end)
+	}
+	if n := len(ends); n > maxStreamSize/maxListen || n < maxStreamSize/maxListen*9/10 {
+		t.Errorf("%d streams of %d bytes are open", n, maxListen)
+	}
+	if _, err := open("modest"); err != nil {
+		t.Errorf("another tenant: %v", err)
+	}
+	ends[0]()
+	if _, err := open("greedy"); err != nil {
+		t.Errorf("after one has ended: %v", err)
 	}
 }

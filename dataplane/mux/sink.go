@@ -20,6 +20,7 @@ type sink struct {
 	events   *mcp.EventWriter    // guarded by mu
 	tail     [4]byte             // guarded by mu; the last bytes written, to know where an event ends
 	waiting  []mcp.Event         // guarded by mu; what came while another event was under way
+	size     int                 // guarded by mu; of waiting, in bytes
 	held     bool                // guarded by mu; nothing of ours before the first that passes through
 	last     time.Time           // guarded by mu
 	gone     bool                // guarded by mu; the client is not there any more
@@ -83,7 +84,7 @@ func (s *sink) end(ev mcp.Event) {
 	if s.done || s.gone {
 		return
 	}
-	s.held, s.waiting = false, nil
+	s.held, s.waiting, s.size = false, nil, 0
 	if s.betweenLocked() {
 		s.wroteLocked(s.events.Write(ev))
 	}
@@ -99,21 +100,28 @@ func (s *sink) message(raw []byte) {
 	s.flushLocked()
 }
 
-// maxWaiting bounds what waits for the end of an event. A target that never ends one costs the client what came then,
-// and no memory.
-const maxWaiting = 256
+// maxWaiting and maxWaitingSize bound what waits for the end of an event. A target that never ends one costs the client what came
+// then, and no memory.
+const (
+	maxWaiting     = 256
+	maxWaitingSize = 1 << 20 // bytes, beside one message
+)
 
 func (s *sink) waitLocked(ev mcp.Event) {
-	if len(s.waiting) < maxWaiting {
+	size := len(ev.ID) + len(ev.Type) + len(ev.Data)
+	if len(s.waiting) < maxWaiting && (len(s.waiting) == 0 || s.size+size <= maxWaitingSize) {
 		s.waiting = append(s.waiting, ev)
+		s.size += size
 	}
 }
 
 // flushLocked writes what waits, if it may be written now.
 func (s *sink) flushLocked() {
 	for len(s.waiting) > 0 && !s.done && !s.gone && s.betweenLocked() {
-		s.wroteLocked(s.events.Write(s.waiting[0]))
-		s.waiting = s.waiting[1:]
+		ev := s.waiting[0]
+		s.waiting[0], s.waiting = mcp.Event{}, s.waiting[1:]
+		s.size -= len(ev.ID) + len(ev.Type) + len(ev.Data)
+		s.wroteLocked(s.events.Write(ev))
 	}
 }
 

@@ -29,7 +29,9 @@ type pipe interface {
 const (
 	backlogMessages = 256 // that wait for the GET stream to open
 	backlogBytes    = 1 << 20
+	backlogsBytes   = 64 << 20 // of all sessions at one target
 	maxForgotten    = 4096
+	maxForgottenKey = 64 << 10 // bytes of all of them
 )
 
 // channel tells the messages apart that share one duplex connection: which answer belongs to which call, and where
@@ -51,6 +53,7 @@ type channel struct {
 	calls      map[string]*call
 	tokens     map[string]*call
 	forgotten  map[string]bool // calls whose caller left: their ids are taken until the peer answers
+	forgetting int             // bytes of forgotten's keys
 	seq        int64
 	err        error // why the connection ended; nil: it lives
 	standalone *stream
@@ -60,8 +63,9 @@ type channel struct {
 	subscribes int                       // shared: what subscribed takes, in bytes
 	backlog    [][]byte
 	backlogged int
-	used       time.Time // when a caller last came or went
-	refused    bool      // it was asked server/discover, and is not of the stateless era
+	kept       *atomic.Int64 // backlogged of all channels to the target
+	used       time.Time     // when a caller last came or went
+	refused    bool          // it was asked server/discover, and is not of the stateless era
 }
 
 // call is one request that the peer has not answered.
@@ -81,7 +85,7 @@ func newChannel(cfg *Config, log *slog.Logger, shared bool) *channel {
 	c := &channel{
 		queue: cfg.MaxQueued, lim: mcp.Limits{Bytes: cfg.MaxMessage}, log: log, started: time.Now(),
 		calls: map[string]*call{}, tokens: map[string]*call{}, forgotten: map[string]bool{},
-		listeners: map[*stream]string{}, subscribed: map[string]*subscriptions{}, wanted: map[string]int{}, used: time.Now(),
+		listeners: map[*stream]string{}, subscribed: map[string]*subscriptions{}, wanted: map[string]int{}, used: time.Now(), kept: &atomic.Int64{},
 	}
 	c.shared.Store(shared)
 	return c
@@ -184,10 +188,22 @@ func (c *channel) leave(k *call) {
 
 // forgetLocked drops the answer to an id when it comes, and keeps the id from being used till then.
 func (c *channel) forgetLocked(key string) {
-	if len(c.forgotten) >= maxForgotten {
+	if len(c.forgotten) >= maxForgotten || c.forgetting+len(key) > maxForgottenKey {
 		clear(c.forgotten) // a peer that answers nothing; its ids are ours or the caller's problem
+		c.forgetting = 0
 	}
-	c.forgotten[key] = true
+	if !c.forgotten[key] {
+		c.forgotten[key] = true
+		c.forgetting += len(key)
+	}
+}
+
+// recallLocked is the end of forgetLocked: the answer came.
+func (c *channel) recallLocked(key string) {
+	if c.forgotten[key] {
+		delete(c.forgotten, key)
+		c.forgetting -= len(key)
+	}
 }
 
 // unsent takes back a call whose message never left.
@@ -258,7 +274,7 @@ func (c *channel) attach(from string) (*stream, error) {
 	for _, msg := range c.backlog {
 		s.push(msg, false)
 	}
-	c.backlog, c.backlogged = nil, 0
+	c.dropBacklogLocked()
 	return s, nil
 }
 
@@ -280,12 +296,22 @@ func (c *channel) detach(s *stream) {
 
 // keepLocked keeps a message until a GET stream opens; the oldest go first where there are too many.
 func (c *channel) keepLocked(msg []byte) {
+	if c.err != nil {
+		return // nobody can open one
+	}
 	c.backlog = append(c.backlog, msg)
 	c.backlogged += len(msg)
-	for len(c.backlog) > backlogMessages || c.backlogged > backlogBytes {
+	c.kept.Add(int64(len(msg)))
+	for len(c.backlog) > backlogMessages || c.backlogged > backlogBytes || c.kept.Load() > backlogsBytes && len(c.backlog) > 0 {
 		c.backlogged -= len(c.backlog[0])
-		c.backlog = c.backlog[1:]
+		c.kept.Add(-int64(len(c.backlog[0])))
+		c.backlog[0], c.backlog = nil, c.backlog[1:]
 	}
+}
+
+func (c *channel) dropBacklogLocked() {
+	c.kept.Add(-int64(c.backlogged))
+	c.backlog, c.backlogged = nil, 0
 }
 
 // fail ends the channel: all who wait are told err.
@@ -296,6 +322,7 @@ func (c *channel) fail(err error) {
 		return
 	}
 	c.err = err
+	c.dropBacklogLocked()
 	for _, k := range c.calls {
 		k.out.fail(err)
 	}
@@ -325,6 +352,7 @@ func (c *channel) retire(idle time.Duration) bool {
 		return false
 	}
 	c.err = ErrClosed
+	c.dropBacklogLocked()
 	return true
 }
 

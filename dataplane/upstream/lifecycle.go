@@ -217,6 +217,7 @@ func (sn *session) start(ctx context.Context, o *owned, r *Request, handshake fu
 	ch := sn.s.takeSpare(sn)
 	if ch == nil {
 		ch = newChannel(sn.s.cfg, sn.s.log, sn.shared)
+		ch.kept = &sn.s.kept
 		err := sn.s.open(ctx, o, r, ch)
 		var full *slotsError
 		if errors.As(err, &full) && sn.s.evictLoose() {

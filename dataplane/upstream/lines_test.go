@@ -76,6 +76,11 @@ func FuzzLines(f *testing.F) {
 		c := &child{ch: ch, stdout: r, log: cfg.Log}
 		c.reaped = true // there is no process
 		c.readOutput(cfg.MaxMessage)
+		ch.mu.Lock()
+		if len(ch.backlog) > backlogMessages || ch.backlogged > backlogBytes || int64(ch.backlogged) != ch.kept.Load() {
+			t.Errorf("%d messages of %d bytes are kept, counted as %d", len(ch.backlog), ch.backlogged, ch.kept.Load())
+		}
+		ch.mu.Unlock()
 		ch.fail(errors.New("over"))
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -106,8 +111,8 @@ func FuzzLines(f *testing.F) {
 		read(standing, "")
 		ch.mu.Lock()
 		defer ch.mu.Unlock()
-		if len(ch.backlog) > backlogMessages || ch.backlogged > backlogBytes || ch.backlogged < 0 {
-			t.Errorf("%d messages of %d bytes are kept", len(ch.backlog), ch.backlogged)
+		if len(ch.backlog) != 0 || ch.kept.Load() != 0 {
+			t.Errorf("%d messages are kept when all is over, counted as %d bytes", len(ch.backlog), ch.kept.Load())
 		}
 		for _, msg := range peer.said {
 			if _, err := mcp.Scan(msg, mcp.Limits{}); err != nil {

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -22,6 +23,7 @@ func (c *channel) receive(msg []byte) {
 			return
 		}
 		for i := range all {
+			all[i].Body = bytes.Clone(all[i].Body) // one that waits must not keep the others
 			c.dispatch(&all[i])
 		}
 	default:
@@ -74,7 +76,7 @@ func (c *channel) answeredLocked(m *mcp.Message) *call {
 	key, _ := idKey(id)
 	k := c.calls[key]
 	if k == nil {
-		delete(c.forgotten, key)
+		c.recallLocked(key)
 		return nil
 	}
 	c.finishLocked(k)

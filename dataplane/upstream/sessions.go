@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluicegate/sluice/dataplane/mcp"
@@ -35,6 +36,7 @@ type sessions struct {
 	most   int    // sessions; 0: as many as the slots let
 	idle   time.Duration
 	starts backoff
+	kept   atomic.Int64 // bytes that wait, in all sessions, for GET streams
 
 	closing Background // connections being closed
 

@@ -26,6 +26,11 @@ type Token struct {
 	Expires time.Time
 }
 
+// size is how many bytes t takes, beside its own words.
+func (t Token) size() int {
+	return len(t.value) + len(t.keys.AccessKeyID) + len(t.keys.SecretAccessKey) + len(t.keys.SessionToken) + len(t.keys.Source) + len(t.keys.AccountID)
+}
+
 // Reveal returns the bearer token, for the one place that sends it. Empty for keys of AWS.
 func (t Token) Reveal() string { return t.value }
 

@@ -18,6 +18,7 @@ const (
 	maxPause     = time.Minute
 	rejectPause  = time.Minute // a token that targets refuse is got anew at most this often
 	maxEntries   = 4096        // of one tenant
+	maxSize      = 16 << 20    // bytes of its tokens
 	idleLife     = time.Hour   // of a caller's entry that he does not ask for
 	sweepPause   = time.Minute
 )
@@ -35,6 +36,7 @@ type Store struct {
 type shelf struct {
 	entries map[Key]*list.Element // of *entry
 	order   *list.List            // the last used first
+	size    int                   // of all tokens, in bytes
 	swept   time.Time
 }
 
@@ -132,22 +134,30 @@ func (s *Store) startLocked(shelf *shelf, src *Source, e *entry) {
 		e.flight, f.err = nil, err
 		now := time.Now()
 		if err == nil {
-			f.err = e.takeLocked(token, now)
+			f.err = shelf.takeLocked(e, token, now)
 		}
 		s.settleLocked(shelf, src, e, f.err, now)
 		close(f.done)
 	}()
 }
 
-// takeLocked keeps a token.
-func (e *entry) takeLocked(t Token, now time.Time) error {
+// takeLocked keeps an entry's token.
+func (sh *shelf) takeLocked(e *entry, t Token, now time.Time) error {
 	life := unsaidLife
 	if !t.Expires.IsZero() {
 		if life = min(t.Expires.Sub(now), maxLife); life < time.Second {
 			return fmt.Errorf("the issuer gave a token that expires at once, at %s", t.Expires.UTC().Format(time.RFC3339))
 		}
 	}
+	sh.size += t.size() - e.token.size()
 	e.token, e.got = t, true
+	for at := sh.order.Back(); at != nil && sh.size > maxSize; {
+		other, before := at.Value.(*entry), at.Prev()
+		if other != e && other.flight == nil {
+			sh.removeLocked(at)
+		}
+		at = before
+	}
 	e.ends = now.Add(life - min(maxMargin, life/10))
 	// Not all at the same time: proxies that started together would also refresh together.
 	e.renewAt = now.Add(time.Duration(float64(life) * (0.7 + 0.15*rand.Float64())))
@@ -197,6 +207,7 @@ func (s *Store) Reject(src *Source, refused Token) bool {
 	if !e.refused.IsZero() && now.Sub(e.refused) < rejectPause {
 		return false
 	}
+	shelf.size -= e.token.size()
 	e.refused, e.token, e.got = now, Token{}, false
 	return true
 }
@@ -225,8 +236,7 @@ func (s *Store) sweepLocked(now time.Time) {
 			switch idle := now.Sub(e.used); {
 			case e.flight != nil:
 			case e.caller && idle >= idleLife, idle >= sweepPause && !now.Before(e.ends) && !now.Before(e.retryAt):
-				sh.order.Remove(at)
-				delete(sh.entries, e.key)
+				sh.removeLocked(at)
 			}
 			at = before
 		}
@@ -246,14 +256,19 @@ func (sh *shelf) entryLocked(k Key, now time.Time) *entry {
 	for at := sh.order.Back(); at != nil && sh.order.Len() >= maxEntries; {
 		e, before := at.Value.(*entry), at.Prev()
 		if e.flight == nil { // whose entry must be there when it lands
-			sh.order.Remove(at)
-			delete(sh.entries, e.key)
+			sh.removeLocked(at)
 		}
 		at = before
 	}
 	e := &entry{key: k, used: now}
 	sh.entries[k] = sh.order.PushFront(e)
 	return e
+}
+
+func (sh *shelf) removeLocked(at *list.Element) {
+	e := sh.order.Remove(at).(*entry)
+	delete(sh.entries, e.key)
+	sh.size -= e.token.size()
 }
 
 // groupLocked returns what is known of the issuer of a source for one caller; nil: nothing is.

@@ -350,3 +350,42 @@ func TestTokenShowsNowhere(t *testing.T) {
 		t.Errorf("shown: %s", log.String())
 	}
 }
+
+// Tokens can be long, and an issuer gives one for each caller: a tenant has so many bytes for them.
+func TestLongTokensAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		source := func(tenant string, n int) *Source {
+			return Scope{Tenant: tenant}.source(func(context.Context) (Token, error) {
+				asked++
+				return Token{value: strings.Repeat("x", maxTokenSize), Expires: time.Now().Add(time.Hour)}, nil
+			}, fmt.Sprint(n))
+		}
+		var s Store
+		mustGet(t, &s, source("other", 0))
+		const callers = 2 * maxSize / maxTokenSize
+		for n := range callers {
+			mustGet(t, &s, source("t", n))
+		}
+		sh := s.tenants["t"]
+		size := 0
+		for at := sh.order.Front(); at != nil; at = at.Next() {
+			size += len(at.Value.(*entry).token.value)
+		}
+		if size > maxSize || size < maxSize-maxTokenSize || size != sh.size {
+			t.Errorf("tokens of %d bytes are kept, counted as %d, want at most %d", size, sh.size, maxSize)
+		}
+		before := asked
+		mustGet(t, &s, source("t", callers-1))
+		mustGet(t, &s, source("other", 0))
+		if asked != before {
+			t.Error("what was used last, or another tenant's, was forgotten")
+		}
+		s.Reject(source("t", callers-1), Token{value: strings.Repeat("x", maxTokenSize)})
+		time.Sleep(2 * time.Hour)
+		mustGet(t, &s, source("t", 0))
+		if sh := s.tenants["t"]; sh.size != maxTokenSize {
+			t.Errorf("two hours later %d bytes are counted, want those of one token", sh.size)
+		}
+	})
+}

@@ -292,7 +292,7 @@ func benchmarkJwtAuth(b *testing.B) {
 		r := request(sign(b, bb.alg, bb.key, "", claimsAt(time.Now())))
 		authenticates(b, bb.name, r, func() *Route {
 			for i := range rt.jwt.verified.shards {
-				clear(rt.jwt.verified.shards[i].entries)
+				rt.jwt.verified.shards[i].entries, rt.jwt.verified.shards[i].size = nil, 0
 			}
 			return rt
 		})

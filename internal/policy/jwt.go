@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"maps"
 	"math"
 	"net/http"
 	"slices"
@@ -276,16 +275,22 @@ func newPrincipal(issuer string, claims map[string]any, token string, hash [sha2
 // requests share no lock.
 type verifiedCache struct{ shards [16]verifiedShard }
 
-const maxVerifiedPerShard = 1024
+// What one shard holds: entries, and bytes of their tokens and claims.
+const (
+	maxVerifiedPerShard = 1024
+	maxVerifiedSize     = 2 << 20
+)
 
 type verifiedShard struct {
-	mu      sync.RWMutex // guards entries
+	mu      sync.RWMutex // guards what is below
 	entries map[[sha256.Size]byte]verified
+	size    int
 }
 
 type verified struct {
 	principal *Principal
 	until     time.Time
+	size      int
 }
 
 // get returns nil for what is not there, or not good any more.
@@ -307,19 +312,30 @@ func (c *verifiedCache) put(hash [sha256.Size]byte, p *Principal, until, now tim
 	if s.entries == nil {
 		s.entries = map[[sha256.Size]byte]verified{}
 	}
-	if len(s.entries) >= maxVerifiedPerShard {
-		makeRoom(s.entries, now)
+	s.size -= s.entries[hash].size
+	delete(s.entries, hash)
+	e := verified{p, until, p.size()}
+	if len(s.entries) >= maxVerifiedPerShard || s.size+e.size > maxVerifiedSize {
+		s.makeRoomLocked(e.size, now)
 	}
-	s.entries[hash] = verified{p, until}
+	s.entries[hash] = e
+	s.size += e.size
 }
 
-// makeRoom drops what has expired, and beyond that anything until an eighth is free: one pass for many puts.
-func makeRoom(entries map[[sha256.Size]byte]verified, now time.Time) {
-	maps.DeleteFunc(entries, func(_ [sha256.Size]byte, e verified) bool { return !now.Before(e.until) })
-	for hash := range entries { // in no order that who sends credentials could choose
-		if len(entries) <= maxVerifiedPerShard*7/8 {
+// makeRoomLocked drops what has expired, and beyond that anything until an eighth is free beside what is to come: one pass for many
+// puts.
+func (s *verifiedShard) makeRoomLocked(size int, now time.Time) {
+	for hash, e := range s.entries {
+		if !now.Before(e.until) {
+			s.size -= e.size
+			delete(s.entries, hash)
+		}
+	}
+	for hash, e := range s.entries { // in no order that who sends credentials could choose
+		if len(s.entries) <= maxVerifiedPerShard*7/8 && s.size+size <= maxVerifiedSize*7/8 {
 			return
 		}
-		delete(entries, hash)
+		s.size -= e.size
+		delete(s.entries, hash)
 	}
 }

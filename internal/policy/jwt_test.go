@@ -320,6 +320,35 @@ func TestVerifiedCacheIsBounded(t *testing.T) {
 	}
 }
 
+// Tokens are as long as their issuers make them, and their claims take more than they do.
+func TestVerifiedCacheIsBoundedInBytes(t *testing.T) {
+	var list []any
+	for range 4000 {
+		list = append(list, "x")
+	}
+	p := &Principal{Token: NewSecret(strings.Repeat("x", 16<<10)), Claims: map[string]any{"groups": list}}
+	if n := p.size(); n < 16<<10+2*4000*32 || n > 16<<10+2*4000*64 {
+		t.Errorf("a principal is counted as %d bytes", n)
+	}
+	var c verifiedCache
+	now := time.Now()
+	for i := range 1000 {
+		hash := sha256.Sum256(fmt.Append(nil, i))
+		for range 2 { // by two requests at a time
+			c.put(hash, p, now.Add(time.Hour), now)
+		}
+		if c.get(hash, now) == nil {
+			t.Fatal("not cached")
+		}
+	}
+	for i := range c.shards {
+		s := &c.shards[i]
+		if n := len(s.entries) * p.size(); n > maxVerifiedSize || n != s.size || n < maxVerifiedSize/2 {
+			t.Errorf("shard %d holds %d bytes, counted as %d, want at most %d", i, n, s.size, maxVerifiedSize)
+		}
+	}
+}
+
 func TestJWTProviders(t *testing.T) {
 	k, now := keys(), time.Now()
 	one := inline("https://one.test", jwks(t, jose.JSONWebKey{Key: &k.ec.PublicKey}))

@@ -30,6 +30,32 @@ type Principal struct {
 	jwt, apiKey, scopes ref.Val // Claims, APIKey and the token's scopes as rules see them, made once; nil: not made
 }
 
+// size is about how many bytes p takes: its claims stand in it twice, as they are and as rules see them.
+func (p *Principal) size() int {
+	return 512 + len(p.ID) + len(p.Name) + len(p.Username) + len(p.Token.Reveal()) + 2*sizeOf(p.Claims)
+}
+
+func sizeOf(v any) int {
+	const word = 16
+	switch v := v.(type) {
+	case string:
+		return word + len(v)
+	case []any:
+		n := 4 * word
+		for _, e := range v {
+			n += word + sizeOf(e)
+		}
+		return n
+	case map[string]any:
+		n := 6 * word
+		for name, e := range v {
+			n += 4*word + len(name) + sizeOf(e)
+		}
+		return n
+	}
+	return word
+}
+
 // An AuthError refuses a request for what it did not show, or showed wrongly.
 type AuthError struct {
 	Status    int    // 401; 403 for a token that lacks a scope; 503 while the keys to check with are not known

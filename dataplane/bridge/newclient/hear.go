@@ -149,7 +149,7 @@ func (k *call) readStream(resp *upstream.Response, last *[]byte, wait *time.Dura
 			return false, &upstream.Error{Op: "read body", Target: k.p.t.Resource, Sent: true, Err: err}
 		}
 		if ev.HasID {
-			*last = append((*last)[:0], ev.ID...)
+			*last = append((*last)[:0], ev.Place()...)
 		}
 		if ev.HasRetry {
 			*wait = min(ev.Retry, maxRetry)

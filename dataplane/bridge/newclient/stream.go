@@ -125,7 +125,7 @@ func (s *peer) readStream(ctx context.Context, resp *upstream.Response, last *[]
 			return
 		}
 		if ev.HasID {
-			*last = append((*last)[:0], ev.ID...)
+			*last = append((*last)[:0], ev.Place()...)
 		}
 		if ev.HasRetry {
 			*retry = min(max(ev.Retry, streamRetry), maxRetry)
