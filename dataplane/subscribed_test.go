@@ -96,6 +96,31 @@ func TestListenThatBreaksTellsAll(t *testing.T) {
 		expectEvents(t, p, http.MethodPost, body, `"notifications/resources/updated","params":{"uri":"a+x://y","_meta":{"io.modelcontextprotocol/subscriptionId":7}}`,
 			"Mcp-Protocol-Version", "2026-07-28", "Mcp-Method", "subscriptions/listen")
 	})
+	for what, passing := range map[string]func(*mcptest.Conn, rawCall){
+		"refused": func(c *mcptest.Conn, req rawCall) {
+			c.JSON(`{"jsonrpc":"2.0","id":` + req.id + `,"error":{"code":-32603,"message":"Subscription limit reached"}}`)
+		},
+		"ended before it began": func(c *mcptest.Conn, _ rawCall) { c.Send(eventsHead, "0\r\n\r\n") },
+	} {
+		for nth, when := range []string{"at first", "after it broke"} {
+			t.Run("M→M beside another, "+what+" "+when, func(t *testing.T) {
+				t.Parallel()
+				target := newTarget()
+				listen := target.answers["subscriptions/listen"]
+				target.on("subscriptions/listen", func(c *mcptest.Conn, req rawCall) {
+					if target.counted("subscriptions/listen") == nth+1 {
+						passing(c, req)
+						return
+					}
+					listen(c, req)
+				})
+				p := behind("a="+target.URL, "b="+mcptest.NewServer(t, mcptest.Options{Stateless: true}).URL).start(t)
+				body := `{"jsonrpc":"2.0","id":7,"method":"subscriptions/listen","params":{"notifications":{"toolsListChanged":true},"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}}}`
+				expectEvents(t, p, http.MethodPost, body, `"notifications/tools/list_changed","params":{"_meta":{"io.modelcontextprotocol/subscriptionId":7}}`,
+					"Mcp-Protocol-Version", "2026-07-28", "Mcp-Method", "subscriptions/listen")
+			})
+		}
+	}
 }
 
 // expectEvents reads an event stream until a line of it holds want.

@@ -130,6 +130,7 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 	}
 	acks := make([]filter, len(x.Backend.Targets))
 	bodies := make([]*listening, len(x.Backend.Targets))
+	later := make([]bool, len(x.Backend.Targets)) // refused for now
 	var asked []*snapshot.Target
 	for i, t := range x.Backend.Targets {
 		if !shares[i].empty() {
@@ -140,7 +141,11 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 		i := own.order(t)
 		// The stream outlives the time that its beginning may take.
 		l, err := own.listenAt(ctx, wait, t, shares[i])
-		if err == nil && l != nil {
+		switch {
+		case errors.Is(err, errNotNow):
+			later[i] = true
+			return nil
+		case err == nil && l != nil:
 			bodies[i], acks[i] = l, l.honoured
 		}
 		return err
@@ -186,7 +191,7 @@ func (m *Mux) listenAll(w http.ResponseWriter, x *Request, f filter) error {
 		switch f := shares[at]; {
 		case bodies[at] != nil:
 			begin(t, bodies[at], f)
-		case errs[i] != nil && x.asError(errs[i]).Status >= 500 && f.lists().any(): // all that the client was promised of it
+		case (later[at] || errs[i] != nil && x.asError(errs[i]).Status >= 500) && f.lists().any(): // all that the client was promised of it
 			begin(t, nil, f.lists())
 		}
 	}
@@ -248,8 +253,11 @@ func (l *listening) close() {
 	_ = l.body.Close()
 }
 
+// errNotNow: the target has refused or ended a listen before it began, and may take another.
+var errNotNow = errors.New("the target takes no listen now")
+
 // listenAt begins to listen at a target and reads its acknowledgement. A target that has no listen honours nothing,
-// which is nil.
+// which is nil; one that may take it later is errNotNow.
 func (x *Request) listenAt(ctx, wait context.Context, t *snapshot.Target, f filter) (*listening, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(wait, cancel)
@@ -262,13 +270,18 @@ func (x *Request) listenAt(ctx, wait context.Context, t *snapshot.Target, f filt
 	if mcp.MediaType(resp.Header) == mcp.TypeStream {
 		l.events = mcp.NewEventReader(resp.Body, x.mux.cfg.Limits.MaxBytes())
 		err = l.acknowledged(x.mux.cfg.Limits)
+	} else if msg, unread := x.readMessage(t, resp, x.scanned()); unread == nil {
+		err = refusedListen(msg)
 	} else {
-		err = errNoStream
+		err = errNotNow
 	}
-	if !stop() && err == nil {
+	if !stop() && (err == nil || errors.Is(err, errNotNow)) {
 		err = upstream.ErrTimeout
 	}
 	switch {
+	case errors.Is(err, errNotNow):
+		l.close()
+		return nil, err
 	case errors.Is(err, errNoStream):
 		l.close()
 		return nil, nil
@@ -284,7 +297,7 @@ func (l *listening) acknowledged(lim mcp.Limits) error {
 	for {
 		ev, err := l.events.Next()
 		if err == io.EOF {
-			return errNoStream
+			return errNotNow
 		}
 		if err != nil {
 			return err
@@ -296,11 +309,22 @@ func (l *listening) acknowledged(lim mcp.Limits) error {
 		if err != nil {
 			return err
 		}
+		if msg.Kind == mcp.Response {
+			return refusedListen(&msg)
+		}
 		if msg.Method != "notifications/subscriptions/acknowledged" {
 			return errNoStream
 		}
 		return json.Unmarshal(msg.Filter.Of(msg.Body), &l.honoured)
 	}
+}
+
+// refusedListen is what a response in place of an acknowledgement means.
+func refusedListen(msg *mcp.Message) error {
+	if code, _ := msg.ErrorCode(); code == mcp.CodeMethodNotFound || code == mcp.CodeInvalidRequest {
+		return errNoStream
+	}
+	return errNotNow
 }
 
 func (x *Request) listenRequest(f filter) []byte {

@@ -779,6 +779,15 @@ func TestStatelessStdio(t *testing.T) {
 			}
 		}
 	}
+	// What a call logs names no call. The listen, which is still open, is none that it could be of.
+	logged, err := tr.Do(limited(t), post(`{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"log","arguments":{"n":2},`+strings.TrimSuffix(meta, "}")+`,"io.modelcontextprotocol/logLevel":"info"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := io.ReadAll(logged.Body)
+	if n := strings.Count(string(b), "notifications/message"); n != 2 {
+		t.Errorf("%d log messages, want 2: %s", n, b)
+	}
 	res.Body.Close()
 	if res, err := tr.Do(limited(t), &Request{Method: http.MethodGet}); err != nil || res.Status != 405 {
 		t.Errorf("GET without a session: %v %v", res, err)

@@ -119,23 +119,36 @@ func (c *channel) asked(m *mcp.Message) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.routeLocked(m.Body, true)
+	c.routeLocked(m)
+}
+
+// onlyLocked is the call that a message is of which names none: the only one that is open; nil if there are several. A listen is no such
+// call: what it brings names it.
+func (c *channel) onlyLocked() *call {
+	var only *call
+	for _, k := range c.calls {
+		if k.listen {
+			continue
+		}
+		if only != nil {
+			return nil
+		}
+		only = k
+	}
+	return only
 }
 
 // routeLocked finds a reader for what names no call: the only open call; else the GET stream; a request goes to the
 // oldest call before it waits for a GET stream that may never open.
-func (c *channel) routeLocked(msg []byte, request bool) {
-	if len(c.calls) == 1 {
-		for _, k := range c.calls {
-			if k.out.push(msg, false) {
-				return
-			}
-		}
+func (c *channel) routeLocked(m *mcp.Message) {
+	msg := m.Body
+	if k := c.onlyLocked(); k != nil && k.out.push(msg, false) {
+		return
 	}
 	if c.standalone != nil && c.standalone.push(msg, false) {
 		return
 	}
-	if request && len(c.calls) > 0 {
+	if m.Kind == mcp.Request && len(c.calls) > 0 {
 		var oldest *call
 		for _, k := range c.calls {
 			if oldest == nil || k.seq < oldest.seq {
@@ -161,13 +174,11 @@ func (c *channel) notified(m *mcp.Message) {
 	case strings.HasSuffix(m.Method, "/list_changed"), m.Method == "notifications/resources/updated":
 		c.changedLocked(m)
 	case c.shared.Load():
-		if len(c.calls) == 1 {
-			for _, k := range c.calls {
-				k.out.push(m.Body, false)
-			}
+		if k := c.onlyLocked(); k != nil {
+			k.out.push(m.Body, false)
 		} // else it could be another session's secret: dropped
 	default:
-		c.routeLocked(m.Body, false)
+		c.routeLocked(m)
 	}
 }
 
@@ -207,7 +218,7 @@ func (c *channel) progressLocked(m *mcp.Message) {
 func (c *channel) changedLocked(m *mcp.Message) {
 	if !c.shared.Load() {
 		if c.standalone == nil || !c.standalone.push(m.Body, false) {
-			c.routeLocked(m.Body, false)
+			c.routeLocked(m)
 		}
 		return
 	}

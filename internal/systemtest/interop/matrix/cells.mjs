@@ -89,13 +89,13 @@ export async function run(connect) {
   const worker = async () => {
     for (let cell = waiting.shift(); cell; cell = waiting.shift()) {
       const timeout = cell.timeoutMs;
-      const waiting = [];
+      const told = [];
       const levels = [];
-      const hear = (what) => waiting.filter((w) => w.what === what).forEach((w) => w.resolve(what));
+      const hear = (what) => told.filter((w) => w.what === what).forEach((w) => w.resolve(what));
       let client;
       try {
         client = await within(timeout, connect(cell, { updated: hear, changed: hear, logged: (level) => { levels.push(level); hear(`${levels.length} logged`); } }));
-        client.updated = client.changed = (what) => new Promise((resolve) => { waiting.push({ what, resolve }); });
+        client.updated = client.changed = (what) => new Promise((resolve) => { told.push({ what, resolve }); });
         client.logged = (n) => { levels.length = 0; return client.changed(`${n} logged`).then(() => levels); };
       } catch (err) {
         report(cell, 'connects', false, err.message);
