@@ -157,7 +157,7 @@ func yamlFiles(dir string) ([]string, error) {
 
 func printDiagnostics(w io.Writer, diagnostics []*adminv1.Diagnostic) {
 	for _, d := range diagnostics {
-		fmt.Fprintln(w, resource.Format(d))
+		fmt.Fprintln(w, told(resource.Format(d)))
 	}
 }
 
