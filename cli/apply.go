@@ -205,9 +205,9 @@ func (o *outcome) judge(env Env, table io.Writer, s *adminv1.StatusResponse) err
 // refusalText is `OBJECT: FIELD: REASON`.
 func refusalText(r *adminv1.ProxyRefusal) string {
 	if r.Field == "" {
-		return r.Object + ": " + r.Reason
+		return told(r.Object + ": " + r.Reason)
 	}
-	return r.Object + ": " + r.Field + ": " + r.Reason
+	return told(r.Object + ": " + r.Field + ": " + r.Reason)
 }
 
 func (o *outcome) timedOut(revision int64, last *adminv1.StatusResponse) error {

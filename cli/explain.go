@@ -195,5 +195,5 @@ func at(place string) string {
 	if place == "" {
 		return ""
 	}
-	return "  " + place
+	return "  " + told(place)
 }

@@ -1,14 +1,20 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/spf13/cobra"
@@ -46,10 +52,7 @@ func (o *output) Type() string   { return "format" }
 func (o *output) print(w io.Writer, value any, table func(io.Writer) error) error {
 	switch o.format {
 	case "json":
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		enc.SetEscapeHTML(false)
-		return enc.Encode(value)
+		return writeJSON(w, value)
 	case "yaml":
 		data, err := asYAML(value)
 		if err != nil {
@@ -61,16 +64,66 @@ func (o *output) print(w io.Writer, value any, table func(io.Writer) error) erro
 	return table(w)
 }
 
-// asYAML goes by way of JSON, so that both have the same fields and whole numbers stay whole.
+// asYAML goes by way of JSON, so that both have the same fields and whole numbers stay whole. Where text is such that YAML may not
+// hold it as it is, or the library does not know how to write it, the JSON is the YAML, in escapes.
 func asYAML(value any) ([]byte, error) {
-	data, err := json.Marshal(value)
-	if err != nil {
+	var data bytes.Buffer
+	if err := writeJSON(&data, value); err != nil {
 		return nil, err
 	}
-	return yaml.JSONToYAML(data)
+	if out, err := yaml.JSONToYAML(data.Bytes()); err == nil && bytes.IndexFunc(out, hidden) < 0 && means(out, data.Bytes()) {
+		return out, nil
+	}
+	var escaped []byte
+	for _, r := range data.String() {
+		if !hidden(r) {
+			escaped = utf8.AppendRune(escaped, r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			escaped = fmt.Appendf(escaped, `\u%04x`, unit)
+		}
+	}
+	return escaped, nil
 }
 
-// rows prints a table whose first row is the head.
+// means tells whether YAML is read as the very thing that JSON is.
+func means(asYAML, asJSON []byte) bool {
+	back, err := yaml.YAMLToJSON(asYAML)
+	var got, want any
+	return err == nil && json.Unmarshal(back, &got) == nil && json.Unmarshal(asJSON, &want) == nil && reflect.DeepEqual(got, want)
+}
+
+func writeJSON(w io.Writer, value any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(value)
+}
+
+// hidden tells what a terminal or a reader of lines may obey instead of showing it.
+func hidden(r rune) bool { return r != '\n' && !unicode.IsGraphic(r) }
+
+// told is text that others wrote, fit for a terminal: what is hidden shows as an escape.
+func told(text string) string {
+	if utf8.ValidString(text) && !strings.ContainsFunc(text, hidden) {
+		return text
+	}
+	var b strings.Builder
+	for len(text) > 0 {
+		r, size := utf8.DecodeRuneInString(text)
+		if hidden(r) || r == utf8.RuneError && size == 1 {
+			quoted := strconv.Quote(text[:size])
+			b.WriteString(quoted[1 : len(quoted)-1])
+		} else {
+			b.WriteString(text[:size])
+		}
+		text = text[size:]
+	}
+	return b.String()
+}
+
+// rows prints a table whose first row is the head. A cell stays one.
 func rows(w io.Writer, head string, lines func(row func(cells ...any))) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, strings.ReplaceAll(head, " ", "\t"))
@@ -79,7 +132,7 @@ func rows(w io.Writer, head string, lines func(row func(cells ...any))) error {
 			if i > 0 {
 				fmt.Fprint(tw, "\t")
 			}
-			fmt.Fprint(tw, c)
+			fmt.Fprint(tw, strings.ReplaceAll(told(fmt.Sprint(c)), "\n", `\n`))
 		}
 		fmt.Fprintln(tw)
 	})

@@ -8,7 +8,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
+	"github.com/goccy/go-yaml"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -156,6 +158,38 @@ func TestOutputThatIsLost(t *testing.T) {
 type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("the disk is full") }
+
+// What others wrote (comments, names of files, what a target answered) is told and not obeyed: neither by the terminal nor by
+// who reads lines.
+func TestControlCharacters(t *testing.T) {
+	const evil = "fine\x1b[2J\n3  admin\tforged\u202e\xff \"é\""
+	var table strings.Builder
+	if err := rows(&table, "REVISION COMMENT", func(row func(...any)) { row(2, evil) }); err != nil {
+		t.Fatal(err)
+	}
+	want := "REVISION  COMMENT\n2         fine\\x1b[2J\\n3  admin\\tforged\\u202e\\xff \"é\"\n"
+	if table.String() != want {
+		t.Errorf("table %q, want %q", table.String(), want)
+	}
+	var diagnostics strings.Builder
+	printDiagnostics(&diagnostics, []*adminv1.Diagnostic{{File: "f\x1b[2J.yaml", Message: "no"}})
+	if got := diagnostics.String(); got != "f\\x1b[2J.yaml: no\n" {
+		t.Errorf("diagnostic %q", got)
+	}
+	for _, text := range []string{"a\x1b[2Jb", "a\tb", "a\x7fb", "a\u0085b", "a\u202eb", "a\u2028b", "a\u00a0b", "a\nb", "\U000e0001", ".inf", "key\n"} {
+		data, err := asYAML(map[string]any{"x": []any{text, 7}, "y" + text: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.ContainsFunc(string(data), func(r rune) bool { return r != '\n' && !unicode.IsGraphic(r) }) {
+			t.Errorf("YAML of %q is %q", text, data)
+		}
+		var got map[string]any
+		if err := yaml.Unmarshal(data, &got); err != nil || got["x"].([]any)[0] != text || got["y"+text] != true {
+			t.Errorf("YAML of %q is %q, read as %q, %v", text, data, got, err)
+		}
+	}
+}
 
 func TestAgo(t *testing.T) {
 	for _, tt := range []struct {

@@ -39,7 +39,7 @@ func (f *fileNames) String() string { return strings.Join(*f, ",") }
 func (f *fileNames) Type() string   { return "strings" }
 
 func (s *source) flags(cmd *cobra.Command) {
-	cmd.Flags().VarP(&s.files, "file", "f", "configuration file or folder of .yaml files (hidden folders in it are left out); - for standard input")
+	cmd.Flags().VarP(&s.files, "file", "f", "configuration file or folder of .yaml files (hidden folders, tests and schemas in it are left out); - for standard input")
 	_ = cmd.MarkFlagRequired("file")
 	_ = cmd.MarkFlagFilename("file", "yaml", "yml", "json")
 }
@@ -105,7 +105,7 @@ func (s *source) read(env Env) ([]resource.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		names := []string{name}
+		names, before := []string{name}, len(files)
 		if info.IsDir() {
 			if names, err = yamlFiles(name); err != nil {
 				return nil, err
@@ -116,7 +116,14 @@ func (s *source) read(env Env) ([]resource.File, error) {
 			if err != nil {
 				return nil, err
 			}
-			files = append(files, resource.File{Name: n, Data: data})
+			file := resource.File{Name: n, Data: data}
+			if beside := strings.HasSuffix(n, "_test.yaml") || strings.HasSuffix(n, ".schema.json"); beside && info.IsDir() && resource.Beside(file) {
+				continue
+			}
+			files = append(files, file)
+		}
+		if len(files) == before { // nothing is no configuration: it would remove all that there is
+			return nil, fmt.Errorf("%s holds no configuration in .yaml, .yml or .json files", name)
 		}
 	}
 	return files, nil
@@ -145,15 +152,12 @@ func yamlFiles(dir string) ([]string, error) {
 		}
 		return nil
 	})
-	if err == nil && len(names) == 0 {
-		err = fmt.Errorf("%s holds no .yaml, .yml or .json file", dir)
-	}
 	return names, err
 }
 
 func printDiagnostics(w io.Writer, diagnostics []*adminv1.Diagnostic) {
 	for _, d := range diagnostics {
-		fmt.Fprintln(w, resource.Format(d))
+		fmt.Fprintln(w, told(resource.Format(d)))
 	}
 }
 

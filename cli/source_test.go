@@ -17,6 +17,7 @@ func TestRead(t *testing.T) {
 	t.Chdir(dir)
 	for name, data := range map[string]string{
 		"one.yaml": "1", "conf/b.yml": "b", "conf/a.yaml": "a", "conf/deep/c.json": "c", "conf/readme.md": "no", "conf/.a.yaml.swp": "no", "conf/.git/x.yaml": "no", ".hidden/x.yaml": "x", "mount/..2026/a.yaml": "a", "bare/x.txt": "no", "links/a.yaml": "a",
+		"tests/a_test.yaml": "tests: []", "tried/a.yaml": "a", "tried/a_test.yaml": "config: a.yaml\ntests: []", "tried/load_test.yaml": "mcp: {targets: []}", "tried/a.schema.json": `{"$schema": "http://json-schema.org/draft-07/schema#"}`,
 	} {
 		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 			t.Fatal(err)
@@ -46,10 +47,14 @@ func TestRead(t *testing.T) {
 			{Name: "conf/a.yaml", Data: []byte("a")}, {Name: "conf/b.yml", Data: []byte("b")}, {Name: "conf/deep/c.json", Data: []byte("c")}}, ""},
 		{"a mounted folder", []string{"mount"}, []resource.File{{Name: "mount/a.yaml", Data: []byte("a")}}, ""},
 		{"a hidden folder that is named", []string{".hidden"}, []resource.File{{Name: ".hidden/x.yaml", Data: []byte("x")}}, ""},
-		{"a folder without any", []string{"bare"}, nil, "bare holds no .yaml, .yml or .json file"},
+		{"a folder without any", []string{"bare"}, nil, "bare holds no configuration"},
 		{"a link to a folder", []string{"current"}, []resource.File{
 			{Name: "current/a.yaml", Data: []byte("a")}, {Name: "current/b.yml", Data: []byte("b")}, {Name: "current/deep/c.json", Data: []byte("c")}}, ""},
 		{"nothing there", []string{"nowhere"}, nil, "nowhere: no such file"},
+		{"a folder with tests and a schema", []string{"tried"}, []resource.File{
+			{Name: "tried/a.yaml", Data: []byte("a")}, {Name: "tried/load_test.yaml", Data: []byte("mcp: {targets: []}")}}, ""},
+		{"a folder with tests alone", []string{"tests"}, nil, "tests holds no configuration"},
+		{"tests that are named", []string{"tried/a_test.yaml"}, []resource.File{{Name: "tried/a_test.yaml", Data: []byte("config: a.yaml\ntests: []")}}, ""},
 		{"a folder with a link to one", []string{"links"}, nil, "links/more is a link to a folder"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

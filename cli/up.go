@@ -41,7 +41,12 @@ func upCommand(env Env) *cobra.Command {
 			"servers and says what to try. The tenant `default` gets every local power (stdio commands, files, private addresses).\n\n" +
 			"Prints `ready` and a JSON object {admin, xds, ops, listeners} on stdout once it serves.",
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return up(cmd.Context(), env, opt) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("file") && opt.file == "" { // a variable that is not set; the demo is for who gives no -f
+				return &codedError{Invalid, errors.New("sluice: -f names no file")}
+			}
+			return up(cmd.Context(), env, opt)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVarP(&opt.file, "file", "f", "", "configuration, watched")

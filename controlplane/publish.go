@@ -17,6 +17,7 @@ import (
 	"github.com/sluicegate/sluice/controlplane/tenant"
 	"github.com/sluicegate/sluice/controlplane/xds"
 	"github.com/sluicegate/sluice/internal/resource"
+	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
 )
 
 const (
@@ -399,16 +400,21 @@ func (e *evaluation) tenant(before, above *state, change api.Change, own bool) e
 	if before != nil && before.out != nil {
 		base = before.out
 	}
-	out, delta, err := base.Update(next.in)
-	if err != nil {
-		return err
+	var delta merge.Delta
+	var found []*adminv1.Diagnostic
+	if next.out, delta, err = base.Update(next.in); err != nil {
+		found = merge.Diagnose(next.in, err)
+	} else {
+		found = next.out.Check(base)
 	}
-	next.out = out
-	found := out.Check(base)
 	if own {
 		e.outcome.Diagnostics = append(e.outcome.Diagnostics, found...)
 	}
 	if resource.Failed(found) {
+		if !own && before.out == nil { // since the start (see load): it waits for an edit of its own, and nobody waits for it
+			next.out = nil
+			return e.stand(before, next, record, merge.Delta{})
+		}
 		if !own { // an edit above: say whose it breaks
 			for _, d := range found {
 				d.Message = fmt.Sprintf("tenant %q: %s", next.view.Name, d.GetMessage())
@@ -416,6 +422,11 @@ func (e *evaluation) tenant(before, above *state, change api.Change, own bool) e
 		}
 		return &api.Invalid{Diagnostics: found}
 	}
+	return e.stand(before, next, record, delta)
+}
+
+// stand lays down a tenant's revision, if there is anything in it.
+func (e *evaluation) stand(before, next *state, record *record, delta merge.Delta) error {
 	switch {
 	case record.any || !delta.Empty():
 		return e.adopt(before, next, record, delta)

@@ -520,6 +520,81 @@ func TestAboveATenantThatServesNothing(t *testing.T) {
 	}
 }
 
+// A tenant that a newer program does not understand waits for its own admin, and nobody waits for it.
+func TestTenantThatDerivesNoMore(t *testing.T) {
+	old, s := newLoop(t)
+	stored := func(o *adminv1.Object) *store.Object {
+		made, err := store.NewObject(resource.Kind(o), o, 2, time.Unix(1, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	rev := store.Revision{Tenant: "acme", If: 1, Entry: store.Entry{Revision: 2}, Put: []*store.Object{
+		stored(&adminv1.Object{Name: "b", Spec: &adminv1.Object_Backend{Backend: &adminv1.Backend{}}}),
+		stored(&adminv1.Object{Name: "b/t", Spec: &adminv1.Object_Target{Target: &adminv1.Target{Backend: "b"}}}), // no transport
+	}}
+	edit, err := rev.Edit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(t.Context(), store.Txn{edit}); err != nil {
+		t.Fatal(err)
+	}
+	p := &publisher{store: s, vault: old.vault, server: xds.New(xds.Config{}), log: old.log, now: time.Now, meter: newMeter(nil),
+		requests: make(chan *request), done: make(chan struct{})}
+	if err := p.load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go p.run(ctx)
+	defer func() { cancel(); <-p.done }()
+
+	submit := func(change api.Change) (*api.Outcome, error) {
+		return p.Submit(t.Context(), api.Edit{Tenant: change.Tenant, Actor: "tester", Plan: func(context.Context, api.World) ([]api.Change, error) {
+			return []api.Change{change}, nil
+		}})
+	}
+	if _, err := submit(api.Change{Tenant: "other", Create: true}); err != nil {
+		t.Fatal(err)
+	}
+	enforced := &policyv1.Policies{Cors: &policyv1.Cors{AllowOrigins: []string{"https://a.example.com"}}}
+	for _, o := range []*adminv1.Object{
+		{Name: "edge", Spec: &adminv1.Object_Group{Group: &adminv1.Group{Tenants: []string{"acme", "other"}}}},
+		{Name: resource.PlatformName, Spec: &adminv1.Object_Platform{Platform: &adminv1.Platform{Enforced: enforced}}},
+	} {
+		if _, err := submit(api.Change{Tenant: tenant.Platform, Put: []*adminv1.Object{o}}); err != nil {
+			t.Fatalf("%s: %v", resource.Key(o), err)
+		}
+	}
+	for _, name := range []string{"acme", "other"} {
+		if view, _ := p.View(name); view.Platform == nil {
+			t.Errorf("the operator's level does not stand above %s", name)
+		}
+	}
+	_, err = submit(api.Change{Tenant: "acme", Put: []*adminv1.Object{listener("a", 1)}})
+	if invalid, ok := errors.AsType[*api.Invalid](err); !ok || !strings.HasPrefix(resource.Format(invalid.Diagnostics[0]), "target/b/t: ") {
+		t.Errorf("an edit beside what is wrong: %v, want one that names it", err)
+	}
+	out, err := submit(api.Change{Tenant: "acme", Remove: []string{"target/b/t"}, Put: []*adminv1.Object{listener("a", 1),
+		{Name: "r", Spec: &adminv1.Object_Route{Route: &adminv1.Route{Listener: "a", Backends: []*adminv1.RouteBackend{{Backend: "b", Weight: 1}}}}}}})
+	if err != nil || out.Revision != 3 {
+		t.Fatalf("the edit that mends it: %v, %v", out, err)
+	}
+	if head := p.server.Progress("acme", 3).Head; head != 3 {
+		t.Errorf("published up to %d, want 3", head)
+	}
+	policies := 0
+	for r := range p.world.Load().tenant("acme").out.Config() {
+		if strings.HasPrefix(r.Name, "acme/policy/") {
+			policies++
+		}
+	}
+	if policies != 1 {
+		t.Errorf("%d policies are served, want the one that the operator enforces", policies)
+	}
+}
+
 // What nobody names any more may fail: it was on its way when its object went.
 func TestFailureOfASourceThatIsGone(t *testing.T) {
 	keys := newKeyFetcher(slog.New(slog.DiscardHandler), time.Now)

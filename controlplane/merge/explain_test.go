@@ -19,6 +19,7 @@ import (
 	"github.com/sluicegate/sluice/internal/policy"
 	"github.com/sluicegate/sluice/internal/resource"
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
+	policyv1 "github.com/sluicegate/sluice/proto/gen/sluice/policy/v1"
 	xdsv1 "github.com/sluicegate/sluice/proto/gen/sluice/xds/v1"
 )
 
@@ -492,4 +493,81 @@ func TestKinds(t *testing.T) {
 	if got := routeClass.kinds | httpClass.kinds | stdioClass.kinds; got != all || len(all.fields()) != len(kinds) {
 		t.Errorf("classes hold %b, the registry %b, the proto %d kinds", got, all, len(kinds))
 	}
+}
+
+// What Explain tells is what is served: the same kinds, from the same levels, with the same words, on every way to every target.
+func TestExplainIsWhatIsServed(t *testing.T) {
+	told := 0
+	for seed := range 40 {
+		e := newEditor(seed)
+		var in Inputs
+		for range 30 {
+			in = e.edit()
+		}
+		o, err := Derive(in)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		config, _ := byName(o)
+		resourceOf := func(name string) *xdsv1.Config {
+			var c xdsv1.Config
+			if err := proto.Unmarshal(config[name].Body, &c); err != nil {
+				t.Fatal(err)
+			}
+			return &c
+		}
+		for _, target := range in.Objects {
+			if target.GetTarget() == nil {
+				continue
+			}
+			explained, err := Explain(in, target.GetName())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range explained.Routes {
+				binding := resourceOf("acme/binding/" + r.Route + "/" + target.GetName()).GetBinding()
+				if r.Route == "" || binding == nil && !slices.ContainsFunc(in.Objects, func(o *adminv1.Object) bool { return resource.Key(o) == "backend/"+explained.Backend }) {
+					continue // nothing is served
+				}
+				want := map[string]string{}
+				for _, name := range []string{binding.GetEffectivePolicy(), resourceOf(binding.GetRoute()).GetRoute().GetEffectivePolicy()} {
+					p := resourceOf(name).GetEffectivePolicy()
+					for kind, from := range p.GetFrom() {
+						want[kind+" of "+from] = shown(p.GetPolicies(), kind)
+					}
+					for _, a := range p.GetEnforcedAuthorization() {
+						want["enforced of "+a.GetLevel()] = fmt.Sprint(resource.Show(a.GetAuthorization()))
+					}
+				}
+				got := map[string]string{}
+				for _, p := range r.Policies {
+					what := p.Kind + " of " + p.From
+					if p.Kind == authorization && p.Enforced {
+						what = "enforced of " + p.From
+					}
+					if p.NotApplicable == "" {
+						got[what] = fmt.Sprint(p.Value.AsInterface())
+						told++
+					}
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Fatalf("seed %d: %s on route %s (-served +explained):\n%s", seed, target.GetName(), r.Route, diff)
+				}
+			}
+		}
+	}
+	if told < 100 {
+		t.Errorf("%d policies were compared", told)
+	}
+}
+
+// shown is a served policy in the words of the one that it was made from.
+func shown(p *policyv1.Policies, kind string) string {
+	for _, fd := range kinds {
+		if fd.JSONName() == kind {
+			text := fmt.Sprint(resource.Show(pick(p, fd).Interface()))
+			return strings.NewReplacer("secret:acme/sealed/", "sealed:", "secret:acme/secret/", "secret:").Replace(text)
+		}
+	}
+	return ""
 }

@@ -1,6 +1,8 @@
 package resource
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	adminv1 "github.com/sluicegate/sluice/proto/gen/sluice/admin/v1"
@@ -107,6 +109,28 @@ func effective(levels []*adminv1.Object, kind protoreflect.FieldDescriptor) (pol
 		}
 	}
 	return policyAt{}, false
+}
+
+// holding returns all policies of a kind that hold at the first of levels: of mcpAuthorization each that is enforced, and
+// beside them the nearest that is not; of other kinds one at most.
+func holding(levels []*adminv1.Object, kind protoreflect.FieldDescriptor) (all []policyAt) {
+	switch one, ok := effective(levels, kind); {
+	case !ok:
+		return nil
+	case !one.enforced || kind.JSONName() != "mcpAuthorization":
+		return []policyAt{one}
+	}
+	for _, level := range slices.Backward(levels) {
+		if _, enforced := Policies(level); enforced.GetMcpAuthorization() != nil {
+			all = append(all, policyAt{level, "enforced." + kind.JSONName(), true, enforced.GetMcpAuthorization().ProtoReflect()})
+		}
+	}
+	for _, level := range levels {
+		if policies, _ := Policies(level); policies.GetMcpAuthorization() != nil {
+			return append(all, policyAt{level, "policies." + kind.JSONName(), false, policies.GetMcpAuthorization().ProtoReflect()})
+		}
+	}
+	return all
 }
 
 // kindField returns the field of Policies that holds a kind.

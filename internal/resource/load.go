@@ -24,6 +24,16 @@ type Set struct {
 	Single  bool
 }
 
+// Beside tells a file that lies beside configuration and holds none: tests of policies, or a JSON Schema for editors.
+func Beside(f File) bool {
+	docs, _ := parse(f.Data)
+	if len(docs) != 1 || docs[0].kind != mapNode {
+		return false
+	}
+	schema := docs[0].get("$schema") // of a schema the one that it follows; elsewhere an editor's hint
+	return docs[0].has("tests") || schema != nil && strings.Contains(schema.text, "//json-schema.org/")
+}
+
 // Load reads configuration in any of its three forms: the long one (binds), the short one (mcp), and single
 // documents (kind, name, spec). Files of the long and short form add up; they do not mix with documents.
 // Env is where variables come from, e.g. [os.LookupEnv]; if nil none is set.

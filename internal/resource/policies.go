@@ -270,26 +270,33 @@ func (v *validator) onTarget(o *adminv1.Object) {
 			v.agent(o)
 		}
 		for _, k := range policy.Kinds() {
-			p, ok := effective(chain, kindField(k.Name))
-			source := Key(p.level) + p.field
-			if !ok || k.Phase == policy.RoutePhase || told[source] {
+			if k.Phase == policy.RoutePhase {
 				continue
 			}
-			told[source] = true
-			switch {
-			case !policy.Applies(k.Name, transport) && p.level == o:
-				v.fail(o, p.field, fmt.Sprintf("means nothing on a %s target, and would do nothing", transport), "remove it")
-			case !policy.Applies(k.Name, transport):
-				v.tell(severityNote, o, "", fmt.Sprintf("%s of %s does not apply here: it means nothing on a %s target", k.Name, describe(p), transport), "")
-			case k.Name == "backendAuth":
-				v.authOnTarget(o, p, transport)
-				v.standsAlone(o, p)
-			case k.Name == "mcpAuthorization":
-				v.deniesOnTarget(o, p, agent)
-			case k.Name == "ai" && agent:
-				v.fillsOnAgent(o, p)
+			for _, p := range holding(chain, kindField(k.Name)) {
+				if source := Key(p.level) + p.field; !told[source] {
+					told[source] = true
+					v.policyOnTarget(o, k.Name, p, transport, agent)
+				}
 			}
 		}
+	}
+}
+
+// policyOnTarget checks what becomes of one policy on a target.
+func (v *validator) policyOnTarget(o *adminv1.Object, kind string, p policyAt, transport policy.Transport, agent bool) {
+	switch {
+	case !policy.Applies(kind, transport) && p.level == o:
+		v.fail(o, p.field, fmt.Sprintf("means nothing on a %s target, and would do nothing", transport), "remove it")
+	case !policy.Applies(kind, transport):
+		v.tell(severityNote, o, "", fmt.Sprintf("%s of %s does not apply here: it means nothing on a %s target", kind, describe(p), transport), "")
+	case kind == "backendAuth":
+		v.authOnTarget(o, p, transport)
+		v.standsAlone(o, p)
+	case kind == "mcpAuthorization":
+		v.deniesOnTarget(o, p, agent)
+	case kind == "ai" && agent:
+		v.fillsOnAgent(o, p)
 	}
 }
 
