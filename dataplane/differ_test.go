@@ -68,7 +68,7 @@ func (c differCell) differs(t *testing.T, seed uint64) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 
-	direct := &runner{sides: map[string]*side{}, lists: c.modern && c.bridged}
+	direct := &runner{sides: map[string]*side{}}
 	for _, name := range c.targets {
 		s := newActor(t, name, c.modern)
 		direct.servers = append(direct.servers, s)
@@ -78,7 +78,7 @@ func (c differCell) differs(t *testing.T, seed uint64) {
 		t.Fatalf("without a proxy: %v", err)
 	}
 
-	through := &runner{sides: map[string]*side{}, prefix: len(c.targets) > 1, lists: c.modern && c.bridged}
+	through := &runner{sides: map[string]*side{}, prefix: len(c.targets) > 1}
 	var at []string
 	for _, name := range c.targets {
 		s := newActor(t, name, c.stateless())
