@@ -83,7 +83,7 @@ func newGroup(t testing.TB, w *world, n int) *group {
 			t.Fatal(err)
 		}
 		port := &peerPort{addr: l.Addr().String()}
-		port.Peers = peers.New(peers.Config{Identity: a.identity(t, "edge", id), Log: slog.New(slog.DiscardHandler), Handler: func(number uint16) http.Handler {
+		port.Peers = peers.New(peers.Config{Identity: a.identity(t, "edge", id), Wait: w.peersWait, Log: slog.New(slog.DiscardHandler), Handler: func(number uint16) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				port.serving.Add(1)
 				defer port.serving.Add(-1)

@@ -40,6 +40,7 @@ type world struct {
 	ssePath     string              // of the route
 	listener    xdsv1.Listener      // its port is testPort
 	keys        []*xdsv1.SessionKey // nil: one
+	peersWait   time.Duration       // how long a proxy of a group waits for another; 0: as ever
 }
 
 // behind is a world of streamable HTTP targets, in the order of names: "a=http://…", or the URL alone for one target.
