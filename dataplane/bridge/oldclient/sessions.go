@@ -174,7 +174,7 @@ func (f *sessionsFace) subscribe(ctx context.Context, r *upstream.Request, m *mc
 }
 
 // tooMuch refuses what would have to be kept for as long as the session lives.
-const tooMuch = "this session, or all of yours together, has as many subscriptions on this proxy as may be, or too long ones: unsubscribe from some, or end a session"
+const tooMuch = "there are too many subscriptions, or too long ones, in this session, or in all of yours on this proxy together: unsubscribe from some, or end a session"
 
 // maxRounds bounds how often one call may ask its client, and maxIdleRounds how often a target may ask for patience alone.
 const (
