@@ -42,7 +42,7 @@ func differCells() (all []differCell) {
 // What real clients see through a proxy, and real servers of them, is what they see without: random plans, of which each seed is one,
 // run both ways. SLUICE_DIFFER=FROM-TO runs those seeds in each cell.
 func TestDiffers(t *testing.T) {
-	from, to := uint64(0), uint64(1)
+	from, to := uint64(0), uint64(0)
 	if span := os.Getenv("SLUICE_DIFFER"); span != "" {
 		a, b, _ := strings.Cut(span, "-")
 		from, _ = strconv.ParseUint(a, 10, 64)
