@@ -374,7 +374,7 @@ func (r *runner) at(ctx context.Context, s *side, o op) {
 	case "level":
 		s.level = o.name
 		if !s.modern() {
-			say(nil, s.SetLoggingLevel(ctx, &mcp.SetLoggingLevelParams{Meta: meta(), Level: mcp.LoggingLevel(o.name)}))
+			say(nil, s.ClientSession.SetLoggingLevel(ctx, &mcp.SetLoggingLevelParams{Meta: meta(), Level: mcp.LoggingLevel(o.name)}))
 		}
 	case "ping":
 		if !s.modern() {

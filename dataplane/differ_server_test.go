@@ -94,7 +94,7 @@ func (s *actor) script(ctx context.Context, session *mcp.ServerSession, meta mcp
 					if !s.stateless {
 						var err error
 						if answer, err = askIn(ctx, session, q); err != nil {
-							answer, ok = nil, true
+							answer = nil
 							got[n] = q.Kind + ": " + err.Error()
 						}
 					} else if !ok {
