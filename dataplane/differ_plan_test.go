@@ -22,6 +22,17 @@ type op struct {
 	meta   map[string]any
 }
 
+// lists is the list that the op reads; "": none.
+func (o op) lists() string {
+	switch {
+	case isList(o.do):
+		return o.do
+	case o.name == "placed":
+		return "tools"
+	}
+	return ""
+}
+
 func (o op) String() string {
 	return fmt.Sprintf("op %s, group %d: %s %s %s %s, with _meta %s", o.id, o.group, o.target, o.do, o.name, o.args, mustJSON(o.meta))
 }
@@ -46,8 +57,13 @@ func (d drawer) plan(groups int) (all []op) {
 		if d.IntN(4) == 0 {
 			n = 2 + d.IntN(4)
 		}
+		listed := map[string]bool{}
 		for range n {
 			o := d.op(n > 1)
+			for d.cell.modern && listed[o.lists()] { // a proxy makes one request of those for one page that come at once
+				o = d.op(n > 1)
+			}
+			listed[o.lists()] = o.lists() != ""
 			o.id, o.group = fmt.Sprintf("op-%d", len(all)), group
 			o.meta = map[string]any{"op": o.id}
 			switch d.IntN(4) {
