@@ -280,7 +280,7 @@ func (x *Request) quit(t *snapshot.Target, leg session.Target) {
 // end serves DELETE: the targets' sessions end too, and the client's id is good no more.
 func (m *Mux) end(w http.ResponseWriter, x *Request) error {
 	tenant := x.Route.Tenant.Name
-	m.graves.Put(tenant, x.Session.Nonce, struct{}{}, 0, x.Session.Expires)
+	m.graves.Add(tenant, x.Session)
 	m.streams.end(x.Session.Nonce)
 	m.levels.Drop(tenant, x.Session.Nonce)
 	x.each(x.HTTP.Context(), func(_ context.Context, x *Request, t *snapshot.Target) error {

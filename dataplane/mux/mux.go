@@ -56,7 +56,7 @@ type Mux struct {
 	log *slog.Logger
 
 	oldclients *oldclient.Bridge
-	graves     *hold.Cache[session.Nonce, struct{}] // sessions that were deleted
+	graves     session.Tombstones
 	soft       *hold.Cache[softKey, session.Target]
 	levels     *hold.Cache[session.Nonce, string] // what clients have said by logging/setLevel
 	eras       *hold.Cache[eraKey, eras]
@@ -78,7 +78,6 @@ func New(cfg Config) *Mux {
 	m := &Mux{
 		cfg:       cfg,
 		log:       cfg.Log,
-		graves:    hold.NewCache[session.Nonce, struct{}](32 << 20), // bytes; see docs/limits.md
 		soft:      hold.NewCache[softKey, session.Target](32 << 20),
 		levels:    hold.NewCache[session.Nonce, string](16 << 20),
 		eras:      hold.NewCache[eraKey, eras](16 << 20),
@@ -207,11 +206,7 @@ func (m *Mux) serve(w http.ResponseWriter, x *Request) error {
 
 // Deleted reports whether a session of a tenant was ended by its client, as far as this proxy knows.
 func (m *Mux) Deleted(tenant string, s *session.State) bool {
-	if m.graves.Empty() { // the usual case costs no lock
-		return false
-	}
-	_, deleted := m.graves.Get(tenant, s.Nonce)
-	return deleted
+	return m.graves.Has(tenant, s.Nonce)
 }
 
 // message serves one message of a POST.

@@ -261,6 +261,51 @@ func TestTokens(t *testing.T) {
 	}
 }
 
+func TestTombstones(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var graves Tombstones
+		held := func(tenant string) (n int) {
+			if yard, ok := graves.tenants.Load(tenant); ok {
+				for i := range yard.(*graveyard) {
+					n += len(yard.(*graveyard)[i].until)
+				}
+			}
+			return n
+		}
+		s := state()
+		s.Expires = time.Now().Add(time.Hour)
+		if graves.Has("a", s.Nonce) {
+			t.Error("a living session is buried")
+		}
+		graves.Add("a", &s)
+		graves.Add("a", &s)
+		if !graves.Has("a", s.Nonce) || graves.Has("b", s.Nonce) || held("a") != 1 {
+			t.Error("a deleted session is not remembered, or as another tenant's")
+		}
+		for i := range 2 * maxGraves { // all in one shard
+			graves.Add("b", &State{Nonce: Nonce{32, byte(i), byte(i >> 8), 1}, Expires: s.Expires})
+		}
+		if n := held("b"); n != maxGraves {
+			t.Errorf("%d are held after a flood, want %d", n, maxGraves)
+		}
+		if last := 2*maxGraves - 1; graves.Has("b", Nonce{32, 0, 0, 1}) || !graves.Has("b", Nonce{32, byte(last), byte(last >> 8), 1}) {
+			t.Error("it is not the oldest that went")
+		}
+		if !graves.Has("a", s.Nonce) {
+			t.Error("one tenant's deletions push out another's")
+		}
+		time.Sleep(2 * time.Hour)
+		graves.Add("b", &State{Nonce: Nonce{32, 255, 255, 255}, Expires: time.Now().Add(time.Hour)})
+		if n := held("b"); n != 1 {
+			t.Errorf("%d are held after all expired, want 1", n)
+		}
+		graves.Add("c", &s)
+		if _, ok := graves.tenants.Load("a"); ok || held("b") != 1 {
+			t.Error("a tenant stays whose sessions have all expired, or another went")
+		}
+	})
+}
+
 func FuzzDecode(f *testing.F) {
 	c := codec(f, oldKey)
 	f.Add(goldenID)
