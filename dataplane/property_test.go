@@ -222,7 +222,7 @@ func (x *trial) listed(t *testing.T, method string) []string {
 // arguments, and where no rule reads what only a call knows, what is listed is. A request is callable if a target sees it.
 func TestListedAndCallable(t *testing.T) {
 	t.Parallel()
-	const trials = 120
+	const trials = 80
 	servers, recorders := map[bool][]*mcptest.Server{}, map[bool][]*witnessed{}
 	for _, stateless := range []bool{false, true} {
 		for range 2 {
