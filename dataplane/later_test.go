@@ -1,7 +1,9 @@
 package dataplane
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -33,6 +35,9 @@ func replaced(t *testing.T, first, then string) (at string, change func()) {
 			http.Error(w, "not yet", http.StatusServiceUnavailable)
 			return
 		}
+		// Read whole: net/http closes a body that is still being sent on when the answer begins, and with it the connection to the target.
+		body, _ := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
 		through.ServeHTTP(w, r)
 	}))
 	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
